@@ -1,0 +1,78 @@
+"""The Pareto front: trials that no other trial beats in the score and every budgeted metric at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from automc.trial import Trial
+
+__all__ = ["front", "hypervolume", "knee", "non_dominated"]
+
+
+def non_dominated(points: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(count,) mask of the rows of (count, objectives) `points`, all to be minimised, that no other row dominates.
+
+    Of equal rows the first is kept.
+    """
+    keep = np.ones(len(points), dtype=bool)
+    for i, point in enumerate(points):
+        no_worse = (points <= point).all(axis=1)
+        better = (points < point).any(axis=1)
+        earlier_equal = (points == point).all(axis=1) & (np.arange(len(points)) < i)
+        keep[i] = not ((no_worse & better) | earlier_equal).any()
+    return keep
+
+
+def front(trials: Iterable[Trial], metrics: Sequence[str] = ("latency_s",)) -> list[Trial]:
+    """The complete trials that are not dominated in (score, *metrics), cheapest in the first metric first.
+
+    Trials whose cost in one of `metrics` is unknown are left out.
+    """
+    known = [t for t in trials if t.state == "complete" and all(t.cost.get(m) is not None for m in metrics)]
+    if not known:
+        return []
+    points = np.array([[-_score(t), *(_value(t, m) for m in metrics)] for t in known])
+    kept = [t for t, keep in zip(known, non_dominated(points), strict=True) if keep]
+    return sorted(kept, key=lambda t: _value(t, metrics[0]))
+
+
+def hypervolume(trials: Iterable[Trial], metric: str, reference: tuple[float, float]) -> float:
+    """Area that the front dominates between it and `reference` = (worst cost, worst score) (Zitzler and Thiele 1999)."""
+    worst_cost, worst_score = reference
+    area, best = 0.0, worst_score
+    for trial in front(trials, (metric,)):
+        cost, score = _value(trial, metric), _score(trial)
+        if cost < worst_cost and score > best:
+            area += (worst_cost - cost) * (score - best)
+            best = score
+    return area
+
+
+def knee(trials: Sequence[Trial], metric: str = "latency_s") -> Trial:
+    """The trial of a front farthest above the line between its two ends: where more cost stops buying score.
+
+    Raises:
+        ValueError: `trials` is empty.
+    """
+    ordered = front(trials, (metric,))
+    if not ordered:
+        raise ValueError("an empty front has no knee")
+    costs = np.array([_value(t, metric) for t in ordered])
+    scores = np.array([_score(t) for t in ordered])
+    x = (costs - costs[0]) / max(costs[-1] - costs[0], 1e-12)
+    y = (scores - scores[0]) / max(scores[-1] - scores[0], 1e-12)
+    return ordered[int(np.argmax(y - x))]
+
+
+def _score(trial: Trial) -> float:
+    assert trial.score is not None
+    return trial.score
+
+
+def _value(trial: Trial, metric: str) -> float:
+    value = trial.cost.get(metric)
+    assert value is not None
+    return value

@@ -1,0 +1,155 @@
+"""The seams: what a plug-in implements, at most three methods each. Vary by wrapping, not by subclassing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from automc.budget import Budget
+from automc.policy import Policy
+from automc.space import Codes, SearchSpace
+from automc.trial import Cost, Trial
+
+__all__ = ["Agent", "Costs", "Evaluator", "Executor", "Observer", "Predictor", "Problem", "Tracker"]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Costs of many policies as arrays of shape (count,), in SI units. `energy_j` is None where the device has no model."""
+
+    latency_s: NDArray[np.float64]
+    latency_low_s: NDArray[np.float64]
+    latency_high_s: NDArray[np.float64]
+    size_bytes: NDArray[np.float64]
+    macs: NDArray[np.float64]
+    energy_j: NDArray[np.float64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.latency_s)
+
+    def __getitem__(self, index: int) -> Cost:
+        """The cost of one policy, every figure marked `predicted`."""
+        metrics = ("latency_s", "size_bytes", "macs") + (("energy_j",) if self.energy_j is not None else ())
+        return Cost(
+            latency_s=float(self.latency_s[index]),
+            energy_j=None if self.energy_j is None else float(self.energy_j[index]),
+            size_bytes=float(self.size_bytes[index]),
+            macs=float(self.macs[index]),
+            latency_interval_s=(float(self.latency_low_s[index]), float(self.latency_high_s[index])),
+            source={metric: "predicted" for metric in metrics},
+        )
+
+    def array(self, metric: str, *, upper: bool = True) -> NDArray[np.float64]:
+        """(count,) values of a metric; for latency the upper end of the interval unless `upper` is False.
+
+        Raises:
+            KeyError: the metric is unknown, or this device has no model of it.
+        """
+        arrays = {
+            "latency_s": self.latency_high_s if upper else self.latency_s,
+            "size_bytes": self.size_bytes,
+            "macs": self.macs,
+            "energy_j": self.energy_j,
+        }
+        values = arrays[metric]
+        if values is None:
+            raise KeyError(metric)
+        return values
+
+    def violation(self, budget: Budget) -> NDArray[np.float64]:
+        """(count,) largest of value / limit - 1 over the limits of a resolved budget; 0 or below holds it."""
+        excess = [self.array(limit.metric) / limit.value - 1.0 for limit in budget]
+        return np.max(excess, axis=0)
+
+
+@runtime_checkable
+class Predictor(Protocol):
+    """Prices policies without running them."""
+
+    def predict(self, codes: Codes) -> Costs:
+        """Costs of (count, domains) codes of the search space the predictor was made for; vectorised."""
+        ...
+
+
+class Evaluator(Protocol):
+    """Scores policies."""
+
+    def evaluate(self, policy: Policy) -> float:
+        """The score of a policy, higher is better.
+
+        Raises:
+            Exception: whatever went wrong; the trial is recorded as failed with it.
+        """
+        ...
+
+
+class Executor(Protocol):
+    """Where evaluations run."""
+
+    def map(self, evaluate: Callable[[Policy], float], policies: Sequence[Policy]) -> Iterable[float | Exception]:
+        """The score of each policy, in order, an exception in place of a lost one; yielded as they come in."""
+        ...
+
+
+class Tracker(Protocol):
+    """Where trials are recorded."""
+
+    def log(self, trial: Trial) -> None:
+        """Record one trial. Never stops a search: a tracker that cannot write warns once and queues or drops."""
+        ...
+
+
+class Observer(Protocol):
+    """Who watches a job: the terminal view, a notebook, a test."""
+
+    def stage(self, name: str, total: float | None) -> None:
+        """A stage begins; `total` is the units of work it will advance by, or None where unknown."""
+        ...
+
+    def advance(self, amount: float = 1.0, note: str = "") -> None:
+        """`amount` units of the current stage are done."""
+        ...
+
+    def message(self, text: str, level: str = "info") -> None:
+        """A sentence for the person; `level` is "info" or "warning"."""
+        ...
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What an agent knows: the space, the resolved budget, a predictor, and how much each single choice hurts.
+
+    Attributes:
+        sensitivity: one array per domain, entry c the loss of choosing c there with everything else dense, in nats of
+            divergence from the dense model's outputs per sample; entry 0 is 0. None when it was not measured: an agent
+            that needs it says so in its constructor.
+        dense_score: score of the dense model, higher is better.
+        n_trials: how many trials the search will ask for in all; agents may spread their effort over it.
+    """
+
+    space: SearchSpace
+    budget: Budget
+    predictor: Predictor
+    sensitivity: Sequence[NDArray[np.float64]] | None = None
+    dense_score: float = 1.0
+    n_trials: int = 100
+    options: dict[str, object] = field(default_factory=dict)
+
+
+class Agent(Protocol):
+    """A search controller. Built as `cls(problem, seed)`; works on codes, never on specs."""
+
+    def ask(self, count: int) -> Sequence[Policy]:
+        """Up to `count` new policies to evaluate; fewer, or none, when the agent has nothing left to propose.
+
+        An agent may propose policies outside the budget (they become infeasible trials) but should price first.
+        """
+        ...
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """The results of asked policies, or of any others (warm start), in any order."""
+        ...

@@ -1,0 +1,176 @@
+"""What a search hands over: the certificate of its winner and the summary that the table, the report and MLflow show."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from automc.policy import Policy
+from automc.trial import Cost
+
+__all__ = ["Certificate", "Finalist", "PredictorReport", "Summary"]
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """How a model's cost was measured: interleaved with the dense model, in the same rounds, on the device.
+
+    Attributes:
+        limits: the resolved budget, metric -> limit in SI units.
+        latency_s: median over rounds of the round medians, of one batch.
+        latency_interval_s: bootstrap 95 % interval of that median.
+        holds: every limit holds, latency by the upper end of its interval.
+        noise_floor: split-half repeatability of the rounds, as a fraction.
+        rounds_s: model name -> the median of each round; "dense" is the uncompressed model.
+        environment: processor, runtime and version, threads, operating system, time.
+    """
+
+    limits: Mapping[str, float]
+    batch_size: int
+    latency_s: float
+    latency_interval_s: tuple[float, float]
+    dense_latency_s: float
+    dense_latency_interval_s: tuple[float, float]
+    size_bytes: int
+    holds: bool
+    noise_floor: float
+    environment: Mapping[str, str]
+    rounds_s: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Certificate:
+        """Read what `to_json` wrote."""
+        fields = dict(data)
+        for name in ("latency_interval_s", "dense_latency_interval_s"):
+            fields[name] = tuple(fields[name])
+        fields["rounds_s"] = {model: tuple(rounds) for model, rounds in fields.get("rounds_s", {}).items()}
+        return cls(**fields)
+
+
+@dataclass(frozen=True)
+class PredictorReport:
+    """How far to trust the predicted latencies of this search. Errors are fractions (0.03 = 3 %).
+
+    Attributes:
+        mape: mean absolute percentage error on whole models held out of the fit.
+        kernel_mape: the same on held-out kernels.
+        noise_floor: split-half repeatability of the measurements the errors are taken against.
+        coverage: share of the dense latency that learned kernels explain; the rest is priced by a bound.
+    """
+
+    mape: float
+    kernel_mape: float
+    noise_floor: float
+    kernels: int
+    models: int
+    coverage: float = 1.0
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """One exported, measured model. `before_recovery` is its (validation, test) score before fine-tuning, None if not recovered.
+
+    Scores are those of the exported model, run by the runtime; `validation` served the search, `test` nothing.
+    """
+
+    policy: Policy
+    cost: Cost
+    predicted_latency_s: float | None
+    validation: float
+    test: float | None
+    holds: bool
+    stage: Literal["dense", "finalist", "recovered"]
+    before_recovery: tuple[float, float | None] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "digest": self.policy.digest,
+            "policy": self.policy.to_json(),
+            "cost": self.cost.to_json(),
+            "predicted_latency_s": self.predicted_latency_s,
+            "validation": self.validation,
+            "test": self.test,
+            "holds": self.holds,
+            "stage": self.stage,
+            "before_recovery": list(self.before_recovery) if self.before_recovery else None,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Finalist:
+        """Read what `to_json` wrote."""
+        before = data["before_recovery"]
+        return cls(
+            policy=Policy.from_json(data["policy"]),
+            cost=Cost.from_json(data["cost"]),
+            predicted_latency_s=data["predicted_latency_s"],
+            validation=data["validation"],
+            test=data["test"],
+            holds=data["holds"],
+            stage=data["stage"],
+            before_recovery=(before[0], before[1]) if before else None,
+        )
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The result of a search in one record (`runs/<name>/summary.json`).
+
+    Attributes:
+        limits: the resolved budget, metric -> limit in SI units.
+        best: the winner; None when nothing held the budget as measured.
+        smallest: the finalist nearest to the budget when nothing held it.
+        dense_meets_budget: the dense model already held the budget; the front was searched all the same.
+        left_alone: (layer, reason) of what no policy touched.
+        seconds: stage -> wall-clock seconds.
+    """
+
+    name: str
+    model: str
+    device: str
+    agent: str
+    seed: int
+    score_name: str
+    batch_size: int
+    budget: tuple[str, ...]
+    limits: Mapping[str, float]
+    dense: Finalist
+    best: Finalist | None
+    smallest: Finalist | None
+    finalists: tuple[Finalist, ...]
+    predictor: PredictorReport
+    trials: int
+    dense_meets_budget: bool
+    left_alone: tuple[tuple[str, str], ...]
+    seconds: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        data["dense"] = self.dense.to_json()
+        data["best"] = self.best.to_json() if self.best else None
+        data["smallest"] = self.smallest.to_json() if self.smallest else None
+        data["finalists"] = [finalist.to_json() for finalist in self.finalists]
+        data["predictor"] = dataclasses.asdict(self.predictor)
+        data["left_alone"] = [list(pair) for pair in self.left_alone]
+        data["budget"] = list(self.budget)
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Summary:
+        """Read what `to_json` wrote."""
+        fields = dict(data)
+        fields["dense"] = Finalist.from_json(data["dense"])
+        fields["best"] = Finalist.from_json(data["best"]) if data["best"] else None
+        fields["smallest"] = Finalist.from_json(data["smallest"]) if data["smallest"] else None
+        fields["finalists"] = tuple(Finalist.from_json(f) for f in data["finalists"])
+        fields["predictor"] = PredictorReport(**data["predictor"])
+        fields["left_alone"] = tuple((name, reason) for name, reason in data["left_alone"])
+        fields["budget"] = tuple(data["budget"])
+        return cls(**fields)

@@ -1,0 +1,129 @@
+"""Cost and Trial: what a policy costs, what it scored, and how that is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from automc.policy import Policy
+from automc.units import METRICS
+
+__all__ = ["Cost", "Source", "State", "Trial"]
+
+Source = Literal["measured", "predicted", "simulated"]
+State = Literal["complete", "infeasible", "failed"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one inference of one batch costs, each figure with its source. None means unknown.
+
+    `latency_interval_s` is the (low, high) end of the 95 % interval: of the median where measured, of the prediction
+    where predicted.
+    """
+
+    latency_s: float | None = None
+    energy_j: float | None = None
+    size_bytes: float | None = None
+    macs: float | None = None
+    latency_interval_s: tuple[float, float] | None = None
+    source: Mapping[str, Source] = field(default_factory=dict)
+
+    def get(self, metric: str) -> float | None:
+        """The value of one of METRICS.
+
+        Raises:
+            KeyError: `metric` is not one of METRICS.
+        """
+        if metric not in METRICS:
+            raise KeyError(metric)
+        value: float | None = getattr(self, metric)
+        return value
+
+    @property
+    def latency_upper_s(self) -> float | None:
+        """The upper end of the latency interval, or the latency itself where no interval is known."""
+        return self.latency_interval_s[1] if self.latency_interval_s else self.latency_s
+
+    def with_measured_latency(self, median_s: float, interval_s: tuple[float, float]) -> Cost:
+        """The same cost with its latency replaced by a measurement."""
+        source: dict[str, Source] = {**self.source, "latency_s": "measured"}
+        return replace(self, latency_s=median_s, latency_interval_s=interval_s, source=source)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; unknown figures are left out."""
+        data: dict[str, Any] = {m: self.get(m) for m in METRICS if self.get(m) is not None}
+        if self.latency_interval_s is not None:
+            data["latency_interval_s"] = list(self.latency_interval_s)
+        data["source"] = dict(self.source)
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Cost:
+        """Read what `to_json` wrote."""
+        interval = data.get("latency_interval_s")
+        return cls(
+            **{m: data[m] for m in METRICS if m in data},
+            latency_interval_s=(interval[0], interval[1]) if interval else None,
+            source=dict(data.get("source", {})),
+        )
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One policy, what it costs and scored, and how it ended.
+
+    `state` is `complete` (scored), `infeasible` (outside the budget or not applicable: an answer, with a reason) or
+    `failed` (raised or lost, with a reason). A score is higher-is-better and is None unless complete.
+    """
+
+    number: int
+    policy: Policy
+    cost: Cost
+    score: float | None = None
+    state: State = "complete"
+    reason: str = ""
+    seconds: float = 0.0
+    stage: Literal["search", "finalist", "recovered"] = "search"
+
+    def __post_init__(self) -> None:
+        scored = self.score is not None and not math.isnan(self.score)
+        if self.state == "complete" and not scored:
+            raise ValueError(f"trial {self.number} is complete but its score is {self.score}")
+        if self.state != "complete" and not self.reason:
+            raise ValueError(f"trial {self.number} is {self.state} and says no reason")
+
+    def to_json(self) -> dict[str, Any]:
+        """One line of trials.jsonl."""
+        return {
+            "number": self.number,
+            "digest": self.policy.digest,
+            "state": self.state,
+            "score": self.score,
+            "cost": self.cost.to_json(),
+            "reason": self.reason,
+            "seconds": round(self.seconds, 4),
+            "stage": self.stage,
+            "policy": self.policy.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Trial:
+        """Read what `to_json` wrote.
+
+        Raises:
+            InputError: a policy of another schema.
+            KeyError: a field is missing.
+        """
+        return cls(
+            number=data["number"],
+            policy=Policy.from_json(data["policy"]),
+            cost=Cost.from_json(data["cost"]),
+            score=data["score"],
+            state=data["state"],
+            reason=data["reason"],
+            seconds=data["seconds"],
+            stage=data["stage"],
+        )

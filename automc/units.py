@@ -1,0 +1,75 @@
+"""Units at the edge: "50ms" <-> 0.050 s. Inside the package every quantity is in SI units and its name says so."""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["METRICS", "format_quantity", "format_value", "parse_quantity"]
+
+METRICS = ("latency_s", "energy_j", "size_bytes", "macs")
+
+_UNITS: dict[str, tuple[str, float]] = {
+    "ns": ("latency_s", 1e-9),
+    "us": ("latency_s", 1e-6),
+    "µs": ("latency_s", 1e-6),
+    "ms": ("latency_s", 1e-3),
+    "s": ("latency_s", 1.0),
+    "min": ("latency_s", 60.0),
+    "m": ("latency_s", 60.0),
+    "h": ("latency_s", 3600.0),
+    "uj": ("energy_j", 1e-6),
+    "mj": ("energy_j", 1e-3),
+    "j": ("energy_j", 1.0),
+    "b": ("size_bytes", 1.0),
+    "kb": ("size_bytes", 1e3),
+    "mb": ("size_bytes", 1e6),
+    "gb": ("size_bytes", 1e9),
+    "kib": ("size_bytes", 1024.0),
+    "mib": ("size_bytes", 1024.0**2),
+    "gib": ("size_bytes", 1024.0**3),
+    "macs": ("macs", 1.0),
+    "kmacs": ("macs", 1e3),
+    "mmacs": ("macs", 1e6),
+    "gmacs": ("macs", 1e9),
+}
+_QUANTITY = re.compile(r"\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)\s*([a-zA-Zµ]+)\s*")
+_SCALES: dict[str, tuple[tuple[float, str], ...]] = {
+    "latency_s": ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")),
+    "energy_j": ((1.0, "J"), (1e-3, "mJ"), (1e-6, "µJ")),
+    "size_bytes": ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")),
+    "macs": ((1e9, "GMACs"), (1e6, "MMACs"), (1e3, "kMACs"), (1.0, "MACs")),
+}
+
+
+def parse_quantity(text: str) -> tuple[str, float]:
+    """Read "50ms" as ("latency_s", 0.05): the metric that the unit measures, and the value in SI units.
+
+    Durations accept m, min and h too. Units are case-insensitive: "mj" and "mJ" are both millijoules.
+
+    Raises:
+        ValueError: no number, no unit, or a unit that is not known; the message lists the units.
+    """
+    match = _QUANTITY.fullmatch(text)
+    if match is None or match[2].lower() not in _UNITS:
+        raise ValueError(f"{text!r} is not a number with a unit (known units: {', '.join(sorted(_UNITS))})")
+    metric, factor = _UNITS[match[2].lower()]
+    return metric, float(match[1]) * factor
+
+
+def format_quantity(metric: str, value: float) -> str:
+    """Render a value of a metric for people, with its unit: ("latency_s", 0.0431) -> "43.1 ms"."""
+    number, unit = format_value(metric, value)
+    return f"{number} {unit}"
+
+
+def format_value(metric: str, value: float) -> tuple[str, str]:
+    """The number (three significant digits or more) and the unit that suit a value of `metric`.
+
+    Raises:
+        KeyError: `metric` is not one of METRICS.
+    """
+    scales = _SCALES[metric]
+    factor, unit = next(((f, u) for f, u in scales if abs(value) >= f), scales[-1])
+    scaled = value / factor
+    digits = 0 if abs(scaled) >= 1000 else 1 if abs(scaled) >= 10 else 2
+    return f"{scaled:.{digits}f}", unit
