@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, ClassVar, Literal, TypeVar
 
 from automc.errors import InputError
@@ -94,7 +95,7 @@ class Policy:
     def __post_init__(self) -> None:
         ordered = tuple(sorted(self.choices, key=lambda choice: (choice[0], choice[1].knob)))
         keys = [(target, spec.knob) for target, spec in ordered]
-        for first, second in zip(keys, keys[1:], strict=False):
+        for first, second in pairwise(keys):
             if first == second:
                 raise InputError(f"The policy names {first[1]} of {first[0]!r} twice.", remedy="Keep one of the two.")
         object.__setattr__(self, "choices", ordered)
@@ -148,7 +149,9 @@ class Policy:
         for target, knobs in data.get("choices", {}).items():
             for knob, fields in knobs.items():
                 if knob not in _KNOBS:
-                    raise InputError(f"{target!r} has the unknown knob {knob!r}.", remedy=f"Known: {', '.join(_KNOBS)}.")
+                    raise InputError(
+                        f"{target!r} has the unknown knob {knob!r}.", remedy=f"Known: {', '.join(_KNOBS)}."
+                    )
                 try:
                     choices.append((target, _KNOBS[knob](**fields)))
                 except TypeError as error:
