@@ -1,0 +1,188 @@
+"""This machine's processor, running models with ONNX Runtime."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+from automc.devices.device import Array, Capabilities, Model, NodeTime, Tensor, cache_dir, digest
+from automc.devices.exclusive import alone
+from automc.devices.measure import Measurement, Protocol, interleave
+from automc.devices.probe import probe_blocks
+from automc.errors import InputError
+
+__all__ = ["Cpu", "OrtSession", "has_vnni"]
+
+_PROVIDERS = ["CPUExecutionProvider"]
+_CAPABILITIES_SCHEMA = 1
+
+
+class Cpu:
+    """ONNX Runtime on the processor, with a stated number of threads."""
+
+    def __init__(self, threads: int = 1) -> None:
+        if threads < 1:
+            raise InputError(f"{threads} threads cannot run anything.", remedy="Use 1 or more.")
+        self.threads = threads
+
+    @property
+    def name(self) -> str:
+        return "cpu"
+
+    @cached_property
+    def key(self) -> str:
+        facts = (processor(), platform.machine(), str(has_vnni()), onnxruntime.__version__, str(self.threads))
+        return f"cpu-{digest(*facts)}"
+
+    def environment(self) -> dict[str, str]:
+        """Processor, cores, runtime, threads, operating system: what a measurement depends on."""
+        return {
+            "device": self.name,
+            "processor": processor(),
+            "cores": str(os.cpu_count()),
+            "vnni": str(has_vnni()).lower(),
+            "runtime": "onnxruntime",
+            "runtime_version": onnxruntime.__version__,
+            "threads": str(self.threads),
+            "system": platform.platform(),
+            "python": platform.python_version(),
+        }
+
+    def capabilities(self) -> Capabilities:
+        """Channel blocks as the runtime lays them out, and integer kernels; probed once per `key`, then cached."""
+        return self._capabilities
+
+    @cached_property
+    def _capabilities(self) -> Capabilities:
+        path = cache_dir() / "devices" / f"{self.key}.capabilities.json"
+        block, multiple = _cached(path, lambda: probe_blocks(self))
+        return Capabilities(block, multiple, int8=True, weight_bits_exact=(8,), reduce_range=not has_vnni())
+
+    def session(self, model: Model) -> OrtSession:
+        """Load a model.
+
+        Raises:
+            InputError: not a model that ONNX Runtime can run.
+        """
+        return OrtSession(model, self._options())
+
+    def measure(
+        self, models: Mapping[str, Model], inputs: Sequence[Array], rounds: int = 12, *, seed: int = 0, **options: Any
+    ) -> Measurement:
+        """Whole models, interleaved, each on the same batch; `options` are those of `measure.Protocol`."""
+        runs = {name: _runner(self.session(model), inputs) for name, model in models.items()}
+        protocol = Protocol(rounds=rounds, **options)
+        return interleave(runs, protocol, seed=seed, lock_dir=cache_dir(), pin=self.threads == 1)
+
+    def node_times(self, model: Model, inputs: Sequence[Array], repeats: int = 5) -> list[NodeTime]:
+        """The kernels of ONNX Runtime's optimised graph, each with its least time over `repeats` runs after one to warm up."""
+        with tempfile.TemporaryDirectory(prefix="automc-") as folder:
+            options = self._options()
+            options.enable_profiling = True
+            options.profile_file_prefix = os.path.join(folder, "nodes")
+            session = OrtSession(model, options)
+            with alone(cache_dir(), pin=self.threads == 1):
+                for _ in range(repeats + 1):
+                    session.run(*inputs)
+            events = json.loads(Path(session.end_profiling()).read_text())
+        return _nodes(events, repeats)
+
+    def _options(self) -> Any:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        return options
+
+
+class OrtSession:
+    """A model loaded by ONNX Runtime."""
+
+    def __init__(self, model: Model, options: Any) -> None:
+        source = str(model) if isinstance(model, Path) else model
+        try:
+            self._session = onnxruntime.InferenceSession(source, options, providers=_PROVIDERS)
+        except Exception as error:  # ONNX Runtime raises a family of its own, rooted in Exception
+            raise InputError(f"ONNX Runtime cannot load the model: {error}") from error
+        self.input_names = tuple(node.name for node in self._session.get_inputs())
+
+    def run(self, *inputs: Array) -> list[Array]:
+        """The outputs for one batch, inputs in the order of the model."""
+        outputs: list[Array] = self._session.run(None, dict(zip(self.input_names, inputs, strict=True)))
+        return outputs
+
+    def end_profiling(self) -> str:
+        """Where the profile of the runs so far lies."""
+        return str(self._session.end_profiling())
+
+
+def processor() -> str:
+    """The processor's own name for itself."""
+    for line in _cpuinfo():
+        if line.lower().startswith(("model name", "hardware")):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def has_vnni() -> bool:
+    """Whether 8-bit products accumulate without saturating: VNNI on x86, always elsewhere (ARM widens or has dot products)."""
+    if platform.machine().lower() not in ("x86_64", "amd64", "i686", "x86"):
+        return True
+    flags = next((line for line in _cpuinfo() if line.startswith("flags")), "")
+    return any(flag in flags.split() for flag in ("avx512_vnni", "avx_vnni"))
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def _runner(session: OrtSession, inputs: Sequence[Array]) -> Callable[[], object]:
+    return lambda: session.run(*inputs)
+
+
+def _nodes(events: Sequence[Mapping[str, Any]], repeats: int) -> list[NodeTime]:
+    """One NodeTime per node of the graph, least time over the last `repeats` runs (durations are in microseconds)."""
+    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            found.setdefault((event["args"]["node_index"], event["name"]), []).append(event)
+    return [_node(runs, min(event["dur"] for event in runs[-repeats:]) * 1e-6) for runs in found.values()]
+
+
+def _node(runs: Sequence[Mapping[str, Any]], time_s: float) -> NodeTime:
+    last = runs[-1]
+    sides = (_tensors(last["args"].get(f"{side}_type_shape", ())) for side in ("input", "output"))
+    return NodeTime(last["name"].removesuffix("_kernel_time"), last["args"]["op_name"], time_s, *sides)
+
+
+def _tensors(entries: Sequence[Mapping[str, Sequence[int]]]) -> tuple[Tensor, ...]:
+    return tuple(Tensor(dtype, tuple(shape)) for entry in entries for dtype, shape in entry.items())
+
+
+def _cached(path: Path, probe: Callable[[], tuple[int, int]]) -> tuple[int, int]:
+    """(block, multiple) from `path`, or probed and kept there; a cache that cannot be written costs a probe each time."""
+    try:
+        data = json.loads(path.read_text())
+        if data["schema"] == _CAPABILITIES_SCHEMA:
+            return int(data["channel_block"]), int(data["channel_multiple"])
+    except (OSError, ValueError, KeyError):
+        pass  # absent or damaged: probe again
+    block, multiple = probe()
+    record = {"schema": _CAPABILITIES_SCHEMA, "channel_block": block, "channel_multiple": multiple}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(record))
+        temporary.replace(path)
+    except OSError:
+        pass  # a read-only cache only costs the next process a probe
+    return block, multiple

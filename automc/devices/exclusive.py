@@ -1,0 +1,77 @@
+"""Have the machine to oneself while timing: one measuring process at a time, on one core, without garbage collection."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+__all__ = ["alone", "locked", "pinned"]
+
+_POLL_S = 0.1
+
+
+@contextmanager
+def alone(directory: Path, *, pin: bool = True, lock_timeout_s: float = 60.0) -> Iterator[tuple[str, ...]]:
+    """Lock, pin and stop the garbage collector; yields sentences that say which of it was not possible."""
+    with ExitStack() as stack:
+        notes = [stack.enter_context(locked(directory, timeout_s=lock_timeout_s))]
+        if pin:
+            notes.append(stack.enter_context(pinned()))
+        if gc.isenabled():
+            gc.disable()
+            stack.callback(gc.enable)
+        yield tuple(note for note in notes if note)
+
+
+@contextmanager
+def locked(directory: Path, *, timeout_s: float = 60.0) -> Iterator[str]:
+    """Hold the measuring lock of `directory`; yields "" or why it could not be had (the caller goes on, marked noisy)."""
+    try:
+        import fcntl
+
+        directory.mkdir(parents=True, exist_ok=True)
+        handle = os.open(directory / "measure.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except (ImportError, OSError) as error:
+        yield f"no lock: other measurements may run at the same time ({error})"
+        return
+    try:
+        deadline = time.monotonic() + timeout_s
+        while not (held := _try_lock(handle)) and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        yield "" if held else f"another measurement held the lock for {timeout_s:g} s"
+        if held:
+            fcntl.flock(handle, fcntl.LOCK_UN)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def pinned() -> Iterator[str]:
+    """Keep the calling thread on one of its cores, and give it back its cores afterwards; yields "" or why it could not."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield "not pinned to a core: this system does not offer it"
+        return
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {max(before)})
+    except OSError as error:
+        yield f"not pinned to a core ({error})"
+        return
+    try:
+        yield ""
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _try_lock(handle: int) -> bool:
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

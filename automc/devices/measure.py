@@ -1,0 +1,213 @@
+"""The measuring protocol: interleaved rounds between sentinels, medians of round medians, and how repeatable they are.
+
+Interleaving exposes every model to the same drift (clock rates, heat, neighbours), so ratios are sound even where the machine is
+not quiet; the sentinel, a fixed computation, tells the rounds in which it was not.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from automc.devices.exclusive import alone
+
+__all__ = ["SENTINEL_TOLERANCE", "Measurement", "Protocol", "fixed_work", "interleave"]
+
+SENTINEL_TOLERANCE = 0.15
+"""A round is discarded when the sentinel before or after it is slower than its best by more than this share."""
+
+_BOOTSTRAPS = 1000
+_SPLITS = 50
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Rounds of several models, measured interleaved.
+
+    Attributes:
+        rounds_s: model name -> one value per round, the median of that round's runs, in seconds.
+        noisy: too many rounds were disturbed, so disturbed ones are among them.
+        notes: what the protocol asks for and could not have (lock, pinning).
+        sentinel_s: the sentinel between the rounds, the discarded ones included.
+    """
+
+    rounds_s: Mapping[str, tuple[float, ...]]
+    noisy: bool = False
+    notes: tuple[str, ...] = ()
+    sentinel_s: tuple[float, ...] = ()
+    seed: int = field(default=0, repr=False)
+
+    def median_s(self, name: str) -> float:
+        """Latency of a model: the median over rounds of the round medians."""
+        return float(np.median(self.rounds_s[name]))
+
+    def interval_s(self, name: str) -> tuple[float, float]:
+        """Bootstrap 95 % interval of `median_s(name)`, over rounds."""
+        values = np.asarray(self.rounds_s[name])
+        rng = np.random.default_rng(self.seed)
+        medians = np.median(rng.choice(values, (_BOOTSTRAPS, len(values))), axis=1)
+        low, high = np.quantile(medians, (0.025, 0.975))
+        return float(low), float(high)
+
+    @cached_property
+    def noise_floor(self) -> float:
+        """Split-half repeatability: how far apart the medians of two random halves of the rounds lie, as a fraction.
+
+        The mean over models and random splits. No predictor can be shown to be better than about this.
+        """
+        rng = np.random.default_rng(self.seed)
+        values = np.array([self.rounds_s[name] for name in self.rounds_s])
+        half = values.shape[1] // 2
+        if half == 0:
+            return float("nan")
+        return float(np.mean([_split(values[:, rng.permutation(values.shape[1])], half) for _ in range(_SPLITS)]))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        rounds = {name: list(values) for name, values in self.rounds_s.items()}
+        return {"rounds_s": rounds, "noisy": self.noisy, "notes": list(self.notes), "sentinel_s": list(self.sentinel_s)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Measurement:
+        """Read what `to_json` wrote."""
+        rounds = {name: tuple(values) for name, values in data["rounds_s"].items()}
+        return cls(rounds, data["noisy"], tuple(data["notes"]), tuple(data["sentinel_s"]))
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How long and how carefully to measure.
+
+    Attributes:
+        rounds: every round visits each model once, in a new random order.
+        min_time_s: a visit repeats the model for at least this long, at least once.
+        warmup_s: before the rounds each model runs twice, and on until two runs agree within 5 % or this time is over.
+        time_limit_s: past it no round is begun once three are there.
+        retries: how many disturbed rounds are measured again, None for as many as `rounds`; beyond that the least disturbed
+            ones are kept and the result is marked noisy.
+    """
+
+    rounds: int = 12
+    min_time_s: float = 0.02
+    warmup_s: float = 0.3
+    time_limit_s: float = 60.0
+    retries: int | None = None
+
+
+def interleave(
+    runs: Mapping[str, Callable[[], object]],
+    protocol: Protocol = Protocol(),
+    *,
+    seed: int = 0,
+    lock_dir: Path | None = None,
+    pin: bool = True,
+    sentinel: Callable[[], float] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Measurement:
+    """Measure what `runs` names, interleaved, between runs of the sentinel.
+
+    Four models of 100 ms take about 6 s. `lock_dir` holds the lock that keeps other measurements away; None takes none.
+
+    Raises:
+        ValueError: nothing to measure.
+    """
+    if not runs:
+        raise ValueError("nothing to measure")
+    probe = sentinel or fixed_work
+    if lock_dir is None:
+        return _Rounds(runs, protocol, seed, probe, clock).measure(())
+    with alone(lock_dir, pin=pin) as notes:
+        return _Rounds(runs, protocol, seed, probe, clock).measure(notes)
+
+
+def fixed_work(size: int = 1 << 15, repeats: int = 5) -> float:
+    """Seconds of the sentinel: one thread, first-level cache, no BLAS; the median of `repeats`."""
+    values = np.linspace(-1.0, 1.0, size, dtype=np.float32)
+    out = np.empty_like(values)
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        for _ in range(16):
+            np.exp(values, out=out)
+        times.append(time.perf_counter() - begin)
+    return float(np.median(times))
+
+
+class _Rounds:
+    """One run of the protocol."""
+
+    def __init__(
+        self,
+        runs: Mapping[str, Callable[[], object]],
+        protocol: Protocol,
+        seed: int,
+        probe: Callable[[], float],
+        clock: Callable[[], float],
+    ) -> None:
+        self.runs = runs
+        self.protocol = protocol
+        self.probe = probe
+        self.clock = clock
+        self.seed = seed
+        self.rng = np.random.default_rng(seed)
+        self.sentinels: list[float] = []
+        self.taken: list[tuple[float, dict[str, float]]] = []
+
+    def measure(self, notes: tuple[str, ...]) -> Measurement:
+        begin = self.clock()
+        estimates = {name: self._warm(run) for name, run in self.runs.items()}
+        self.sentinels += [self.probe() for _ in range(3)]
+        wanted = self.protocol.rounds
+        retries = wanted if self.protocol.retries is None else self.protocol.retries
+        while len(self._quiet()) < wanted and len(self.taken) < wanted + retries:
+            if self.clock() - begin > self.protocol.time_limit_s and len(self.taken) >= min(3, wanted):
+                break
+            self._round(estimates)
+        kept = sorted(range(len(self.taken)), key=self._disturbance)[:wanted]
+        chosen = [self.taken[index][1] for index in sorted(kept)]
+        rounds = {name: tuple(values[name] for values in chosen) for name in self.runs}
+        return Measurement(rounds, len(self._quiet()) < wanted, notes, tuple(self.sentinels), self.seed)
+
+    def _warm(self, run: Callable[[], object]) -> float:
+        """Seconds of one run once two in a row agree within 5 %, or the time is over."""
+        begin = self.clock()
+        last, current = self._time(run), self._time(run)
+        while abs(current - last) > 0.05 * current and self.clock() - begin < self.protocol.warmup_s:
+            last, current = current, self._time(run)
+        return min(last, current)
+
+    def _round(self, estimates: Mapping[str, float]) -> None:
+        before = self.sentinels[-1]
+        values: dict[str, float] = {}
+        names = list(self.runs)
+        for index in self.rng.permutation(len(names)):
+            name = names[index]
+            repeats = max(1, math.ceil(self.protocol.min_time_s / max(estimates[name], 1e-9)))
+            values[name] = float(np.median([self._time(self.runs[name]) for _ in range(min(repeats, 1000))]))
+        self.sentinels.append(self.probe())
+        self.taken.append((max(before, self.sentinels[-1]), values))
+
+    def _time(self, run: Callable[[], object]) -> float:
+        begin = self.clock()
+        run()
+        return self.clock() - begin
+
+    def _disturbance(self, index: int) -> float:
+        return self.taken[index][0]
+
+    def _quiet(self) -> list[dict[str, float]]:
+        limit = (1 + SENTINEL_TOLERANCE) * min(self.sentinels)
+        return [values for worst, values in self.taken if worst <= limit]
+
+
+def _split(values: NDArray[np.float64], half: int) -> float:
+    first, second = np.median(values[:, :half], axis=1), np.median(values[:, half:], axis=1)
+    return float(np.mean(np.abs(first - second) / np.median(values, axis=1)))
