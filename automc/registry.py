@@ -25,6 +25,9 @@ _BUILT_IN: dict[str, dict[str, str]] = {
     },
     "space": {
         "default": "automc.search_spaces.default:default",
+        "low_rank": "automc.search_spaces.low_rank:low_rank",
+        "prune": "automc.search_spaces.prune:prune",
+        "quantize": "automc.search_spaces.quantize:quantize",
     },
     "device": {
         "cpu": "automc.devices.cpu:Cpu",

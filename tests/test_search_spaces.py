@@ -1,0 +1,116 @@
+"""Search spaces: what is offered, in which order, and what is not."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from automc.errors import InputError
+from automc.graph import ChannelGroup, Channels, LayerGraph, LayerKind, LayerSpec
+from automc.policy import LowRank, Prune
+from automc.registry import load, names
+from automc.search_spaces.default import default
+from automc.search_spaces.low_rank import factored_macs
+from automc.search_spaces.prune import keep_counts
+
+
+def conv(
+    name: str, cin: int, cout: int, *, kernel: int = 3, size: int = 16, kind: LayerKind = "conv", **flags: Any
+) -> LayerSpec:
+    groups = cin if kind == "depthwise" else 1
+    return LayerSpec(
+        name, kind, Channels(cin), Channels(cout), cin, cout, (kernel, kernel), (1, 1), groups,
+        (cin, size, size), (cout, size, size), bias=False, **flags,
+    )  # fmt: skip
+
+
+def group(width: int, unit: str = "channels") -> ChannelGroup:
+    return ChannelGroup("g", width, (), unit)
+
+
+@pytest.mark.parametrize(
+    ("width", "block", "expected"),
+    [
+        (64, 8, (64, 56, 48, 40, 32, 24, 16, 8)),
+        (16, 8, (16, 12, 8, 4)),
+        (32, 16, (32, 28, 24, 20, 16, 12, 8, 4)),
+        (6, 8, (6, 5, 4, 3, 2, 1)),
+        (512, 16, (512, 448, 384, 320, 256, 192, 128, 64)),
+        (65, 8, (65, 64, 56, 48, 40, 32, 24, 8)),
+        (1, 8, (1,)),
+    ],
+)
+def test_keep_counts_run_from_the_width_to_about_an_eighth(width: int, block: int, expected: tuple[int, ...]) -> None:
+    assert keep_counts(group(width), block, 8) == expected
+
+
+@pytest.mark.parametrize("levels", [1, 2, 5, 8])
+def test_keep_counts_are_few_falling_and_aligned(levels: int) -> None:
+    for width in range(1, 300):
+        counts = keep_counts(group(width), 8, levels)
+        assert len(counts) <= levels
+        assert counts[0] == width
+        assert all(a > b >= 1 for a, b in itertools.pairwise(counts))
+        if width > 16:
+            assert all(count % 8 == 0 for count in counts[1:])
+
+
+def test_attention_heads_are_cut_one_by_one() -> None:
+    assert keep_counts(group(4, "heads"), 16, 8) == (4, 3, 2, 1)
+
+
+def test_low_rank_choices_save_macs_and_fall_in_cost() -> None:
+    layer = conv("c", 64, 64)
+    space = default(LayerGraph((layer,), ()), channel_block=8, int8=False)
+    (domain,) = space.domains
+    ranks = [spec for spec in domain.choices[1:] if isinstance(spec, LowRank)]
+    macs = [factored_macs(layer, spec) for spec in ranks]
+    assert {spec.method for spec in ranks} == {"svd", "tucker"}
+    assert macs == sorted(macs, reverse=True)
+    assert max(macs) <= 0.8 * layer.macs
+    assert all(spec.rank % 8 == 0 for spec in ranks)
+
+
+def test_factored_macs_of_tucker_by_hand() -> None:
+    # 16 x 16 positions: 1x1 64->8, 3x3 8->8, 1x1 8->64
+    assert factored_macs(conv("c", 64, 64), LowRank(8, "tucker")) == 256 * (64 * 8 + 9 * 8 * 8 + 8 * 64)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        conv("depthwise", 64, 64, kind="depthwise"),
+        conv("first", 3, 64),
+        conv("told not to", 64, 64, low_rank=False),
+    ],
+)
+def test_no_rank_is_offered_where_none_helps(layer: LayerSpec) -> None:
+    assert len(default(LayerGraph((layer,), ()), channel_block=8, int8=False)) == 0
+
+
+def test_default_joins_the_three_knobs_and_honours_the_device() -> None:
+    graph = LayerGraph((conv("a", 64, 64), conv("b", 64, 64, quantize=False)), (group(64),))
+    knobs = [(domain.target, domain.knob) for domain in default(graph, channel_block=8, int8=True).domains]
+    assert knobs == [("g", "prune"), ("a", "quantize"), ("a", "low_rank"), ("b", "low_rank")]
+    without = default(graph, channel_block=8, int8=False)
+    assert not without.columns("quantize")
+    assert without.domains[0].choices[-1] == Prune(8)
+
+
+@pytest.mark.parametrize("knob", ["prune", "quantize", "low_rank"])
+def test_single_knob_spaces_hold_that_knob_only(knob: str) -> None:
+    graph = LayerGraph((conv("a", 64, 64),), (group(64),))
+    space = load("space", knob)(graph, channel_block=8, int8=True)
+    assert {domain.knob for domain in space.domains} == {knob}
+
+
+def test_every_registered_space_answers_an_empty_graph() -> None:
+    for name in names("space"):
+        assert len(load("space", name)(LayerGraph((), ()), channel_block=8, int8=True)) == 0
+
+
+def test_levels_and_block_below_one_are_refused() -> None:
+    with pytest.raises(InputError, match="1 or more"):
+        default(LayerGraph((), ()), channel_block=0, int8=True)
