@@ -1,0 +1,342 @@
+"""What a search leaves on disk: `runs/<name>/`, written while it runs and enough to resume, export or explain it.
+
+config.yaml              everything needed to repeat the search
+trials.jsonl             one trial a line, on disk as soon as the trial ends
+front.json               the Pareto front: [{digest, number, score, cost, source}]
+summary.json             the result in one record
+models/<digest>.onnx     every exported finalist
+best/policy.json         the winner's choices, predicted and measured cost, digests of model and device
+best/model.onnx          the winner as deployed; best/model.pt2 the same from torch.export
+best/certificate.json    how the winner was measured
+report.html              the same for people
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import yaml
+
+from automc.disk import explained, write_atomic
+from automc.errors import InputError, RunConflictError, UnknownNameError
+from automc.pareto import front
+from automc.policy import Policy
+from automc.result import Certificate, Finalist, Summary
+from automc.trial import Cost, Trial
+
+try:
+    import fcntl
+except ImportError:  # Windows: two searches under one name are then the user's care
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["MAY_DIFFER", "RunDir", "runs_in"]
+
+D = TypeVar("D")
+T = TypeVar("T")
+
+MAY_DIFFER = frozenset(
+    {"created", "json", "quiet", "recover", "runs", "timeout", "tracking", "trials", "versions", "workers"}
+)
+"""Settings that a rerun under the same name may change: they say how long to search, not what for."""
+
+
+class RunDir:
+    """One run's folder. Cheap to make: nothing is read or written before a method asks for it."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._lock: IO[str] | None = None
+        self._tail_checked = False
+
+    def __repr__(self) -> str:
+        return f"RunDir({str(self.path)!r})"
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], config: Mapping[str, Any]) -> RunDir:
+        """Start a run in `path`, or go on with the one that is there if it was made with the same settings.
+
+        Settings named in MAY_DIFFER may change between the two; config.yaml then holds the newer ones.
+
+        Raises:
+            RunConflictError: the folder holds another search (names the first difference) or something else altogether,
+                or a search that still runs is writing there.
+            DiskError: the folder cannot be written.
+        """
+        run = cls(path)
+        if run.exists():
+            run._refuse_difference(_plain(config))
+        elif run.path.is_dir() and any(run.path.iterdir()):
+            raise RunConflictError(f"{run.path} holds files but no run.", remedy="Choose another name.")
+        with explained(run.path):
+            run.path.mkdir(parents=True, exist_ok=True)
+            run._take_lock()
+        write_atomic(run.path / "config.yaml", yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True))
+        return run
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str], name: str) -> RunDir:
+        """The run called `name` in `folder`, to be read.
+
+        Raises:
+            UnknownNameError: there is none; carries the closest match.
+        """
+        run = cls(Path(folder) / name)
+        if not run.exists():
+            raise UnknownNameError("run", name, [other.name for other in runs_in(folder)])
+        return run
+
+    @property
+    def name(self) -> str:
+        """The run's name: that of its folder."""
+        return self.path.name
+
+    @property
+    def report(self) -> Path:
+        """Where the HTML report stands, or will."""
+        return self.path / "report.html"
+
+    def exists(self) -> bool:
+        """Whether a run was started here."""
+        return (self.path / "config.yaml").is_file()
+
+    def config(self) -> dict[str, Any]:
+        """What `create` was given, as plain values.
+
+        Raises:
+            InputError: no run here, or its config.yaml is not readable.
+        """
+        text = self._read("config.yaml")
+        try:
+            data = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"{self.path / 'config.yaml'} is not valid YAML: {error}") from error
+        if not isinstance(data, dict):
+            raise InputError(f"{self.path / 'config.yaml'} does not hold settings.", remedy="Choose another run.")
+        return data
+
+    def close(self) -> None:
+        """Let other processes write here. Reading needs no closing."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def append(self, trial: Trial) -> None:
+        """Add one trial to trials.jsonl; it is on disk when this returns.
+
+        Raises:
+            DiskError: it cannot be written; the file is as it was before.
+        """
+        path = self.path / "trials.jsonl"
+        line = (json.dumps(trial.to_json()) + "\n").encode()
+        with explained(path):
+            if not self._tail_checked:
+                _drop_half_line(path)
+                self._tail_checked = True
+            size = path.stat().st_size if path.exists() else 0
+            try:
+                _append(path, line)
+            except OSError:
+                if path.exists():
+                    os.truncate(path, size)
+                raise
+
+    def trials(self) -> list[Trial]:
+        """The trials so far, in the order in which they ended. A half-written last line is ignored.
+
+        Raises:
+            InputError: a line is not a trial; names it.
+        """
+        path = self.path / "trials.jsonl"
+        if not path.exists():
+            return []
+        lines = path.read_bytes()[: _whole_lines(path)].splitlines()
+        return [_trial(line, f"line {number} of {path}") for number, line in enumerate(lines, start=1)]
+
+    def write_front(self, trials: Iterable[Trial], metrics: Sequence[str] = ("latency_s",)) -> None:
+        """Write front.json: the trials that no other beats in score and `metrics`, cheapest first."""
+        self._write_json("front.json", [_point(trial) for trial in front(trials, metrics)])
+
+    def front(self) -> list[dict[str, Any]]:
+        """What `write_front` wrote: one {digest, number, score, cost, source} per point.
+
+        Raises:
+            InputError: there is none yet.
+        """
+        points: list[dict[str, Any]] = self._read_json("front.json")
+        return points
+
+    def write_summary(self, summary: Summary) -> None:
+        """Write summary.json."""
+        self._write_json("summary.json", summary.to_json())
+
+    def summary(self) -> Summary:
+        """What `write_summary` wrote.
+
+        Raises:
+            InputError: there is none yet (the search did not end), or it is of another version.
+        """
+        return _decoded(self.path / "summary.json", self._read_json("summary.json"), Summary.from_json)
+
+    def write_model(self, digest: str, onnx: bytes) -> Path:
+        """Keep the exported model of the policy with this digest, so that any finalist can be handed out later."""
+        return write_atomic(self.model_path(digest), onnx)
+
+    def model_path(self, digest: str) -> Path:
+        """Where the exported model of a policy stands, or would."""
+        return self.path / "models" / f"{digest}.onnx"
+
+    def write_best(
+        self,
+        finalist: Finalist,
+        onnx: bytes,
+        certificate: Certificate,
+        *,
+        model_digest: str,
+        device_digest: str,
+        predicted: Cost | None = None,
+        pt2: bytes | None = None,
+    ) -> Path:
+        """Write the winner's folder and return it. policy.json comes last and carries the digests of the other files.
+
+        Raises:
+            DiskError: a file cannot be written.
+        """
+        best = self.path / "best"
+        files = {"model.onnx": onnx, "certificate.json": _dump(certificate.to_json())}
+        if pt2 is not None:
+            files["model.pt2"] = pt2
+        for name, data in files.items():
+            write_atomic(best / name, data)
+        policy = {
+            **finalist.policy.to_json(),
+            "digest": finalist.policy.digest,
+            "model": model_digest,
+            "device": device_digest,
+            "validation": finalist.validation,
+            "test": finalist.test,
+            "predicted": predicted.to_json() if predicted else {"latency_s": finalist.predicted_latency_s},
+            "measured": finalist.cost.to_json(),
+            "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+        }
+        self._write_json("best/policy.json", policy)
+        return best
+
+    def best_policy(self) -> Policy:
+        """The winner's policy.
+
+        Raises:
+            InputError: the run has no winner, or the file is of another version.
+        """
+        return Policy.from_json(self._read_json("best/policy.json"))
+
+    def certificate(self) -> Certificate:
+        """The winner's certificate.
+
+        Raises:
+            InputError: the run has no winner, or the file is of another version.
+        """
+        name = "best/certificate.json"
+        return _decoded(self.path / name, self._read_json(name), Certificate.from_json)
+
+    def _read(self, name: str) -> str:
+        try:
+            return (self.path / name).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise InputError(
+                f"The run {self.name!r} has no {name}.",
+                remedy="Its search has not got that far, or nothing held the budget.",
+            ) from None
+
+    def _read_json(self, name: str) -> Any:
+        return _decoded(self.path / name, self._read(name), json.loads)
+
+    def _write_json(self, name: str, data: Any) -> None:
+        write_atomic(self.path / name, _dump(data))
+
+    def _refuse_difference(self, new: Mapping[str, Any]) -> None:
+        old = self.config()
+        for key in [*old, *(key for key in new if key not in old)]:
+            if key not in MAY_DIFFER and old.get(key) != new.get(key):
+                raise RunConflictError(
+                    f"The run {self.name!r} was made with {key} = {old.get(key)!r}, this search has {new.get(key)!r}.",
+                    remedy="Choose another name, or the same settings to go on with it.",
+                )
+
+    def _take_lock(self) -> None:
+        """Hold .lock for as long as this object lives. Within one process a run may be opened again."""
+        self._lock = (self.path / ".lock").open("a")
+        if fcntl is None:
+            return
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            self.close()
+            raise RunConflictError(
+                f"Another search is writing the run {self.name!r}.", remedy="Wait for it, or choose another name."
+            ) from None
+
+
+def runs_in(folder: str | os.PathLike[str]) -> list[RunDir]:
+    """The runs in a folder such as `runs`, the one started or resumed last first; empty where there is no such folder."""
+    root = Path(folder)
+    found = [RunDir(path) for path in root.iterdir() if RunDir(path).exists()] if root.is_dir() else []
+    return sorted(found, key=lambda run: (run.path / "config.yaml").stat().st_mtime_ns, reverse=True)
+
+
+def _plain(value: Any) -> Any:
+    """The same value in what YAML and JSON can hold: tuples become lists, paths and other objects text."""
+    return json.loads(json.dumps(dict(value), default=str))
+
+
+def _dump(data: Any) -> bytes:
+    return (json.dumps(data, indent=1) + "\n").encode()
+
+
+def _append(path: Path, line: bytes) -> None:
+    with path.open("ab") as file:
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _whole_lines(path: Path) -> int:
+    """Size in bytes of the part of a file that ends with a line end."""
+    return path.read_bytes().rfind(b"\n") + 1
+
+
+def _drop_half_line(path: Path) -> None:
+    if path.exists() and _whole_lines(path) != path.stat().st_size:
+        os.truncate(path, _whole_lines(path))
+
+
+def _trial(line: bytes, where: str) -> Trial:
+    return _decoded(where, line, lambda text: Trial.from_json(json.loads(text)))
+
+
+def _point(trial: Trial) -> dict[str, Any]:
+    cost = trial.cost.to_json()
+    source = cost.pop("source")
+    return {
+        "digest": trial.policy.digest,
+        "number": trial.number,
+        "stage": trial.stage,
+        "score": trial.score,
+        "cost": cost,
+        "source": source,
+    }
+
+
+def _decoded(where: object, data: D, decode: Callable[[D], T]) -> T:
+    """decode(data), whatever is wrong with the record turned into a sentence that names the file."""
+    try:
+        return decode(data)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise InputError(
+            f"{where} is damaged or of another version of automc ({type(error).__name__}: {error}).",
+            remedy="Choose another run, or another name for a new one.",
+        ) from error
