@@ -1,0 +1,143 @@
+"""One pass over calibration inputs: what every layer reads, as second moments, from which all compression follows.
+
+For a layer y = W x + b, where x is a column of the (unfolded) input, the squared error of any replacement W' is
+tr((W - W') C (W - W')^T) with C the covariance of x, once the bias absorbs the mean (Hassibi and Stork 1993; Frantar et
+al. 2022, "OBC", arXiv 2208.11580). C is all that pruning, rounding and factorising need.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from automc.errors import InputError
+from automc.graph import LayerSpec
+from automc.trace import Traced
+
+__all__ = ["LayerStats", "calibrate"]
+
+MAX_FEATURES = 8192
+"""Widest input for which a full covariance is kept (268 MB in float32); wider layers keep its diagonal."""
+_COLUMNS_PER_FEATURE = 24
+_MIN_COLUMNS = 20_000
+
+
+@dataclass(frozen=True)
+class LayerStats:
+    """What one layer reads, over all calibration samples.
+
+    Attributes:
+        covariance: (features, features) covariance of the unfolded input, features = in_channels x kernel height x kernel
+            width in PyTorch's weight order; (features,) its diagonal where features exceeds MAX_FEATURES.
+        mean: (features,) mean of the unfolded input.
+        columns: how many input columns were seen.
+    """
+
+    covariance: Tensor
+    mean: Tensor
+    columns: int
+
+    @property
+    def full(self) -> bool:
+        """Whether the covariance is a matrix rather than its diagonal."""
+        return self.covariance.dim() == 2
+
+
+@dataclass
+class _Accumulator:
+    total: Tensor
+    moment: Tensor
+    columns: int = 0
+
+    def add(self, columns: Tensor) -> None:
+        """`columns` is (count, features)."""
+        self.total += columns.sum(0)
+        self.moment += columns.T @ columns if self.moment.dim() == 2 else columns.square().sum(0)
+        self.columns += len(columns)
+
+    def finish(self) -> LayerStats:
+        mean = self.total / self.columns
+        second = self.moment / self.columns
+        covariance = second - (torch.outer(mean, mean) if second.dim() == 2 else mean.square())
+        return LayerStats(covariance, mean, self.columns)
+
+
+def calibrate(traced: Traced, batches: Iterable[tuple[Tensor, ...]], samples: int) -> dict[str, LayerStats]:
+    """Statistics of every ungrouped convolution and linear layer, in one pass; memory is one covariance per layer.
+
+    Args:
+        batches: inputs, each a tuple of (batch, ...) tensors.
+        samples: how many samples there are in all; large maps are subsampled so that each layer sees enough columns.
+
+    Raises:
+        InputError: there is not a single calibration sample, or an input makes an activation that is not finite.
+    """
+    layers = [layer for layer in traced.graph.layers if layer.groups == 1]
+    accumulators = {layer.name: _accumulator(layer) for layer in layers}
+    generator = torch.Generator().manual_seed(0)
+    hooks = []
+    for layer in layers:
+        module = traced.model.get_submodule(layer.name)
+        hooks.append(module.register_forward_pre_hook(_recorder(layer, accumulators[layer.name], samples, generator)))
+    seen = 0
+    try:
+        with torch.no_grad():
+            for inputs in batches:
+                traced.model(*inputs)
+                seen += len(inputs[0])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if seen == 0:
+        raise InputError("There are no calibration samples.", remedy="Give --data a calibration split with inputs.")
+    return {name: accumulator.finish() for name, accumulator in accumulators.items()}
+
+
+def _accumulator(layer: LayerSpec) -> _Accumulator:
+    features = layer.in_channels * math.prod(layer.kernel)
+    shape = (features, features) if features <= MAX_FEATURES else (features,)
+    return _Accumulator(torch.zeros(features), torch.zeros(shape))
+
+
+def _recorder(layer: LayerSpec, accumulator: _Accumulator, samples: int, generator: torch.Generator) -> Any:
+    features = len(accumulator.total)
+    wanted = max(_MIN_COLUMNS, _COLUMNS_PER_FEATURE * features)
+    per_sample = max(1, math.ceil(wanted / max(1, samples)))
+
+    def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        columns = unfold(module, inputs[0].detach())
+        if columns.shape[1] > per_sample:
+            chosen = torch.randperm(columns.shape[1], generator=generator)[:per_sample]
+            columns = columns[:, chosen]
+        flat = columns.reshape(-1, features)
+        if not bool(torch.isfinite(flat).all()):
+            raise InputError(
+                f"The input of layer {layer.name!r} is not finite on the calibration data.",
+                remedy="Check the data and the model's weights for NaN and overflow.",
+            )
+        accumulator.add(flat)
+
+    return record
+
+
+def unfold(module: nn.Module, inputs: Tensor) -> Tensor:
+    """(batch, positions, features) columns that a convolution or linear layer multiplies its weights with."""
+    if isinstance(module, nn.Linear):
+        return inputs.reshape(len(inputs), -1, inputs.shape[-1])
+    assert isinstance(module, nn.Conv2d)
+    if isinstance(module.padding, str):
+        total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        if module.padding == "same":
+            left = [t // 2 for t in total]
+            inputs = F.pad(inputs, (left[1], total[1] - left[1], left[0], total[0] - left[0]))
+        padding: tuple[int, ...] = (0, 0)
+    else:
+        padding = tuple(module.padding)
+    columns = F.unfold(inputs, module.kernel_size, module.dilation, padding, module.stride)
+    return columns.transpose(1, 2)

@@ -1,0 +1,119 @@
+"""Which channels to remove, and the weights that make up for them: the Optimal Brain Surgeon on channel groups.
+
+Removing a set R of input features and re-solving for the rest costs W_R [(C^-1)_RR]^-1 W_R^T in squared output error
+(Hassibi and Stork 1993, eq. 5, for blocks; Kurtic et al. 2023, "ZipLM", arXiv 2302.04089, eq. 3). One greedy sweep
+removes channel after channel, updating the inverse, so it orders the channels for *every* keep count at once.
+The weights for any kept set are then the least-squares solution, damped towards the old weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from automc.calibrate import LayerStats
+
+__all__ = ["Consumer", "elimination_order", "refit"]
+
+DAMPING = 0.01
+"""Ridge, as a share of the mean variance of a feature."""
+_MAX_STEPS = 128
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """One layer that reads a channel group.
+
+    Attributes:
+        weight: (outputs, features) its weights.
+        stats: what it reads.
+        blocks: (channels, features per channel) which features belong to each channel of the group.
+    """
+
+    weight: Tensor
+    stats: LayerStats
+    blocks: Tensor
+
+
+def elimination_order(consumers: Sequence[Consumer], width: int) -> tuple[list[int], list[float]]:
+    """The channels of a group from the first to go to the last, and the error after each removal.
+
+    The error is relative: squared output error over output variance, summed over consumers. Wide groups are swept in at
+    most 128 steps of several channels each.
+    """
+    sweeps = [_Sweep(consumer) for consumer in consumers]
+    alive = torch.ones(width, dtype=torch.bool)
+    step = max(1, width // _MAX_STEPS)
+    order: list[int] = []
+    errors: list[float] = []
+    total = 0.0
+    while len(order) < width:
+        costs = torch.stack([sweep.costs() for sweep in sweeps]).sum(0)
+        costs[~alive] = torch.inf
+        chosen = torch.argsort(costs)[: min(step, width - len(order))]
+        for channel in chosen.tolist():
+            total += max(0.0, float(costs[channel]))
+            order.append(channel)
+            errors.append(total)
+        alive[chosen] = False
+        for sweep in sweeps:
+            sweep.remove(chosen)
+    return order, errors
+
+
+class _Sweep:
+    """The running inverse and weights of one consumer while channels are removed."""
+
+    def __init__(self, consumer: Consumer) -> None:
+        self.blocks = consumer.blocks
+        covariance = _damped(consumer.stats)
+        self.scale = float((consumer.weight @ covariance * consumer.weight).sum()) + 1e-12
+        self.weight = consumer.weight.clone()
+        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
+
+    def costs(self) -> Tensor:
+        """(channels,) error of removing each channel next, relative to the consumer's output energy."""
+        blocks = self.blocks
+        square = self.inverse[blocks[:, :, None], blocks[:, None, :]]  # (channels, block, block)
+        weight = self.weight[:, blocks].transpose(0, 1)  # (channels, outputs, block)
+        square = square + torch.eye(square.shape[-1]) * 1e-12
+        solved = torch.linalg.solve(square, weight.transpose(1, 2))  # (channels, block, outputs)
+        return (weight.transpose(1, 2) * solved).sum((1, 2)) / self.scale
+
+    def remove(self, channels: Tensor) -> None:
+        """Remove channels: Hassibi and Stork's update of weights and inverse, for a block."""
+        gone = self.blocks[channels].flatten()
+        corner = self.inverse[gone][:, gone] + torch.eye(len(gone)) * 1e-12
+        factor = torch.linalg.solve(corner, self.inverse[gone])  # (gone, features)
+        self.weight -= self.weight[:, gone] @ factor
+        self.inverse -= self.inverse[:, gone] @ factor
+        self.weight[:, gone] = 0.0
+        self.inverse[gone] = 0.0
+        self.inverse[:, gone] = 0.0
+        self.inverse[gone, gone] = 1.0
+
+
+def refit(weight: Tensor, bias: Tensor, stats: LayerStats, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights (outputs, kept) and bias (outputs,) that best replace the whole layer when it reads only `kept` features.
+
+    Solves min over V of |W x - V x_K|^2 + damping |V - W_K|^2 on the calibration inputs; the bias absorbs the mean.
+    Layers whose covariance is only a diagonal keep their weights, and the bias alone makes up for what is gone.
+    """
+    old = weight[:, kept]
+    if not stats.full or len(kept) == weight.shape[1]:
+        new = old
+    else:
+        covariance = _damped(stats)
+        target = covariance[kept] @ weight.T
+        new = torch.cholesky_solve(target, torch.linalg.cholesky(covariance[kept][:, kept])).T
+    return new, bias + weight @ stats.mean - new @ stats.mean[kept]
+
+
+def _damped(stats: LayerStats) -> Tensor:
+    """The covariance with a ridge, which pulls towards the old weights and makes it positive definite."""
+    covariance = stats.covariance if stats.full else torch.diag(stats.covariance)
+    ridge = DAMPING * float(covariance.diagonal().mean()) + 1e-8
+    return covariance + ridge * torch.eye(len(covariance))

@@ -1,0 +1,258 @@
+"""From a model and an example input to a LayerGraph, and to the folded model that every compression starts from.
+
+Channels that must be pruned together are found with Torch-Pruning's dependency graph (Fang et al. 2023, "DepGraph",
+arXiv 2301.12900), refined to single channels, and then *verified*: removing a group's channels must give exactly what
+zeroing the weights that read them gives. A group that fails is left alone, with the reason.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
+
+from automc.channels import Coupling, couple
+from automc.compress.prune import remove_channels, zero_consumers
+from automc.errors import AutomcError, InputError
+from automc.graph import ChannelGroup, Channels, LayerGraph, LayerKind, LayerSpec, LeftAlone
+
+__all__ = ["Traced", "trace"]
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A model prepared for compression.
+
+    Attributes:
+        model: a copy in eval mode with batch norms folded into the layer before them.
+        graph: what the model offers.
+        example: the example input, one sample or batch per tensor.
+        folded: layers whose batch norm was folded; recovery gives them one back for training.
+    """
+
+    model: nn.Module
+    graph: LayerGraph
+    example: tuple[Tensor, ...]
+    folded: frozenset[str]
+
+
+@dataclass
+class _Call:
+    """How one layer was called in the example forward pass."""
+
+    count: int = 0
+    in_shape: tuple[int, ...] = ()
+    out_shape: tuple[int, ...] = ()
+
+
+def trace(model: nn.Module, example: Sequence[Tensor]) -> Traced:
+    """Prepare `model` for compression; the model itself is not changed.
+
+    Args:
+        example: the positional inputs of the model, each (batch, ...).
+
+    Raises:
+        InputError: the model does not run on the example, or returns something other than one tensor.
+    """
+    copied = copy.deepcopy(model).eval()
+    example = tuple(tensor.detach() for tensor in example)
+    shared = _shared_parameters(copied)
+    calls = _run_and_record(copied, example)
+    coupling = couple(copied, example)
+    folded = _fold_batch_norms(copied, coupling.batch_norm_of)
+    layers, left_alone = _layers(copied, calls, shared)
+    groups, refused = _verified(copied, example, coupling, layers)
+    layers = [_with_channels(layer, groups) for layer in layers]
+    graph = LayerGraph(
+        layers=tuple(layers),
+        groups=tuple(groups),
+        left_alone=(*left_alone, *coupling.left_alone, *refused),
+        input_shapes=tuple(tuple(tensor.shape[1:]) for tensor in example),
+    )
+    for parameter in copied.parameters():
+        parameter.requires_grad_(False)
+    return Traced(copied, graph, example, folded)
+
+
+def _run_and_record(model: nn.Module, example: tuple[Tensor, ...]) -> dict[str, _Call]:
+    calls = {name: _Call() for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}
+
+    def record(call: _Call, inputs: tuple[Any, ...], output: Any) -> None:
+        call.count += 1
+        call.in_shape, call.out_shape = tuple(inputs[0].shape[1:]), tuple(output.shape[1:])
+
+    hooks = [
+        model.get_submodule(name).register_forward_hook(lambda _, i, o, call=call: record(call, i, o))
+        for name, call in calls.items()
+    ]
+    try:
+        with torch.no_grad():
+            output = model(*example)
+    except AutomcError:
+        raise
+    except Exception as error:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in example)
+        raise InputError(
+            f"The model does not run on an input of shape {shapes}: {error}",
+            remedy="Check that --model and --data belong together.",
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not isinstance(output, Tensor):
+        raise InputError(
+            f"The model returns a {type(output).__name__}, not a tensor.",
+            remedy="Wrap it in a module whose forward returns the tensor to score.",
+        )
+    return calls
+
+
+def _shared_parameters(model: nn.Module) -> set[str]:
+    """Names of modules that share a parameter with another module."""
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(name)
+    return {name for names in owners.values() if len(names) > 1 for name in names}
+
+
+def _fold_batch_norms(model: nn.Module, batch_norm_of: Mapping[str, str]) -> frozenset[str]:
+    for layer_name, norm_name in batch_norm_of.items():
+        layer, norm = model.get_submodule(layer_name), model.get_submodule(norm_name)
+        assert isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d))
+        statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+        if isinstance(layer, nn.Conv2d):
+            weight, bias = fuse_conv_bn_weights(layer.weight, layer.bias, *statistics)  # type: ignore[arg-type]
+        else:
+            assert isinstance(layer, nn.Linear)
+            weight, bias = fuse_linear_bn_weights(layer.weight, layer.bias, *statistics)  # type: ignore[arg-type]
+        layer.weight, layer.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
+        model.set_submodule(norm_name, nn.Identity())
+    return frozenset(batch_norm_of)
+
+
+def _layers(model: nn.Module, calls: Mapping[str, _Call], shared: set[str]) -> tuple[list[LayerSpec], list[LeftAlone]]:
+    layers, left_alone = [], []
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            reason = _unusable(calls[name], name in shared)
+            if reason:
+                left_alone.append(LeftAlone(name, reason))
+            else:
+                layers.append(_layer(name, module, calls[name]))
+        elif not list(module.children()) and _has_matrix(module):
+            left_alone.append(LeftAlone(name, f"{type(module).__name__} is not a convolution or linear layer"))
+    return layers, left_alone
+
+
+def _unusable(call: _Call, shared: bool) -> str:
+    if call.count == 0:
+        return "it does not run in a forward pass"
+    if call.count > 1:
+        return f"it runs {call.count} times in a forward pass"
+    return "it shares its weights with another layer" if shared else ""
+
+
+def _has_matrix(module: nn.Module) -> bool:
+    return any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
+
+
+def _layer(name: str, module: nn.Conv2d | nn.Linear, call: _Call) -> LayerSpec:
+    if isinstance(module, nn.Linear):
+        inputs, outputs = module.in_features, module.out_features
+        kind, kernel, stride, groups = "linear", (1, 1), (1, 1), 1
+    else:
+        inputs, outputs, groups = module.in_channels, module.out_channels, module.groups
+        kernel, stride = _pair(module.kernel_size), _pair(module.stride)
+        kind = "conv" if groups == 1 else "depthwise" if groups == inputs == outputs else "grouped"
+    plain = groups == 1
+    kinds: dict[str, LayerKind] = {"linear": "linear", "conv": "conv", "depthwise": "depthwise", "grouped": "grouped"}
+    return LayerSpec(
+        name=name,
+        kind=kinds[kind],
+        inputs=Channels(inputs),
+        outputs=Channels(outputs),
+        in_channels=inputs,
+        out_channels=outputs,
+        kernel=kernel,
+        stride=stride,
+        groups=groups,
+        in_shape=call.in_shape,
+        out_shape=call.out_shape,
+        bias=module.bias is not None,
+        low_rank=plain,
+        quantize=True,
+    )
+
+
+def _pair(values: Sequence[int]) -> tuple[int, int]:
+    return int(values[0]), int(values[1])
+
+
+def _with_channels(layer: LayerSpec, groups: Sequence[ChannelGroup]) -> LayerSpec:
+    """The layer with its channel counts expressed by the groups that pass through it."""
+    inputs, outputs = Channels(layer.in_channels), Channels(layer.out_channels)
+    for group in groups:
+        for member in group.members:
+            if member.module != layer.name:
+                continue
+            times = len(member.index[0])
+            if member.side == "in":
+                inputs = Channels(inputs.fixed - times * group.width, (*inputs.parts, (group.name, times)))
+            else:
+                outputs = Channels(outputs.fixed - times * group.width, (*outputs.parts, (group.name, times)))
+    if layer.kind == "depthwise":
+        inputs = outputs
+    return replace(layer, inputs=inputs, outputs=outputs)
+
+
+def _verified(
+    model: nn.Module, example: tuple[Tensor, ...], coupling: Coupling, layers: Sequence[LayerSpec]
+) -> tuple[list[ChannelGroup], list[LeftAlone]]:
+    """The groups that can be pruned without changing anything else, and why the others cannot."""
+    usable = {layer.name for layer in layers if layer.kind != "grouped"}
+    candidates, refused = [], []
+    for group in coupling.groups:
+        touched = {m.module for m in group.members if isinstance(_module(model, m.module), (nn.Conv2d, nn.Linear))}
+        if touched <= usable:
+            candidates.append(group)
+        else:
+            name = sorted(touched - usable)[0]
+            refused.append(LeftAlone(group.name, f"its channels pass through {name}, which cannot be pruned"))
+    small = tuple(tensor[:2] for tensor in example)
+    if not candidates or _equivalent(model, small, candidates):
+        return candidates, refused
+    kept = []
+    for group in candidates:
+        if _equivalent(model, small, [group]):
+            kept.append(group)
+        else:
+            reason = "its channels cannot be followed through a reshape, pad or normalisation"
+            refused.append(LeftAlone(group.name, reason))
+    return kept, refused
+
+
+def _module(model: nn.Module, name: str) -> nn.Module | None:
+    return dict(model.named_modules()).get(name)
+
+
+def _equivalent(model: nn.Module, example: tuple[Tensor, ...], groups: Sequence[ChannelGroup]) -> bool:
+    """Whether removing every other channel of `groups` equals zeroing the weights that read those channels."""
+    keep = {group.name: tuple(range(0, group.width, 2)) for group in groups}
+    zeroed, pruned = copy.deepcopy(model), copy.deepcopy(model)
+    zero_consumers(zeroed, groups, keep)
+    try:
+        remove_channels(pruned, groups, keep)
+        with torch.no_grad():
+            expected, found = zeroed(*example), pruned(*example)
+    except (RuntimeError, IndexError, ValueError, AssertionError):
+        return False
+    if expected.shape != found.shape:
+        return False
+    scale = float(expected.abs().max()) + 1e-6
+    return bool(torch.isfinite(found).all()) and float((expected - found).abs().max()) <= 1e-3 * scale
