@@ -22,6 +22,7 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "netadapt": "automc.agents.netadapt:NetAdapt",
         "random": "automc.agents.random:Random",
         "tpe": "automc.agents.tpe:TPE",
+        "uniform": "automc.agents.uniform:Uniform",
     },
     "space": {
         "default": "automc.search_spaces.default:default",

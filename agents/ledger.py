@@ -1,0 +1,59 @@
+"""Ledger: what was asked and told, as rows of codes, so that no agent proposes the same policy twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from automc.policy import Policy
+from automc.space import Codes, SearchSpace
+from automc.trial import Trial
+
+__all__ = ["Ledger"]
+
+
+class Ledger:
+    """The rows that were proposed or told, and the best scored one among them.
+
+    Attributes:
+        scored: (row, trial) of every trial that has a score, in the order told.
+    """
+
+    def __init__(self, space: SearchSpace) -> None:
+        self._space = space
+        self._seen: set[bytes] = set()
+        self.scored: list[tuple[Codes, Trial]] = []
+
+    def is_new(self, row: Codes) -> bool:
+        """Whether (domains,) `row` was neither proposed nor told."""
+        return row.tobytes() not in self._seen
+
+    def propose(self, row: Codes) -> Policy:
+        """The policy of `row`, marked as proposed."""
+        self._seen.add(row.tobytes())
+        return self._space.decode(row[None])[0]
+
+    def record(self, trials: Iterable[Trial]) -> list[tuple[Codes, Trial]]:
+        """Note trials and return them with their rows; trials of policies that the space does not offer are passed over."""
+        known = [trial for trial in trials if self._space.contains(trial.policy)]
+        rows = self._space.encode(trial.policy for trial in known)
+        noted = list(zip(rows, known, strict=True))
+        self._seen.update(row.tobytes() for row in rows)
+        self.scored.extend((row, trial) for row, trial in noted if _is_scored(trial))
+        return noted
+
+    def best(self, among: Sequence[bool] | None = None) -> tuple[Codes, Trial] | None:
+        """The scored trial with the highest score, of those marked in `among` (one flag per entry of `scored`)."""
+        flags = among if among is not None else [True] * len(self.scored)
+        allowed = [entry for entry, flag in zip(self.scored, flags, strict=True) if flag]
+        return max(allowed, key=lambda entry: _score(entry[1])) if allowed else None
+
+
+def _is_scored(trial: Trial) -> bool:
+    return trial.score is not None and bool(np.isfinite(trial.score))
+
+
+def _score(trial: Trial) -> float:
+    assert trial.score is not None
+    return trial.score

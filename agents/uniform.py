@@ -1,0 +1,63 @@
+"""The same share of compression in every domain: what people do by hand, and the second baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from automc.policy import Policy
+from automc.protocols import Problem
+from automc.space import Codes
+from automc.trial import Trial
+
+from .ledger import Ledger
+from .pricing import Pricing
+
+__all__ = ["Uniform"]
+
+_LEVELS = 64
+
+
+class Uniform:
+    """Sets every domain of the chosen knobs to the same relative level, for every combination of knobs, mildest first.
+
+    Deterministic; `seed` is accepted because every agent takes one.
+    """
+
+    def __init__(self, problem: Problem, seed: int) -> None:
+        self._ledger = Ledger(problem.space)
+        self._pricing = Pricing(problem)
+        self._rows: list[Codes] | None = None
+
+    def ask(self, count: int) -> Sequence[Policy]:
+        """Up to `count` even policies inside the budget, least compressed first; none once all were proposed."""
+        if self._rows is None:
+            self._rows = list(_even(self._pricing))
+        asked: list[Policy] = []
+        while self._rows and len(asked) < count:
+            row = self._rows.pop(0)
+            if self._ledger.is_new(row):
+                asked.append(self._ledger.propose(row))
+        return asked
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Note what needs no proposing again; nothing is learned."""
+        self._ledger.record(trials)
+
+
+def _even(pricing: Pricing) -> Codes:
+    """(count, domains) the even policies inside the budget, largest usage first; the smallest policy if there are none."""
+    space = pricing.space
+    knobs = sorted({domain.knob for domain in space.domains})
+    levels = np.linspace(0.0, 1.0, _LEVELS + 1)[:, None]
+    rows = [np.zeros((1, len(space)), dtype=np.int64)]
+    for mask in range(1, 2 ** len(knobs)):
+        chosen = np.array([mask >> knobs.index(domain.knob) & 1 for domain in space.domains])
+        rows.append(np.ceil(levels * (space.cardinalities - 1)).astype(np.int64) * chosen)
+    codes = np.unique(np.concatenate(rows), axis=0)
+    inside = codes[pricing.holds(codes)]
+    if not len(inside):
+        return pricing.smallest[None]
+    order = np.argsort(-pricing.usage(inside).max(axis=1), kind="stable")
+    return inside[order]

@@ -1,0 +1,18 @@
+"""Every built-in agent keeps the contract; the baselines are what they say."""
+
+from __future__ import annotations
+
+from automc.agents.random import Random
+from automc.agents.uniform import Uniform
+from automc.protocols import Agent, Problem
+from automc.testing import AgentContract
+
+
+class TestRandom(AgentContract):
+    def make(self, problem: Problem, seed: int) -> Agent:
+        return Random(problem, seed)
+
+
+class TestUniform(AgentContract):
+    def make(self, problem: Problem, seed: int) -> Agent:
+        return Uniform(problem, seed)
