@@ -61,7 +61,7 @@ class UnknownNameError(InputError):
         names = sorted(known)
         close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
         hint = f"Did you mean {close[0]!r}?" if close else ""
-        listed = f"Known {kind}s: {', '.join(names)}."
+        listed = f"Known {kind}s: {', '.join(names)}." if names else f"There are no {kind}s yet."
         super().__init__(f"There is no {kind} called {name!r}.", remedy=f"{hint} {listed}".strip())
         self.closest = close[0] if close else None
 

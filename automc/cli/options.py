@@ -1,0 +1,87 @@
+"""The options that describe a search: declared once, shared by `search` and `check`, and the keys of a recipe file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from automc.cli.recipe import read_recipe
+
+__all__ = ["JOB_OPTIONS", "job_options", "settings"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_MODEL = "FILE.py:FUNCTION that returns the model, torchvision:NAME or timm:NAME. Default: the built-in digits network."
+_DATA = "digits, npz:FILE, imagefolder:DIR, cifar10:DIR, or FILE.py:FUNCTION that returns the loaders. Default: digits."
+_EVALUATE = "FILE.py:FUNCTION of (model, loader) that returns a score, higher is better. Default: accuracy."
+_RECOVER = "Time to fine-tune the finalists for, in all; 0 = off."
+_TRACKING = "MLflow server or store. Default: $MLFLOW_TRACKING_URI, or sqlite:///mlflow.db here."
+
+JOB_OPTIONS = (
+    click.Option(
+        ["--budget"],
+        multiple=True,
+        default=("50ms",),
+        metavar="LIMIT",
+        help="50ms, 60%, 30mJ, 4MB, 20MMACs, 50%size, ...; several times for several limits. Default: 50ms.",
+    ),
+    click.Option(["--model"], metavar="SPEC", help=_MODEL),
+    click.Option(["--weights"], metavar="FILE", help="Trained weights: .safetensors, or a .pt/.pth state dict."),
+    click.Option(["--data"], metavar="SPEC", help=_DATA),
+    click.Option(["--evaluate"], metavar="SPEC", help=_EVALUATE),
+    click.Option(
+        ["--batch-size"], type=click.IntRange(min=1), help="Inputs per inference. Default: 1, or the demo's own."
+    ),
+    click.Option(["--device"], default="cpu", show_default=True, help="What to measure on."),
+    click.Option(
+        ["--threads"], type=click.IntRange(min=1), default=1, show_default=True, help="Threads of an inference."
+    ),
+    click.Option(
+        ["--agent"], default="ilp", show_default=True, help="What proposes policies: ilp, netadapt, tpe, random."
+    ),
+    click.Option(["--space"], default="default", show_default=True, help="Which choices each layer has."),
+    click.Option(
+        ["--trials"], type=click.IntRange(min=1), default=100, show_default=True, help="Policies to evaluate."
+    ),
+    click.Option(["--timeout"], metavar="DURATION", help="Stop searching after this long, such as 10m."),
+    click.Option(["--seed"], type=int, default=0, show_default=True, help="The same seed proposes the same trials."),
+    click.Option(["--recover"], default="1m", show_default=True, metavar="DURATION", help=_RECOVER),
+    click.Option(
+        ["--name"], help="Name of the run; a name that exists is resumed. Default: made from the model and time."
+    ),
+    click.Option(["--runs"], default="runs", show_default=True, metavar="FOLDER", help="Where runs are recorded."),
+    click.Option(["--tracking-uri"], metavar="URI", help=_TRACKING),
+)
+
+
+def job_options(command: F) -> F:
+    """Decorate a command function with the recipe argument and every option of JOB_OPTIONS, in this order."""
+    recipe = click.Argument(["recipe"], required=False, type=click.Path(path_type=Path), metavar="[RECIPE.yaml]")
+    existing: list[click.Parameter] = command.__dict__.setdefault("__click_params__", [])
+    existing.extend(reversed([recipe, *JOB_OPTIONS]))  # click collects parameters last first
+    return command
+
+
+def settings(context: click.Context) -> dict[str, Any]:
+    """Field -> value of the search that the command line describes: flags first, then the recipe, then the defaults.
+
+    Raises:
+        InputError: the recipe cannot be read, or has unknown keys or unusable values; names all of them.
+    """
+    path: Path | None = context.params["recipe"]
+    written = read_recipe(path, {_key(option): option for option in JOB_OPTIONS}) if path else {}
+    return {_key(option): _value(context, _key(option), written) for option in JOB_OPTIONS}
+
+
+def _value(context: click.Context, key: str, written: dict[str, Any]) -> Any:
+    given = context.get_parameter_source(key) is not ParameterSource.DEFAULT
+    return written[key] if key in written and not given else context.params[key]
+
+
+def _key(option: click.Option) -> str:
+    assert option.name is not None
+    return option.name

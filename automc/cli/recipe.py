@@ -1,0 +1,80 @@
+"""A recipe: the options of a search in a YAML file, read strictly, with every fault reported at once."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from automc.errors import InputError
+
+__all__ = ["read_recipe"]
+
+
+def read_recipe(path: Path, options: Mapping[str, click.Option]) -> dict[str, Any]:
+    """Field -> value of what the recipe sets. Keys are option names, `batch-size` or `batch_size`.
+
+    Raises:
+        InputError: the file cannot be read, is not a mapping, or has unknown keys or unusable values; names all of them.
+    """
+    values: dict[str, Any] = {}
+    faults: list[str] = []
+    for key, raw in _mapping(path).items():
+        option = options.get(str(key).replace("-", "_"))
+        if option is None or option.name is None:
+            faults.append(_unknown(str(key), options))
+            continue
+        try:
+            values[option.name] = _convert(option, raw)
+        except click.BadParameter as error:
+            faults.append(f"{key}: {error.message.rstrip('.')}")
+    if faults:
+        raise InputError(
+            f"The recipe {path} cannot be used: {'; '.join(faults)}.",
+            remedy="`automc search --help` lists the options.",
+        )
+    return values
+
+
+def _mapping(path: Path) -> Mapping[Any, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not a text file"
+        raise InputError(
+            f"The recipe {path} cannot be read: {reason}.", remedy="Give the path of a YAML file."
+        ) from error
+    except yaml.YAMLError as error:
+        problem = " ".join(str(error).split())
+        raise InputError(
+            f"The recipe {path} is not YAML: {problem}.", remedy="Write lines such as `budget: 50ms`."
+        ) from error
+    if not isinstance(data, Mapping):
+        raise InputError(f"The recipe {path} holds no options.", remedy="Write lines such as `budget: 50ms`.")
+    return data
+
+
+def _unknown(key: str, options: Mapping[str, click.Option]) -> str:
+    names = [name.replace("_", "-") for name in options]
+    close = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    return f"there is no option {key!r}" + (f" (did you mean {close[0]!r}?)" if close else "")
+
+
+def _convert(option: click.Option, raw: Any) -> Any:
+    if option.multiple:
+        values = raw if isinstance(raw, list) else [raw]
+        return tuple(_convert_one(option, value) for value in values)
+    return None if raw is None else _convert_one(option, raw)
+
+
+def _convert_one(option: click.Option, raw: Any) -> Any:
+    if isinstance(raw, (Mapping, list, bool)) or raw is None:
+        raise click.BadParameter(f"{raw!r} is not a single value")
+    if isinstance(raw, float) and not isinstance(option.type, click.types.StringParamType):
+        raise click.BadParameter(f"{raw!r} is not a whole number")
+    text = raw if isinstance(raw, int) and not isinstance(option.type, click.types.StringParamType) else str(raw)
+    return option.type.convert(text, option, None)

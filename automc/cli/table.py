@@ -1,0 +1,104 @@
+"""The result of a search as a table: dense, best, and what changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.table import Table
+
+from automc.cli import text
+from automc.result import Finalist, Summary
+from automc.units import format_quantity
+
+__all__ = ["budget_lines", "result_table"]
+
+Row = tuple[str, str, str, str]
+
+
+def result_table(summary: Summary) -> Table:
+    """dense | best | change; the smallest finalist stands in for the best where nothing held the budget."""
+    chosen = summary.best or summary.smallest or summary.dense
+    table = Table(title=f"{summary.model} on {summary.device}, batch size {summary.batch_size}", title_justify="left")
+    for heading, justify in (("", "left"), ("dense", "right"), (_heading(summary), "right"), ("change", "right")):
+        table.add_column(heading, justify="right" if justify == "right" else "left", no_wrap=True)
+    for row in (*_score_rows(summary, chosen), *_cost_rows(summary, chosen)):
+        table.add_row(*row)
+    return table
+
+
+def budget_lines(summary: Summary) -> list[str]:
+    """Sentences on the budget: whether it was held, how sure that is, and what to do when it was not."""
+    lines = []
+    limits = " and ".join(format_quantity(metric, value) for metric, value in summary.limits.items())
+    if summary.dense_meets_budget:
+        lines.append(f"The dense model already holds the budget of {limits}; the front was searched all the same.")
+    if summary.best is None:
+        lines += [*_unreachable(summary, limits)]
+    else:
+        sure = " by the upper end of its 95 % interval" if "latency_s" in summary.limits else ""
+        lines.append(f"The best model holds the budget of {limits} as measured{sure}.")
+    report = summary.predictor
+    lines.append(
+        f"Predicted latencies are off by {100 * report.mape:.1f} % on held-out models and {100 * report.kernel_mape:.1f} %"
+        f" on held-out kernels; the measurements themselves repeat to {100 * report.noise_floor:.1f} %."
+    )
+    return lines
+
+
+def _heading(summary: Summary) -> str:
+    return "best" if summary.best else "smallest found"
+
+
+def _score_rows(summary: Summary, chosen: Finalist) -> Iterator[Row]:
+    name, dense = summary.score_name, summary.dense
+    recovered = chosen.before_recovery is not None
+    suffix = ", recovered" if recovered else ""
+    before = chosen.before_recovery or (None, None)
+    for split, reference, value, value_before in (
+        ("validation", dense.validation, chosen.validation, before[0]),
+        ("test", dense.test, chosen.test, before[1]),
+    ):
+        if value_before is not None:
+            yield _score_row(name, f"{name} ({split}), before recovery", reference, value_before)
+        if value is not None or reference is not None:
+            yield _score_row(name, f"{name} ({split}{suffix})", reference, value)
+
+
+def _score_row(name: str, label: str, dense: float | None, value: float | None) -> Row:
+    return label, text.score(name, dense), text.score(name, value), text.score_change(name, dense, value)
+
+
+def _cost_rows(summary: Summary, chosen: Finalist) -> Iterator[Row]:
+    dense = summary.dense
+    yield (
+        "latency, measured",
+        text.latency(dense.cost),
+        text.latency(chosen.cost),
+        text.relative(dense.cost.latency_s, chosen.cost.latency_s),
+    )
+    yield _cost_row("latency, predicted", "latency_s", dense.predicted_latency_s, chosen.predicted_latency_s)
+    for metric, label in (("size_bytes", "size"), ("macs", "MACs"), ("energy_j", "energy")):
+        before, after = dense.cost.get(metric), chosen.cost.get(metric)
+        if before is not None or after is not None:
+            yield _cost_row(label, metric, before, after)
+
+
+def _cost_row(label: str, metric: str, before: float | None, after: float | None) -> Row:
+    return label, text.quantity(metric, before), text.quantity(metric, after), text.relative(before, after)
+
+
+def _unreachable(summary: Summary, limits: str) -> Iterator[str]:
+    yield f"Nothing in the search space holds the budget of {limits} as measured."
+    if summary.smallest is None:
+        return
+    exceeded = [
+        f"{format_quantity(metric, value)} instead of {format_quantity(metric, limit)}"
+        for metric, limit in summary.limits.items()
+        if (value := _upper(summary.smallest, metric)) is not None and value > limit
+    ]
+    yield f"The nearest takes {' and '.join(exceeded)}." if exceeded else "The nearest was not certified."
+    yield "Relax the budget to that, allow more --trials, or choose a wider --space."
+
+
+def _upper(finalist: Finalist, metric: str) -> float | None:
+    return finalist.cost.latency_upper_s if metric == "latency_s" else finalist.cost.get(metric)

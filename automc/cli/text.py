@@ -1,0 +1,61 @@
+"""Numbers as people read them, in tables and in plain lines."""
+
+from __future__ import annotations
+
+from automc.trial import Cost
+from automc.units import format_quantity, format_value
+
+__all__ = ["duration", "latency", "quantity", "relative", "score", "score_change"]
+
+NOTHING = "–"
+
+
+def score(name: str, value: float | None) -> str:
+    """A score: accuracies in percent, anything else as a plain number."""
+    if value is None:
+        return NOTHING
+    return f"{100 * value:.2f} %" if name == "accuracy" else f"{value:.4g}"
+
+
+def score_change(name: str, before: float | None, after: float | None) -> str:
+    """What a score gained or lost: percentage points for accuracies."""
+    if before is None or after is None:
+        return NOTHING
+    return f"{100 * (after - before):+.2f} points" if name == "accuracy" else f"{after - before:+.4g}"
+
+
+def quantity(metric: str, value: float | None) -> str:
+    """A cost with its unit: 43.1 ms, 2.40 MB, 38.2 MMACs."""
+    return NOTHING if value is None else format_quantity(metric, value)
+
+
+def latency(cost: Cost) -> str:
+    """A latency with its interval, in the unit of the latency: 43.1 ms (42.8 to 43.5)."""
+    if cost.latency_s is None:
+        return NOTHING
+    if cost.latency_interval_s is None:
+        return format_quantity("latency_s", cost.latency_s)
+    number, unit = format_value("latency_s", cost.latency_s)
+    scale = {"s": 1.0, "ms": 1e3, "µs": 1e6}[unit]
+    digits = len(number.partition(".")[2])
+    low, high = (f"{scale * end:.{digits}f}" for end in cost.latency_interval_s)
+    return f"{number} {unit} ({low} to {high})"
+
+
+def relative(before: float | None, after: float | None) -> str:
+    """By how much a cost changed: -53 %."""
+    if not before or after is None:
+        return NOTHING
+    return f"{100 * (after / before - 1):+.0f} %"
+
+
+def duration(seconds: float) -> str:
+    """A length of time at a glance: 4.2 s, 57 s, 3 min 05 s, 2 h 10 min."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
