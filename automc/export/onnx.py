@@ -1,0 +1,211 @@
+"""ONNX files of compressed models, integer layers in ONNX Runtime's static QDQ format.
+
+The TorchScript-based exporter is tried first: on a ResNet-20 it takes 0.16 s where the torch.export-based one takes 1.1 s, and
+a search exports dozens of candidates. Models that it cannot export go through torch.export.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from onnxruntime.quantization import QDQQuantizer, QuantType
+from onnxruntime.quantization.calibrate import TensorData, TensorsData, CalibrationMethod
+from torch import Tensor, nn
+
+from automc.compress.quantize import Quantized, best_range, float_model, sample
+from automc.errors import AutomcError
+
+__all__ = ["OPSET", "build_onnx", "export_float", "layer_of"]
+
+OPSET = 18
+_INTEGER_OPS = ("Conv", "Gemm", "MatMul")
+_CARRIER_OPS = (
+    "Add", "AveragePool", "Clip", "Concat", "Flatten", "GlobalAveragePool", "MaxPool", "Pad", "Relu", "Reshape", "Resize",
+    "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze",
+)  # fmt: skip
+"""Operators that run on integers when all that they read is integer already, and so spare two conversions."""
+
+
+def build_onnx(model: nn.Module, example: Sequence[Tensor], calibration: Sequence[Tensor], *, reduce_range: bool) -> bytes:
+    """The serialised ONNX model of a compressed model, as deployed: fixed batch, integer layers as QDQ.
+
+    Args:
+        model: what `Stitcher.apply` or recovery returned.
+        example: inputs with the batch size of the deployment.
+        calibration: inputs that set the ranges of the integer tensors.
+
+    Raises:
+        AutomcError: neither exporter can express the model.
+    """
+    proto = export_float(float_model(model), example)
+    integer = {name for name, module in model.named_modules() if isinstance(module, Quantized)}
+    if not integer:
+        return proto.SerializeToString()
+    return quantize_proto(proto, integer, calibration, reduce_range=reduce_range).SerializeToString()
+
+
+def export_float(model: nn.Module, example: Sequence[Tensor]) -> onnx.ModelProto:
+    """`model` as ONNX in floating point, its nodes named after the modules they come from.
+
+    Raises:
+        AutomcError: neither exporter can express the model.
+    """
+    buffer = io.BytesIO()
+    names = [f"input{i}" if i else "input" for i in range(len(example))]
+    options: dict[str, Any] = {"input_names": names, "output_names": ["output"], "opset_version": OPSET}
+    with warnings.catch_warnings(), torch.no_grad(), _quiet():
+        warnings.simplefilter("ignore")
+        try:
+            torch.onnx.export(model, tuple(example), buffer, dynamo=False, **options)
+            return onnx.load_from_string(buffer.getvalue())
+        except Exception as first:  # whatever the tracer raises, the other exporter may still manage
+            try:
+                program = torch.onnx.export(model, tuple(example), dynamo=True, verbose=False, **options)
+                assert program is not None
+                return program.model_proto
+            except Exception as second:
+                raise AutomcError(
+                    f"The model cannot be exported to ONNX: {str(second).splitlines()[0]} "
+                    f"(the TorchScript exporter: {str(first).splitlines()[0]}).",
+                    remedy="Replace the operator that ONNX does not know, or wrap the model without it.",
+                ) from second
+
+
+def layer_of(node: onnx.NodeProto) -> str:
+    """The module that a node comes from, "" where the exporter did not say.
+
+    TorchScript names nodes "/layer1/layer1.0/conv1/Conv"; torch.export keeps the scopes in the node's metadata.
+    """
+    if node.name.startswith("/"):
+        scopes = node.name.split("/")[1:-1]
+        return ".".join(scope.rpartition(".")[2] for scope in scopes)
+    for entry in node.metadata_props:
+        if entry.key == "pkg.torch.onnx.name_scopes":
+            scopes = [scope.strip(" '\"") for scope in entry.value.strip("[]").split(",")]
+            return scopes[-2] if len(scopes) > 1 else ""
+    return ""
+
+
+def quantize_proto(
+    proto: onnx.ModelProto, layers: Iterable[str], calibration: Sequence[Tensor], *, reduce_range: bool
+) -> onnx.ModelProto:
+    """`proto` with the nodes of `layers`, and the carriers between them, in QDQ form."""
+    proto = _with_inferred_shapes(proto)
+    nodes = _integer_nodes(proto.graph, set(layers))
+    tensors = {name for node in nodes for name in (*node.input, *node.output) if name}
+    constants = {initializer.name for initializer in proto.graph.initializer}
+    ranges = _ranges(proto, sorted(tensors - constants), calibration)
+    quantizer = QDQQuantizer(
+        proto,
+        per_channel=True,
+        reduce_range=reduce_range,
+        weight_qType=QuantType.QInt8,
+        activation_qType=QuantType.QUInt8,
+        tensors_range=ranges,
+        nodes_to_quantize=[node.name for node in nodes],
+        nodes_to_exclude=[],
+        op_types_to_quantize=sorted({node.op_type for node in nodes}),
+        extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
+    )
+    with _quiet():
+        quantizer.quantize_model()
+    return _float_outputs(quantizer.model.model)
+
+
+def _float_outputs(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Let matrix products that end the model put out floats: rounding the scores themselves would only lose them."""
+    graph = proto.graph
+    maker = {name: node for node in graph.node for name in node.output}
+    for output in graph.output:
+        decode = maker[output.name]
+        encode = maker.get(decode.input[0]) if decode.op_type == "DequantizeLinear" else None
+        last = maker.get(encode.input[0]) if encode is not None and encode.op_type == "QuantizeLinear" else None
+        if encode is not None and last is not None and last.op_type in ("Gemm", "MatMul"):
+            last.output[0] = output.name
+            graph.node.remove(encode)
+            graph.node.remove(decode)
+    return proto
+
+
+def _integer_nodes(graph: onnx.GraphProto, layers: set[str]) -> list[onnx.NodeProto]:
+    """The nodes that run on integers: those of `layers`, and carriers all of whose inputs such nodes make."""
+    chosen: list[onnx.NodeProto] = []
+    integer: set[str] = set()
+    constants = {initializer.name for initializer in graph.initializer}
+    for node in graph.node:
+        activations = [name for name in node.input if name and name not in constants]
+        own = node.op_type in _INTEGER_OPS and layer_of(node) in layers
+        carried = node.op_type in _CARRIER_OPS and bool(activations) and all(name in integer for name in activations)
+        if own or carried:
+            chosen.append(node)
+            integer.update(node.output)
+    following = {name for node in chosen for name in node.output}
+    for node in graph.node:  # the activation that the runtime fuses into an integer layer
+        if node.op_type in ("Relu", "Clip") and node.input[0] in following and node not in chosen:
+            chosen.append(node)
+    return chosen
+
+
+def _ranges(proto: onnx.ModelProto, tensors: Sequence[str], calibration: Sequence[Tensor]) -> TensorsData:
+    """The MSE-optimal range of each tensor, from running the floating-point model on `calibration`."""
+    values = tensor_values(proto, tensors, calibration)
+    data = {}
+    for name in tensors:
+        low, high = best_range(values[name])
+        data[name] = TensorData(lowest=np.float32(low), highest=np.float32(high))
+    return TensorsData(CalibrationMethod.MinMax, data)
+
+
+def tensor_values(
+    proto: onnx.ModelProto, tensors: Sequence[str], inputs: Sequence[Tensor]
+) -> Mapping[str, NDArray[np.float32]]:
+    """Samples of the values of intermediate tensors, the model run once per fixed-size batch of `inputs`."""
+    tapped = onnx.ModelProto()
+    tapped.CopyFrom(proto)
+    present = {output.name for output in tapped.graph.output} | {i.name for i in tapped.graph.input}
+    tapped.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in present)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(tapped.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    batch = proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    wanted = [name for name in tensors if name not in {i.name for i in tapped.graph.input}]
+    feeds = {i.name: _fit(t, batch) for i, t in zip(proto.graph.input, inputs, strict=True)}
+    outputs = dict(zip(wanted, session.run(wanted, feeds), strict=True)) if wanted else {}
+    outputs.update({name: feeds[name] for name in tensors if name in feeds})
+    return {name: sample(torch.from_numpy(np.asarray(value))) for name, value in outputs.items()}
+
+
+def _fit(tensor: Tensor, batch: int) -> NDArray[Any]:
+    """The first `batch` samples, repeated from the start where there are fewer."""
+    repeats = -(-batch // len(tensor))
+    return torch.cat([tensor] * repeats)[:batch].numpy()
+
+
+def _with_inferred_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
+    for number, node in enumerate(proto.graph.node):
+        node.name = node.name or f"{node.op_type}_{number}"
+    return onnx.shape_inference.infer_shapes(proto)
+
+
+class _quiet:
+    """Silence the exporters' and the quantiser's own logging for a block."""
+
+    _NAMES = ("torch.onnx", "onnxscript", "onnx_ir", "root", "")
+
+    def __enter__(self) -> None:
+        self._levels = {name: logging.getLogger(name).level for name in self._NAMES}
+        for name in self._NAMES:
+            logging.getLogger(name).setLevel(logging.ERROR)
+
+    def __exit__(self, *_: object) -> None:
+        for name, level in self._levels.items():
+            logging.getLogger(name).setLevel(level)
