@@ -1,0 +1,1 @@
+"""Evaluation: the data, the score, the model, and what is wrong with any of them."""

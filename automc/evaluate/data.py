@@ -1,0 +1,203 @@
+"""Data: the four splits a search reads, as plain re-iterables of (inputs, targets) batches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from automc.errors import InputError
+
+__all__ = ["SPLITS", "Data", "Split", "TensorSplit", "inputs_of", "sample_count", "stratified_order", "targets_of"]
+
+SPLITS = ("train", "calibration", "validation", "test")
+Split: TypeAlias = Iterable[Any]
+
+
+@dataclass(frozen=True)
+class Data:
+    """The splits of a data set, each an iterable of (inputs, targets) batches that can be read again and again.
+
+    Attributes:
+        train: what recovery distils on (its inputs alone); None when there is none, calibration serves then.
+        calibration: what ranges and moments are taken from (its inputs alone).
+        validation: what guides the search.
+        test: what nothing was chosen by; None when there is none, and the reported score is the validation score then.
+        augment: a random change of a batch of inputs that keeps their meaning, for recovery.
+        notes: what a reader of the scores has to know about the splits, one sentence each.
+    """
+
+    train: Split | None
+    calibration: Split
+    validation: Split
+    test: Split | None
+    name: str
+    augment: Callable[[Tensor], Tensor] | None = None
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def digest(self) -> str:
+        """Sixteen hex digits that tell data sets apart: sizes and a few samples of each split, not every byte."""
+        digest = hashlib.sha256(self.name.encode())
+        for name, split in self.splits.items():
+            digest.update(f"{name}:{sample_count(split)}".encode())
+            for array in _fingerprint(split):
+                digest.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
+        return digest.hexdigest()[:16]
+
+    @property
+    def splits(self) -> Mapping[str, Split]:
+        """The splits that are there, by name, in the order of SPLITS."""
+        named = {name: getattr(self, name) for name in SPLITS}
+        return {name: split for name, split in named.items() if split is not None}
+
+    def example(self) -> tuple[Tensor, ...]:
+        """The first batch of calibration inputs, as the positional arguments of the model.
+
+        Raises:
+            InputError: the calibration split is empty, or its batches hold no tensors.
+        """
+        batch = next(iter(self.calibration), None)
+        if batch is None:
+            raise InputError("The calibration split is empty.", remedy="Give it at least one batch of inputs.")
+        return inputs_of(batch)
+
+
+class TensorSplit:
+    """Samples in memory, cut into batches; the last batch may be smaller.
+
+    x (n, ...) and y (n,) may stay uint8 or on disk (memory-mapped): only the rows of a batch are gathered and transformed.
+
+    Args:
+        transform: gathered rows of x (batch, ...) -> model inputs; None takes them as they are.
+        index: (m,) rows of x and y that form the split, in order; None takes all.
+        shuffle_seed: when given, every pass reads the rows in a new random order, the same orders for the same seed.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        batch_size: int,
+        transform: Callable[[Tensor], Tensor] | None = None,
+        *,
+        index: Tensor | None = None,
+        shuffle_seed: int | None = None,
+    ) -> None:
+        if len(x) != len(y):
+            raise InputError(f"There are {len(x)} samples but {len(y)} targets.", remedy="Give one target per sample.")
+        self.x, self.y, self.batch_size = x, y, batch_size
+        self._transform = transform
+        self.index = torch.arange(len(x)) if index is None else index
+        self._generator = None if shuffle_seed is None else torch.Generator().manual_seed(shuffle_seed)
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return -(-self.samples // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = self.index
+        if self._generator is not None:
+            order = order[torch.randperm(self.samples, generator=self._generator)]
+        for rows in order.split(self.batch_size) if self.samples else ():
+            yield self.rows(rows)
+
+    @property
+    def samples(self) -> int:
+        """Number of samples."""
+        return len(self.index)
+
+    def rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of the given rows of x and y, transformed."""
+        x = self.x[rows]
+        return (x if self._transform is None else self._transform(x)), self.y[rows]
+
+
+def inputs_of(batch: Any) -> tuple[Tensor, ...]:
+    """The model's positional arguments in a batch: a tensor; (inputs, targets); (first, second, targets); ((first, second), targets).
+
+    Raises:
+        InputError: the batch is none of these.
+    """
+    if isinstance(batch, Tensor):
+        return (batch,)
+    if isinstance(batch, (tuple, list)) and batch:
+        inputs = batch[0] if isinstance(batch[0], (tuple, list)) else batch[: max(1, len(batch) - 1)]
+        if inputs and all(isinstance(value, Tensor) for value in inputs):
+            return tuple(inputs)
+    raise InputError(
+        f"A batch of the data is a {_describe(batch)}, not tensors.",
+        remedy="Let the loader yield (inputs, targets), both tensors; several inputs as ((first, second), targets).",
+    )
+
+
+def targets_of(batch: Any) -> Any:
+    """The last item of a batch of two or more.
+
+    Raises:
+        InputError: the batch holds inputs alone.
+    """
+    if isinstance(batch, (tuple, list)) and len(batch) > 1:
+        return batch[-1]
+    raise InputError(
+        "The data has no targets, so it cannot be scored.", remedy="Let the loader yield (inputs, targets) batches."
+    )
+
+
+def sample_count(split: Split) -> int | None:
+    """Number of samples of a split where it can be told without reading it."""
+    if hasattr(split, "samples"):
+        return int(split.samples)
+    source: Any = getattr(split, "dataset", None)
+    return len(source) if hasattr(source, "__len__") else None
+
+
+def stratified_order(labels: NDArray[Any], seed: int) -> NDArray[np.int64]:
+    """(n,) class labels -> (n,) row numbers in a random order of which every stretch holds the classes in proportion.
+
+    RandomState, whose streams NumPy keeps for ever, so that a split is the same on every machine.
+    """
+    random = np.random.RandomState(seed)
+    position = np.empty(len(labels))
+    for label in np.unique(labels):
+        rows = random.permutation(np.flatnonzero(labels == label))
+        position[rows] = (np.arange(len(rows)) + random.uniform()) / len(rows)
+    return np.argsort(position, kind="stable")
+
+
+def _fingerprint(split: Split) -> Iterator[NDArray[Any]]:
+    """A few samples that do not depend on the order of reading where the split can be indexed, else its first batch."""
+    source: Any = getattr(split, "dataset", None)
+    batches: Iterable[Any]
+    if isinstance(split, TensorSplit):
+        batches = [split.rows(split.index[:: max(1, split.samples // 8)])]
+    elif hasattr(source, "__getitem__") and hasattr(source, "__len__"):
+        batches = [source[row] for row in sorted({0, len(source) // 2, len(source) - 1}) if row >= 0]
+    else:
+        batches = islice(split, 1)
+    for value in _tensors(list(batches)):
+        yield value.detach().cpu().contiguous().numpy()
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, (int, float)):
+        yield torch.tensor(value)
+
+
+def _describe(batch: Any) -> str:
+    if isinstance(batch, (tuple, list)):
+        return f"{type(batch).__name__} of {', '.join(type(value).__name__ for value in batch) or 'nothing'}"
+    return type(batch).__name__

@@ -1,0 +1,161 @@
+"""The model to compress, from what the user typed, with its weights, in evaluation mode."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import pickle
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from automc.errors import InputError, MissingError, UnknownNameError
+from automc.evaluate.functions import call, is_function, load_function
+
+__all__ = ["KINDS", "apply_weights", "load_model", "model_digest", "read_weights"]
+
+KINDS = ("demo", "file.py:function", "package.module:function", "torchvision:NAME", "timm:NAME")
+_NESTED = ("state_dict", "model", "weights", "model_state_dict", "state_dict_ema")
+
+
+def load_model(spec: str | None, weights: Path | None = None, classes: int | None = None) -> nn.Module:
+    """The model that `demo` (None), `file.py:function`, `package.module:function`, `torchvision:NAME` or `timm:NAME` names.
+
+    Args:
+        weights: a .safetensors file or a torch file of tensors; without it, the weights the model comes with, which
+            torchvision and timm download.
+        classes: outputs of a torchvision or timm model; None leaves what it comes with.
+
+    Raises:
+        UnknownNameError: no such kind, or no model of that name; carries the closest match.
+        InputError: the function does not return a model, or the weights do not fit.
+        MissingError: torchvision or timm is not installed, or its weights cannot be downloaded.
+    """
+    kind, _, name = (spec or "demo").partition(":")
+    if kind == "demo" and not name:
+        from automc.demo import model as demo
+
+        model: Any = demo.load() if weights is None else demo.build()
+    elif kind in ("torchvision", "timm"):
+        model = _from_zoo(kind, name, pretrained=weights is None, classes=classes)
+    elif spec is not None and is_function(spec):
+        model = _from_function(spec)
+    else:
+        raise UnknownNameError("model", spec or "", KINDS)
+    if weights is not None:
+        apply_weights(model, weights)
+    return model.eval()
+
+
+def apply_weights(model: nn.Module, path: Path) -> None:
+    """Load weights into a model; all of them must fit, batch counters of batch norms excepted.
+
+    Raises:
+        InputError: not a tensor file, or a key is missing, unexpected or of another shape: the first in the model's order.
+    """
+    given, expected = read_weights(path), model.state_dict()
+    for name, tensor in expected.items():
+        if (name in given and given[name].shape == tensor.shape) or name.endswith("num_batches_tracked"):
+            continue
+        has = f"{_shape(given[name])} in the file" if name in given else "missing from the file"
+        raise InputError(
+            f"The weights in {path} do not fit: {name} is {_shape(tensor)} in the model, {has}.",
+            remedy="Give the weights of this very architecture.",
+        )
+    extra = [name for name in given if name not in expected]
+    if extra:
+        raise InputError(
+            f"The weights in {path} do not fit: the model has no {extra[0]} ({_shape(given[extra[0]])}).",
+            remedy="Give the weights of this very architecture.",
+        )
+    model.load_state_dict(given, strict=False)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Parameter name -> tensor, from a .safetensors file or a torch file that holds nothing but tensors.
+
+    A torch file may nest them under state_dict, model or weights; the prefix `module.` of data-parallel training goes.
+
+    Raises:
+        InputError: no such file, or not a file of tensors. Nothing in it is ever executed.
+    """
+    if not path.is_file():
+        raise InputError(f"There is no weights file {path}.", remedy="Check the path after --weights.")
+    found = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    for name in _NESTED:
+        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
+            found = found[name]
+    if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
+        raise InputError(f"{path} holds no named tensors.", remedy="Save it with torch.save(model.state_dict(), file).")
+    return {str(name).removeprefix("module."): value for name, value in found.items()}
+
+
+def model_digest(model: nn.Module) -> str:
+    """Sixteen hex digits of the model's class and of the name, type, shape and bytes of each weight and buffer."""
+    digest = hashlib.sha256(type(model).__qualname__.encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _from_function(spec: str) -> nn.Module:
+    function = load_function(spec)
+    model = function if isinstance(function, nn.Module) else call(function, spec)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{spec} returned a {type(model).__name__}.", remedy="Return a torch.nn.Module.")
+    return model
+
+
+def _from_zoo(kind: str, name: str, *, pretrained: bool, classes: int | None) -> nn.Module:
+    try:
+        zoo = import_module("torchvision.models" if kind == "torchvision" else "timm")
+    except ImportError as error:
+        raise MissingError(f"{kind}:{name} needs {kind}.", remedy="Install it: pip install 'automc[vision]'") from error
+    known = zoo.list_models()
+    if name not in known:
+        raise UnknownNameError(
+            f"{kind} model", name, difflib.get_close_matches(name, known, n=5, cutoff=0.3) or known[:5]
+        )
+    outputs = {} if classes is None else {"num_classes": classes}
+    try:
+        if kind == "torchvision":
+            model = zoo.get_model(name, weights="DEFAULT" if pretrained else None, **outputs)
+        else:
+            model = zoo.create_model(name, pretrained=pretrained, **outputs)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise MissingError(
+            f"The weights of {kind}:{name} could not be had: {error}.", remedy="Give a file of them with --weights."
+        ) from error
+    return model
+
+
+def _read_safetensors(path: Path) -> Any:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(
+            f"{path} is not a safetensors file ({error}).", remedy="Write it with safetensors.torch."
+        ) from error
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{path} is not a file of tensors ({first[:120]}).",
+            remedy="Save it with torch.save(model.state_dict(), file), or as .safetensors.",
+        ) from error
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a scalar"
