@@ -1,0 +1,78 @@
+"""Which kernel of the runtime's graph is which layer (and which factor of it) of the model that it was given.
+
+Runtimes rename what they fuse. ONNX Runtime keeps either the node's name or the name of a tensor that it writes, with a
+suffix; both lead back to the layer by the model that was given. What matches nothing stands between layers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import onnx
+
+from automc.devices.device import NodeTime
+from automc.predict.structure import LAYER_OPS, layer_of, scope_of
+
+__all__ = ["Place", "attribute"]
+
+Place = tuple[str, int]
+"""(layer, factor): factor 0 is the layer itself where it is not factorised."""
+
+_SUFFIX = re.compile(r"(_token_\d+|_nchwc|_fused|_quant|/duplicated)+$")
+_COMPUTES = ("Conv", "Gemm", "MatMul")
+
+
+def attribute(model: bytes, nodes: Sequence[NodeTime], layers: Sequence[str]) -> list[Place | None]:
+    """For each node the layer and factor that it computes, None for what stands between layers.
+
+    `model` is what the runtime was given; its weights are named `<layer>.…weight…`.
+    """
+    places = _places(onnx.load_from_string(model).graph, layers)
+    taken: set[Place] = set()
+    found: list[Place | None] = []
+    for node in nodes:
+        place = places.get(_SUFFIX.sub("", node.name)) if any(op in node.op for op in _COMPUTES) else None
+        found.append(None if place is None or place in taken else place)
+        if place is not None:
+            taken.add(place)
+    return found
+
+
+def _places(graph: Any, layers: Sequence[str]) -> dict[str, Place]:
+    """Names of layer nodes, of what they write, and of what elementwise nodes after them write -> place."""
+    constants = {tensor.name: tensor.name for tensor in graph.initializer}
+    factors: dict[str, int] = defaultdict(int)
+    written: dict[str, Place] = {}
+    places: dict[str, Place] = {}
+    for node in graph.node:
+        if node.op_type in LAYER_OPS:
+            place = _place(node, constants, layers, factors)
+        else:
+            sources = [name for name in node.input if name and name not in constants]
+            if not sources:
+                constants.update({name: constants.get(node.input[0], "") if node.input else "" for name in node.output})
+                continue
+            place = written.get(sources[0]) if len(sources) == 1 else None
+        if place is not None:
+            written.update({name: place for name in node.output})
+            places.update({name: place for name in (node.name, *node.output) if name})
+    return places
+
+
+def _place(node: Any, constants: dict[str, str], layers: Sequence[str], factors: dict[str, int]) -> Place | None:
+    weights = [constants[name] for name in node.input if name in constants]
+    layer = next((owner for name in weights if (owner := layer_of(name, layers))), None)
+    if layer is None and weights:
+        layer = _by_scope(node.name, layers)
+    if layer is None:
+        return None
+    factors[layer] += 1
+    return layer, factors[layer] - 1
+
+
+def _by_scope(node_name: str, layers: Sequence[str]) -> str | None:
+    scope = scope_of(node_name)
+    return scope if scope in layers else layer_of(scope, layers)

@@ -1,0 +1,184 @@
+"""From the choices for a layer to the kernels that run it: shapes, precision, and the memory layout they work in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from automc.graph import LayerGraph, LayerSpec
+from automc.policy import LowRank, Prune, Quantize
+from automc.space import Codes, SearchSpace
+
+__all__ = ["BLOCKED", "COLUMNS", "INT8", "PLAIN", "Ints", "Kernels", "LayerChoices", "Layouts", "layer_kernels"]
+
+Ints = NDArray[np.int64]
+COLUMNS = ("kind", "cin", "cout", "window", "stride", "in_positions", "out_positions", "groups", "int8")
+KINDS = ("conv", "pointwise", "depthwise", "grouped", "linear")
+
+PLAIN, BLOCKED, INT8 = 1, 2, 4
+"""Formats of an activation: fp32 as the model has it, fp32 in channel blocks, 8-bit. Bits, so that a tensor may have several."""
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Kernels as rows of integers, columns as in COLUMNS; positions are per sample."""
+
+    rows: Ints
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, column: str) -> Ints:
+        """(count,) one column."""
+        return self.rows[:, COLUMNS.index(column)]
+
+    @property
+    def macs(self) -> Ints:
+        """(count,) multiply-accumulates per sample."""
+        return self["out_positions"] * self.weights
+
+    @property
+    def weights(self) -> Ints:
+        """(count,) number of weights."""
+        return self["cin"] * self["cout"] * self["window"] // np.maximum(self["groups"], 1)
+
+
+@dataclass(frozen=True)
+class Layouts:
+    """The layout rules of a runtime that computes fp32 convolutions in blocks of channels.
+
+    A convolution of at least a block of input channels, a multiple of `multiple`, reads and writes blocks; one of fewer reads the plain
+    layout and writes blocks; any other works on the plain layout. Without blocks (`block` 1) all is plain.
+    """
+
+    block: int = 1
+    multiple: int = 1
+
+    def modes(self, kernels: Kernels) -> Ints:
+        """(count,) 0 plain, 1 plain in and blocks out ("direct"), 2 blocks in and out."""
+        mode = np.zeros(len(kernels), dtype=np.int64)
+        if self.block <= 1 or not len(kernels):
+            return mode
+        kind, cin, cout, groups = (kernels[c] for c in ("kind", "cin", "cout", "groups"))
+        ordinary, aligned = kind <= 1, cin % self.multiple == 0
+        mode[ordinary & (cin < self.block)] = 1
+        mode[ordinary & (cin >= self.block) & aligned] = 2
+        mode[(kind == 2) & (cout % self.multiple == 0)] = 2
+        per_group = (cin // groups % self.block == 0) & (cout // groups % self.block == 0)
+        mode[(kind == 3) & per_group] = 2
+        mode[kernels["int8"] == 1] = 0
+        return mode
+
+    def formats(self, kernels: Kernels) -> tuple[Ints, Ints]:
+        """(count,) the format that each kernel reads, and the one it writes."""
+        mode, int8 = self.modes(kernels), kernels["int8"] == 1
+        reads = np.where(int8, INT8, np.where(mode == 2, BLOCKED, PLAIN))
+        writes = np.where(int8, INT8, np.where(mode >= 1, BLOCKED, PLAIN))
+        return reads, writes
+
+
+@dataclass(frozen=True)
+class LayerChoices:
+    """Which columns of a policy's codes concern a layer, and what each code means for it.
+
+    Attributes:
+        inputs, outputs: (fixed, [(column or -1, kept channels times `times` per code)]).
+        low_rank, quantize: (column or -1, spec per code).
+    """
+
+    spec: LayerSpec
+    inputs: tuple[int, tuple[tuple[int, Ints], ...]]
+    outputs: tuple[int, tuple[tuple[int, Ints], ...]]
+    low_rank: tuple[int, tuple[LowRank | None, ...]]
+    quantize: tuple[int, tuple[Quantize | None, ...]]
+
+    @classmethod
+    def of(cls, spec: LayerSpec, graph: LayerGraph, space: SearchSpace) -> LayerChoices:
+        """The choices that `space` offers for a layer."""
+        ranks = _domain(space, spec.name, LowRank.knob)
+        bits = _domain(space, spec.name, Quantize.knob)
+        return cls(
+            spec,
+            (spec.inputs.fixed, kept(spec.inputs.parts, graph, space)),
+            (spec.outputs.fixed, kept(spec.outputs.parts, graph, space)),
+            (ranks[0], tuple(s if isinstance(s, LowRank) else None for s in ranks[1])),
+            (bits[0], tuple(s if isinstance(s, Quantize) else None for s in bits[1])),
+        )
+
+    def keys(self, codes: Codes) -> Ints:
+        """(count,) one integer per policy that says all about the layer: cin, cout, rank code, bits code."""
+        cin, cout = count(self.inputs, codes), count(self.outputs, codes)
+        keys = cin * (self.spec.out_channels + 1) + cout
+        keys = keys * len(self.low_rank[1]) + _code(self.low_rank[0], codes)
+        return keys * len(self.quantize[1]) + _code(self.quantize[0], codes)
+
+    def read(self, key: int) -> tuple[int, int, LowRank | None, Quantize | None]:
+        """(cin, cout, rank, bits) of a key."""
+        key, bits = divmod(key, len(self.quantize[1]))
+        key, rank = divmod(key, len(self.low_rank[1]))
+        cin, cout = divmod(key, self.spec.out_channels + 1)
+        return cin, cout, self.low_rank[1][rank], self.quantize[1][bits]
+
+
+def layer_kernels(spec: LayerSpec, cin: int, cout: int, rank: LowRank | None, bits: Quantize | None) -> Kernels:
+    """The kernels of a layer, in order: itself, or its factors.
+
+    svd: k x k (or linear) cin -> rank, then 1 x 1 rank -> cout. tucker: 1 x 1 cin -> rank_in, k x k rank_in -> rank, 1 x 1
+    rank -> cout, with rank_in = rank * cin / cout. Ranks are capped at what the pruned layer allows.
+    """
+    window, stride = spec.kernel[0] * spec.kernel[1], spec.stride[0] * spec.stride[1]
+    here, there, int8 = spec.in_positions, spec.positions, int(bits is not None)
+    if rank is None:
+        groups = cout if spec.kind == "depthwise" else spec.groups
+        kind = KINDS.index(spec.kind if spec.kind != "conv" or window > 1 else "pointwise")
+        rows = [(kind, cin, cout, window, stride, here, there, groups, int8)]
+    elif rank.method == "svd":
+        inner = max(1, min(rank.rank, cout, cin * window))
+        kinds = (4, 4) if spec.kind == "linear" else (0 if window > 1 else 1, 1)
+        rows = [
+            (kinds[0], cin, inner, window, stride, here, there, 1, int8),
+            (kinds[1], inner, cout, 1, 1, there, there, 1, int8),
+        ]
+    else:
+        inner = max(1, min(rank.rank, cout))
+        first = min(cin, max(1, round(rank.rank * cin / cout)))
+        rows = [
+            (1, cin, first, 1, 1, here, here, 1, int8),
+            (0, first, inner, window, stride, here, there, 1, int8),
+            (1, inner, cout, 1, 1, there, there, 1, int8),
+        ]
+    return Kernels(np.array(rows, dtype=np.int64))
+
+
+def kept(parts: Sequence[tuple[str, int]], graph: LayerGraph, space: SearchSpace) -> tuple[tuple[int, Ints], ...]:
+    """For each (group, times): the group's column (or -1) and `times` x kept channels per code."""
+    found = []
+    for group, times in parts:
+        column, specs = _domain(space, group, Prune.knob)
+        width = graph.widths[group]
+        keeps = [spec.keep if isinstance(spec, Prune) else width for spec in specs]
+        found.append((column, times * np.array(keeps, dtype=np.int64)))
+    return tuple(found)
+
+
+def count(choices: tuple[int, tuple[tuple[int, Ints], ...]], codes: Codes) -> Ints:
+    """(count,) channels of each policy."""
+    fixed, parts = choices
+    total = np.full(len(codes), fixed, dtype=np.int64)
+    for column, keeps in parts:
+        total += keeps[0] if column < 0 else keeps[codes[:, column]]
+    return total
+
+
+def _domain(space: SearchSpace, target: str, knob: str) -> tuple[int, tuple[object, ...]]:
+    for column, domain in enumerate(space.domains):
+        if domain.target == target and domain.knob == knob:
+            return column, domain.choices
+    return -1, (None,)
+
+
+def _code(column: int, codes: Codes) -> Ints | int:
+    return 0 if column < 0 else codes[:, column]

@@ -1,0 +1,141 @@
+"""One fit: kernels, glue and calibration learned from a set of profiled candidates, priced over codes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from automc.graph import LayerGraph
+from automc.predict.calibration import Calibration
+from automc.predict.glue import Flow, Glue
+from automc.predict.kernel_model import KernelModel
+from automc.predict.kernels import Kernels, LayerChoices, Layouts
+from automc.predict.layers import LayerTable
+from automc.predict.profile import Candidate, Profile
+from automc.predict.roofline import Floats
+from automc.predict.size import SizeModel
+from automc.predict.structure import Structure
+from automc.space import Codes, SearchSpace
+
+__all__ = ["FittedModel", "Priced", "Samples", "Setting"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a fit is for: the model, its space, the batch, the runtime's layouts."""
+
+    graph: LayerGraph
+    space: SearchSpace
+    structure: Structure
+    layouts: Layouts
+    batch_size: int
+
+    def choices(self) -> list[LayerChoices]:
+        """One per layer."""
+        return [LayerChoices.of(layer, self.graph, self.space) for layer in self.graph.layers]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Profiled candidates as arrays.
+
+    Attributes:
+        codes: (models, domains).
+        latency_s: (models,) whole models as measured.
+        kernels: per model the measured kernels and their (count,) seconds.
+        glue_s: kind of operator -> (models,) seconds of what belongs to no layer.
+        size_bytes: (models,).
+    """
+
+    codes: Codes
+    latency_s: Floats
+    kernels: tuple[tuple[Kernels, Floats], ...]
+    glue_s: dict[str, Floats]
+    size_bytes: Floats
+
+    @classmethod
+    def of(cls, profile: Profile, setting: Setting) -> Samples:
+        """Kernel times are scaled so that they add up to what the whole model took, which was measured more carefully."""
+        latency = np.array([profile.latency_s(candidate) for candidate in profile.candidates])
+        codes = setting.space.encode(candidate.policy for candidate in profile.candidates)
+        tables = {c.spec.name: LayerTable(c, setting.layouts, setting.batch_size) for c in setting.choices()}
+        scales = _scales(profile.candidates, latency)
+        kernels = [_measured(c, row, tables, s) for c, row, s in zip(profile.candidates, codes, scales, strict=True)]
+        glue: dict[str, Floats] = defaultdict(lambda: np.zeros(len(latency)))
+        for index, candidate in enumerate(profile.candidates):
+            for node, place in zip(candidate.nodes, candidate.places, strict=True):
+                if place is None:
+                    glue[node.op][index] += node.time_s * scales[index]
+        sizes = np.array([candidate.size_bytes for candidate in profile.candidates], dtype=np.float64)
+        return cls(codes, latency, tuple(kernels), dict(glue), sizes)
+
+    def take(self, rows: Sequence[int]) -> Samples:
+        """Some of the models."""
+        picked = list(rows)
+        glue = {op: times[picked] for op, times in self.glue_s.items()}
+        kernels = tuple(self.kernels[row] for row in picked)
+        return Samples(self.codes[picked], self.latency_s[picked], kernels, glue, self.size_bytes[picked])
+
+    def all_kernels(self) -> tuple[Kernels, Floats]:
+        """Every measured kernel, and (count,) its seconds."""
+        rows = np.concatenate([kernels.rows for kernels, _ in self.kernels])
+        return Kernels(rows), np.concatenate([times for _, times in self.kernels])
+
+
+@dataclass(frozen=True)
+class Priced:
+    """(count,) latency, size and macs; (count, layers) seconds per layer."""
+
+    latency_s: Floats
+    size_bytes: Floats
+    macs: Floats
+    layers_s: Floats
+
+
+class FittedModel:
+    """Prices codes by what `samples` taught."""
+
+    def __init__(self, samples: Samples, setting: Setting) -> None:
+        self.setting = setting
+        self.kernel_model = KernelModel.fit(*samples.all_kernels(), setting.layouts, setting.batch_size)
+        layouts, batch = setting.layouts, setting.batch_size
+        tables = [LayerTable(choice, layouts, batch, self.kernel_model) for choice in setting.choices()]
+        self.flow = Flow(setting.structure, setting.graph, setting.space, tables)
+        counted = self.flow.count(samples.codes)
+        self.glue = Glue.fit(counted.glue, samples.glue_s, samples.latency_s)
+        self.calibration = Calibration.fit(self._terms(counted.layers, counted.glue), samples.latency_s)
+        dense = float(len(setting.graph.layers))
+        self.size = SizeModel.fit(
+            counted.layers[:, 3], counted.layers[:, 1], counted.layers[:, 4], samples.size_bytes, dense
+        )
+
+    def price(self, codes: Codes) -> Priced:
+        """Price (count, domains) codes."""
+        counted = self.flow.count(codes)
+        latency = self.calibration.predict(self._terms(counted.layers, counted.glue))
+        size = self.size.predict(counted.layers[:, 3], counted.layers[:, 1], counted.layers[:, 4])
+        return Priced(latency, size, counted.layers[:, 2], counted.times_s)
+
+    def _terms(self, layers: Floats, glue: Floats) -> Floats:
+        nodes = layers[:, 1] + glue[:, self.flow.count_columns].sum(axis=1)
+        return np.stack([layers[:, 0], self.glue.predict(glue), nodes, np.ones(len(layers))], axis=1)
+
+
+def _measured(candidate: Candidate, code: Codes, tables: dict[str, LayerTable], scale: float) -> tuple[Kernels, Floats]:
+    rows, times = [], []
+    expected = {name: table.kernels(int(table.choices.keys(code[None])[0])) for name, table in tables.items()}
+    for node, place in zip(candidate.nodes, candidate.places, strict=True):
+        if place is not None and place[0] in expected and place[1] < len(expected[place[0]]):
+            rows.append(expected[place[0]].rows[place[1]])
+            times.append(node.time_s * scale)
+    return Kernels(np.array(rows, dtype=np.int64).reshape(len(rows), -1)), np.maximum(np.array(times), 1e-9)
+
+
+def _scales(candidates: Sequence[Candidate], latency_s: Floats) -> Floats:
+    """(models,) what makes kernel times add up to the whole latency, less the usual share of overhead."""
+    sums = np.array([sum(node.time_s for node in candidate.nodes) for candidate in candidates])
+    ratios = latency_s / sums
+    return np.asarray(ratios / np.median(ratios))

@@ -1,0 +1,135 @@
+"""LearnedPredictor: policy codes to costs, with intervals and an error that was measured on models it had not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from automc.graph import LayerGraph
+from automc.policy import Policy
+from automc.predict.calibration import Corrections, conformal
+from automc.predict.kernel_model import distinct
+from automc.predict.kernels import Layouts
+from automc.predict.model import FittedModel, Samples, Setting
+from automc.predict.profile import Profile
+from automc.predict.roofline import Floats
+from automc.predict.structure import read_structure
+from automc.protocols import Costs
+from automc.result import PredictorReport
+from automc.space import Codes, SearchSpace
+
+__all__ = ["LearnedPredictor"]
+
+_FOLDS = 6
+_CHUNK = 8192
+
+
+@dataclass(frozen=True)
+class LearnedPredictor:
+    """Prices policies of one space on one device. Latency is of one batch, `macs` per sample, size of the ONNX file.
+
+    Attributes:
+        half_width: of the 95 % interval far from any measured policy, in log ratio.
+        anchors: policies measured since the fit: their codes and seconds.
+    """
+
+    model: FittedModel
+    report: PredictorReport
+    half_width: float
+    anchors: tuple[tuple[tuple[int, ...], float], ...] = ()
+
+    @classmethod
+    def fit(
+        cls, profile: Profile, graph: LayerGraph, space: SearchSpace, dense_onnx: bytes, batch_size: int
+    ) -> LearnedPredictor:
+        """Learn from a profile; errors and intervals come from candidates held out in turn.
+
+        Raises:
+            InputError: the dense model is not readable, or the profile is of another space.
+        """
+        layouts = Layouts(profile.capabilities.channel_block, profile.capabilities.channel_multiple)
+        setting = Setting(graph, space, read_structure(dense_onnx, graph), layouts, batch_size)
+        samples = Samples.of(profile, setting)
+        errors, kernel_errors = _held_out(samples, setting)
+        model = FittedModel(samples, setting)
+        report = PredictorReport(
+            mape=float(np.mean(np.abs(np.expm1(errors)))),
+            kernel_mape=float(np.mean(np.abs(np.expm1(kernel_errors)))),
+            noise_floor=profile.measurement.noise_floor,
+            kernels=len(model.kernel_model.exact),
+            models=len(samples.codes),
+            coverage=_coverage(model),
+        )
+        return cls(model, report, max(conformal(errors), profile.measurement.noise_floor))
+
+    def predict(self, codes: Codes) -> Costs:
+        """Costs of (count, domains) codes."""
+        rows = self.model.setting.space.check(codes)
+        parts = [self._predict(rows[i : i + _CHUNK]) for i in range(0, max(len(rows), 1), _CHUNK)]
+        fields = ("latency_s", "latency_low_s", "latency_high_s", "size_bytes", "macs")
+        return Costs(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in fields})
+
+    def corrected(self, measured: Sequence[tuple[Policy, float]]) -> LearnedPredictor:
+        """The predictor after more whole-model measurements, (policy, seconds): exact there, and nearer to the truth around.
+
+        A policy that is measured again counts with its last value.
+
+        Raises:
+            InputError: a policy that is not in the space.
+        """
+        codes = self.model.setting.space.encode(policy for policy, _ in measured)
+        fresh = {tuple(row): float(seconds) for row, (_, seconds) in zip(codes.tolist(), measured, strict=True)}
+        return replace(self, anchors=tuple({**dict(self.anchors), **fresh}.items()))
+
+    def _predict(self, codes: Codes) -> Costs:
+        priced = self.model.price(codes)
+        latency, width = priced.latency_s, np.full(len(codes), self.half_width)
+        if self._corrections is not None and len(codes):
+            shift, left = self._corrections.at(priced.layers_s)
+            latency = latency * np.exp(shift)
+            width = np.maximum(width * left, self.report.noise_floor)
+            for row, seconds in self.anchors:
+                latency[(codes == np.array(row)).all(axis=1)] = seconds
+        low, high = latency * np.exp(-width), latency * np.exp(width)
+        return Costs(latency, low, high, priced.size_bytes, priced.macs)
+
+    @cached_property
+    def _corrections(self) -> Corrections | None:
+        if not self.anchors:
+            return None
+        codes = np.array([row for row, _ in self.anchors], dtype=np.int64)
+        priced = self.model.price(codes)
+        seconds = np.array([seconds for _, seconds in self.anchors])
+        return Corrections.of(priced.layers_s, np.log(seconds / priced.latency_s))
+
+
+def _held_out(samples: Samples, setting: Setting) -> tuple[Floats, Floats]:
+    """Log of measured over predicted: of each model, and of kernels in no training model, predicted without them."""
+    count = len(samples.codes)
+    order = np.random.default_rng(0).permutation(count)
+    folds = [fold.tolist() for fold in np.array_split(order, min(_FOLDS, count)) if len(fold)]
+    errors, kernel_errors = np.zeros(count), [np.zeros(0)]
+    for fold in folds if len(folds) > 1 else []:
+        rest = sorted(set(range(count)) - set(fold))
+        model = FittedModel(samples.take(rest), setting)
+        held = samples.take(fold)
+        errors[fold] = np.log(held.latency_s / model.price(held.codes).latency_s)
+        kernels, times = distinct(*held.all_kernels())
+        unseen = ~model.kernel_model.is_exact(kernels)
+        kernel_errors.append(np.log(times / model.kernel_model.predict(kernels, use_exact=False))[unseen])
+    return errors, np.concatenate(kernel_errors)
+
+
+def _coverage(model: FittedModel) -> float:
+    """Share of the dense latency in kernels whose class has coefficients of its own, and in glue that was observed."""
+    dense = model.setting.space.dense[None]
+    counted = model.flow.count(dense)
+    total = float(counted.layers[0, 0] + model.glue.predict(counted.glue)[0])
+    bound = 0.0
+    for table in model.flow.tables:
+        kernels = table.kernels(int(table.choices.keys(dense)[0]))
+        bound += float(model.kernel_model.predict(kernels)[~model.kernel_model.learned(kernels)].sum())
+    return 1.0 - bound / max(total, 1e-12)

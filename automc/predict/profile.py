@@ -1,0 +1,139 @@
+"""Profile a device on a model: whole compressed candidates, timed kernel by kernel and as a whole, kept as raw rounds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from automc.devices.device import Array, Capabilities, Device, NodeTime, cache_dir, digest
+from automc.devices.measure import Measurement
+from automc.errors import AutomcError
+from automc.graph import LayerGraph
+from automc.policy import Policy
+from automc.predict.attribute import Place, attribute
+from automc.predict.sampling import stratified
+from automc.predict.store import read_profile, write_profile
+from automc.protocols import Observer
+from automc.space import SearchSpace
+
+__all__ = ["Candidate", "Profile", "profile_key", "profile_model"]
+
+MAX_CANDIDATES = 28
+MIN_CANDIDATES = 8
+_KERNEL_REPEATS = 4
+_ROUNDS = 8
+_BUILD_SHARE = 0.6
+"""Share of the time limit for building candidates and timing their kernels; the rest is for the interleaved rounds."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One compressed model as measured: its kernels, and which layer (and factor) each of them is."""
+
+    policy: Policy
+    size_bytes: int
+    nodes: tuple[NodeTime, ...]
+    places: tuple[Place | None, ...]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What was measured of one model on one device. `measurement.rounds_s` is keyed by policy digest."""
+
+    key: str
+    device_key: str
+    environment: Mapping[str, str]
+    capabilities: Capabilities
+    batch_size: int
+    candidates: tuple[Candidate, ...]
+    measurement: Measurement
+    seconds: float
+
+    def latency_s(self, candidate: Candidate) -> float:
+        """The measured latency of a candidate's whole model."""
+        return self.measurement.median_s(candidate.policy.digest)
+
+
+def profile_model(
+    device: Device,
+    build: Callable[[Policy], bytes],
+    graph: LayerGraph,
+    space: SearchSpace,
+    inputs: Sequence[Array],
+    dense_onnx: bytes,
+    *,
+    time_limit_s: float = 45.0,
+    seed: int = 0,
+    observer: Observer | None = None,
+) -> Profile:
+    """The profile of a model on a device: read from the cache where there is one, otherwise measured and kept there.
+
+    `inputs` are those of one batch, batch first. Fewer candidates are measured where time is short, at least MIN_CANDIDATES (or the whole
+    space, where it is smaller).
+
+    Raises:
+        AutomcError: no candidate could be built; the reason is the first one's.
+    """
+    key = profile_key(device, space, inputs, dense_onnx)
+    path = cache_dir() / "devices" / f"{device.key}.jsonl"
+    cached = read_profile(path, key, observer)
+    if cached is not None:
+        return cached
+    begin = time.monotonic()
+    codes = stratified(space, MAX_CANDIDATES, seed)
+    if observer:
+        observer.stage("profile the device", 2.0 * len(codes))
+    built = _build(device, build, graph, space.decode(codes), inputs, begin + _BUILD_SHARE * time_limit_s, observer)
+    left = max(time_limit_s - (time.monotonic() - begin), 2.0)
+    models = {candidate.policy.digest: model for candidate, model in built}
+    measurement = device.measure(models, inputs, _ROUNDS, min_time_s=0.0, time_limit_s=left, retries=3, seed=seed)
+    if observer:
+        observer.advance(float(len(codes)))
+    profile = Profile(
+        key, device.key, device.environment(), device.capabilities(), len(inputs[0]),
+        tuple(candidate for candidate, _ in built), measurement, time.monotonic() - begin,
+    )  # fmt: skip
+    write_profile(path, profile, observer)
+    return profile
+
+
+def profile_key(device: Device, space: SearchSpace, inputs: Sequence[Array], dense_onnx: bytes) -> str:
+    """Identifies device, model, batch and space: what a profile may be reused for."""
+    shapes = json.dumps([list(array.shape) for array in inputs])
+    domains = [[d.target, d.knob, [spec and dataclasses.asdict(spec) for spec in d.choices]] for d in space.domains]
+    return digest(device.key, dense_onnx, shapes, json.dumps(domains))
+
+
+def _build(
+    device: Device,
+    build: Callable[[Policy], bytes],
+    graph: LayerGraph,
+    policies: Sequence[Policy],
+    inputs: Sequence[Array],
+    deadline: float,
+    observer: Observer | None,
+) -> list[tuple[Candidate, bytes]]:
+    names = [layer.name for layer in graph.layers]
+    built: list[tuple[Candidate, bytes]] = []
+    failures: list[Exception] = []
+    for policy in policies:
+        if len(built) >= MIN_CANDIDATES and time.monotonic() > deadline:
+            break
+        try:
+            model = build(policy)
+            nodes = device.node_times(model, inputs, _KERNEL_REPEATS)
+        except Exception as error:  # one candidate that cannot be built or run is said and left out
+            failures.append(error)
+            if observer:
+                observer.message(f"a candidate could not be profiled: {error}", "warning")
+            continue
+        places = attribute(model, nodes, names)
+        built.append((Candidate(policy, len(model), tuple(nodes), tuple(places)), model))
+        if observer:
+            observer.advance()
+    if not built:
+        raise AutomcError(f"No candidate could be profiled: {failures[0]}") from failures[0]
+    return built

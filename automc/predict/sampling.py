@@ -1,0 +1,72 @@
+"""Which compressed candidates to profile: few, but spread over what a search may propose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from automc.policy import LowRank, Prune, Quantize
+from automc.predict.kernels import Ints
+from automc.space import Codes, SearchSpace
+
+__all__ = ["stratified"]
+
+
+def stratified(space: SearchSpace, count: int, seed: int = 0) -> Codes:
+    """(<= count, domains) different codes: dense, each knob alone at several strengths, knobs together, random mixtures.
+
+    In order of use: whoever can measure only a part takes the first ones.
+    """
+    rng = np.random.default_rng(seed)
+    recipes = _recipes(space, rng)
+    rows = [space.dense, *(recipes[index % len(recipes)]() for index in range(4 * count))]
+    unique = dict.fromkeys(tuple(row.tolist()) for row in rows)
+    return np.array(list(unique)[:count], dtype=np.int64).reshape(-1, len(space))
+
+
+def _recipes(space: SearchSpace, rng: np.random.Generator) -> list[Callable[[], Codes]]:
+    prune, rank, bits = (space.columns(spec.knob) for spec in (Prune, LowRank, Quantize))
+
+    def draw(strength: float, columns: list[int], share: float = 1.0) -> Ints:
+        """Codes near `strength` in a `share` of the columns, dense elsewhere."""
+        row = space.dense
+        if columns:
+            top = space.cardinalities[columns] - 1
+            wished = np.rint(top * np.clip(strength + rng.normal(0, 0.2, len(columns)), 0, 1)).astype(np.int64)
+            row[columns] = np.where(rng.random(len(columns)) < share, wished, 0)
+        return row
+
+    def anywhere(columns: list[int], share: float) -> Ints:
+        """Random codes in a `share` of the columns."""
+        row = space.dense
+        drawn = space.sample(1, rng)[0]
+        row[columns] = np.where(rng.random(len(columns)) < share, drawn[columns], 0)
+        return row
+
+    def every_bit() -> Ints:
+        row = space.dense
+        row[bits] = space.cardinalities[bits] - 1
+        return row
+
+    def stretch() -> Ints:
+        """Integers in one run of consecutive layers."""
+        row = space.dense
+        first, last = sorted(rng.integers(0, len(bits) + 1, 2)) if bits else (0, 0)
+        row[bits[first:last]] = space.cardinalities[bits[first:last]] - 1
+        return row
+
+    return [
+        every_bit,
+        lambda: draw(rng.uniform(0.3, 0.7), prune),
+        lambda: anywhere(rank, 0.7),
+        lambda: anywhere([*prune, *rank, *bits], rng.uniform(0.3, 1.0)),
+        lambda: draw(rng.uniform(0.2, 0.8), prune) + every_bit(),
+        lambda: draw(rng.uniform(0.7, 1.0), prune),
+        lambda: draw(rng.uniform(0.2, 0.8), prune) + stretch(),
+        lambda: anywhere([*prune, *rank, *bits], rng.uniform(0.1, 0.4)),
+        lambda: draw(rng.uniform(0.1, 0.9), prune) + anywhere(rank, rng.uniform(0.2, 0.6)),
+        lambda: draw(rng.uniform(0.0, 0.4), prune) + anywhere(rank, 0.3) + stretch(),
+        lambda: draw(rng.uniform(0.1, 0.5), prune, 0.6),
+        lambda: anywhere([*prune, *bits], rng.uniform(0.3, 0.9)),
+    ]

@@ -1,0 +1,113 @@
+"""Profiles on disk: JSON lines, appended, one per candidate, closed by a line that holds the interleaved rounds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from automc.devices.device import Capabilities, NodeTime
+from automc.devices.measure import Measurement
+from automc.policy import Policy
+from automc.protocols import Observer
+
+if TYPE_CHECKING:
+    from automc.predict.profile import Candidate, Profile
+
+__all__ = ["SCHEMA", "read_profile", "write_profile"]
+
+SCHEMA = 1
+
+
+def write_profile(path: Path, profile: Profile, observer: Observer | None = None) -> None:
+    """Append a profile. Where nothing can be written the next run measures again, and `observer` is told."""
+    head = {
+        "device_key": profile.device_key,
+        "environment": dict(profile.environment),
+        "capabilities": dataclasses.asdict(profile.capabilities),
+        "batch_size": profile.batch_size,
+        "measurement": profile.measurement.to_json(),
+        "seconds": round(profile.seconds, 3),
+        "candidates": len(profile.candidates),
+    }
+    records = [("candidate", _candidate_json(candidate)) for candidate in profile.candidates] + [("profile", head)]
+    lines = [json.dumps({"schema": SCHEMA, "kind": kind, "key": profile.key, **data}) for kind, data in records]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _append(path, "".join(f"{line}\n" for line in lines))
+    except OSError as error:
+        if observer:
+            observer.message(f"the device profile could not be kept in {path}: {error}", "warning")
+
+
+def read_profile(path: Path, key: str, observer: Observer | None = None) -> Profile | None:
+    """The last complete profile of `key`, or None. Lines that cannot be read are left out, and `observer` is told."""
+    from automc.predict.profile import Profile
+
+    candidates: dict[str, Candidate] = {}
+    found = None
+    for record in _records(path, observer):
+        if record.get("key") != key:
+            continue
+        if record["kind"] == "candidate":
+            candidate = _candidate(record)
+            candidates[candidate.policy.digest] = candidate
+        elif record["kind"] == "profile":
+            measurement = Measurement.from_json(record["measurement"])
+            measured = tuple(candidates[digest] for digest in measurement.rounds_s if digest in candidates)
+            if len(measured) == record["candidates"]:
+                found = Profile(
+                    key, record["device_key"], record["environment"], _capabilities(record["capabilities"]),
+                    record["batch_size"], measured, measurement, record["seconds"],
+                )  # fmt: skip
+    return found
+
+
+def _records(path: Path, observer: Observer | None) -> Iterator[dict[str, Any]]:
+    if not path.exists():
+        return
+    damaged = 0
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                damaged += 1
+                continue
+            if isinstance(record, dict) and record.get("schema") == SCHEMA:
+                yield record
+    if damaged and observer:
+        observer.message(f"{path} has {damaged} damaged line(s); the rest of it is used.", "warning")
+
+
+def _append(path: Path, text: str) -> None:
+    """Append in one write, on a new line even after a line that was cut off."""
+    cut = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+    with path.open("a", encoding="utf-8") as file:
+        file.write("\n" + text if cut else text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _candidate_json(candidate: Candidate) -> dict[str, Any]:
+    return {
+        "policy": candidate.policy.to_json(),
+        "size_bytes": candidate.size_bytes,
+        "nodes": [node.to_json() for node in candidate.nodes],
+        "places": [list(place) if place else None for place in candidate.places],
+    }
+
+
+def _candidate(record: dict[str, Any]) -> Candidate:
+    from automc.predict.profile import Candidate
+
+    places = tuple((place[0], place[1]) if place else None for place in record["places"])
+    nodes = tuple(NodeTime.from_json(node) for node in record["nodes"])
+    return Candidate(Policy.from_json(record["policy"]), record["size_bytes"], nodes, places)
+
+
+def _capabilities(data: dict[str, Any]) -> Capabilities:
+    return Capabilities(**{**data, "weight_bits_exact": tuple(data["weight_bits_exact"])})

@@ -1,0 +1,166 @@
+"""The dense model as steps between tensors: which layers follow which, and what stands between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+from onnx import numpy_helper
+
+from automc.errors import InputError
+from automc.graph import Channels, LayerGraph
+
+__all__ = ["Step", "Structure", "TensorInfo", "layer_of", "read_structure"]
+
+LAYER_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_NO_WORK = frozenset({"Constant", "Identity", "Shape", "Dropout"})
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An activation: its elements in the dense model (batch included), and how its channels depend on the policy.
+
+    `channels` is None where the count does not depend on it (the input, or a tensor behind an unknown operator).
+    """
+
+    elements: int
+    channels: Channels | None = None
+    width: int = 1
+    """Channel count in the dense model; elements scale with channels.count(keep) / width."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One node: a layer (its index in the graph's layers) or another operator (`layer` is -1). Tensors by index."""
+
+    op: str
+    layer: int
+    inputs: tuple[int, ...]
+    output: int
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Steps in the order of execution. Tensor 0 .. inputs - 1 are the model's inputs."""
+
+    steps: tuple[Step, ...]
+    tensors: tuple[TensorInfo, ...]
+    inputs: int
+    weight_bytes: int
+    total_bytes: int
+
+
+def read_structure(dense_onnx: bytes, graph: LayerGraph) -> Structure:
+    """The structure of a dense ONNX model whose weights are named `<layer>.weight`.
+
+    Raises:
+        InputError: not an ONNX model, or a layer of the graph is not in it.
+    """
+    try:
+        model = onnx.load_from_string(dense_onnx)
+        inferred = onnx.shape_inference.infer_shapes(model)
+    except Exception as error:  # protobuf and onnx raise families of their own
+        raise InputError(f"The dense model is not readable ONNX: {error}") from error
+    reader = _Reader(inferred.graph, graph)
+    for node in inferred.graph.node:
+        reader.add(node)
+    missing = [layer.name for index, layer in enumerate(graph.layers) if index not in reader.seen]
+    if missing:
+        raise InputError(f"The dense ONNX model does not hold the layer {missing[0]!r}.", remedy="Export it again.")
+    weights = sum(len(t.raw_data) or numpy_helper.to_array(t).nbytes for t in model.graph.initializer)
+    return Structure(tuple(reader.steps), tuple(reader.tensors), reader.inputs, weights, len(dense_onnx))
+
+
+def layer_of(name: str, names: Sequence[str]) -> str | None:
+    """The layer that a weight belongs to: the longest layer name that, with a dot, begins the weight's name."""
+    owners = [layer for layer in names if name.startswith(f"{layer}.")]
+    return max(owners, key=len, default=None)
+
+
+def scope_of(node_name: str) -> str:
+    """The module path in the name that torch gives a node: "/layer1/layer1.0/fc/MatMul" -> "layer1.0.fc"."""
+    path = ""
+    for part in node_name.strip("/").split("/")[:-1]:
+        path = part if not path or part.startswith(f"{path}.") else f"{path}.{part}"
+    return path
+
+
+class _Reader:
+    def __init__(self, proto: Any, graph: LayerGraph) -> None:
+        self.graph = graph
+        self.index = {layer.name: i for i, layer in enumerate(graph.layers)}
+        self.constants = {tensor.name for tensor in proto.initializer}
+        self.shapes = _shapes(proto)
+        self.tensors: list[TensorInfo] = []
+        self.ids: dict[str, int] = {}
+        self.steps: list[Step] = []
+        self.seen: set[int] = set()
+        for value in proto.input:
+            if value.name not in self.constants:
+                self._tensor(value.name, None, 1)
+        self.inputs = len(self.tensors)
+
+    def add(self, node: Any) -> None:
+        sources = [self.ids[name] for name in node.input if name in self.ids]
+        if not sources:
+            self.constants.update(node.output)
+            return
+        layer = self._layer(node)
+        if node.op_type in _NO_WORK:
+            self.ids[node.output[0]] = sources[0]
+            return
+        channels, width = self._channels(node, layer, sources)
+        if layer >= 0:
+            self.seen.add(layer)
+            spec = self.graph.layers[layer]
+            source = self.tensors[sources[0]]
+            self.tensors[sources[0]] = TensorInfo(source.elements, spec.inputs, spec.in_channels)
+        for name in node.output:
+            if name:
+                self._tensor(name, channels, width)
+        self.steps.append(Step(node.op_type, layer, tuple(dict.fromkeys(sources)), self.ids[node.output[0]]))
+
+    def _tensor(self, name: str, channels: Channels | None, width: int) -> None:
+        self.ids[name] = len(self.tensors)
+        elements = 1
+        for size in self.shapes.get(name, ()):
+            elements *= max(size, 1)
+        self.tensors.append(TensorInfo(elements, channels, width))
+
+    def _layer(self, node: Any) -> int:
+        if node.op_type not in LAYER_OPS:
+            return -1
+        weights = [name for name in node.input[1:2] if name in self.constants]
+        if not weights:
+            return -1
+        named = [layer for layer in self.index if weights[0] == f"{layer}.weight"]
+        return self.index[named[0]] if named else self.index.get(scope_of(node.name), -1)
+
+    def _channels(self, node: Any, layer: int, sources: Sequence[int]) -> tuple[Channels | None, int]:
+        if layer >= 0:
+            spec = self.graph.layers[layer]
+            return spec.outputs, spec.out_channels
+        known = [self.tensors[i] for i in sources if self.tensors[i].channels is not None]
+        if not known:
+            return None, 1
+        if node.op_type == "Concat":
+            return _joined(known), sum(tensor.width for tensor in known)
+        widest = max(known, key=lambda tensor: tensor.width)
+        return widest.channels, widest.width
+
+
+def _joined(tensors: Sequence[TensorInfo]) -> Channels:
+    fixed, times = 0, dict[str, int]()
+    for tensor in tensors:
+        if tensor.channels is not None:
+            fixed += tensor.channels.fixed
+            for group, count in tensor.channels.parts:
+                times[group] = times.get(group, 0) + count
+    return Channels(fixed, tuple(times.items()))
+
+
+def _shapes(proto: Any) -> Mapping[str, tuple[int, ...]]:
+    values = [*proto.input, *proto.value_info, *proto.output]
+    return {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in values}
