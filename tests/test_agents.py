@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from automc.agents.ilp import ILP
 from automc.agents.random import Random
 from automc.agents.uniform import Uniform
 from automc.protocols import Agent, Problem
 from automc.testing import AgentContract
+
+
+class TestILP(AgentContract):
+    def make(self, problem: Problem, seed: int) -> Agent:
+        return ILP(problem, seed)
 
 
 class TestRandom(AgentContract):

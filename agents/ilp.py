@@ -1,0 +1,148 @@
+"""Integer programming on layer sensitivities and predicted costs, after HAWQ-V3 (2011.10680), refined by the scores.
+
+The first policy asked is the knapsack's answer for the budget itself; then come tightened budgets, which draw the front and
+guard against a predictor that is a few percent off; then, for as long as asked, answers under coefficients sampled from what the
+scores so far say about the sensitivities (coefficient search: SPDY, 2201.13096).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from automc.errors import InputError
+from automc.policy import Policy
+from automc.protocols import Problem
+from automc.space import Codes
+from automc.trial import Trial
+
+from .belief import Belief
+from .ledger import Ledger
+from .pricing import Pricing
+from .relinearise import Solver
+
+__all__ = ["ILP"]
+
+Array = NDArray[np.float64]
+_TIGHTER = (0.97, 0.93, 0.9, 0.85, 0.8, 0.7, 0.6)
+_RELAXED = (1.05, 1.15, 1.3)
+_OFF_BUDGET = 0.2
+"""Share of the later proposals that aim at another rung than the budget itself, for the front."""
+_PATIENCE = 12
+_FIRST_ROUNDS, _LATER_ROUNDS = 8, 2
+
+
+class ILP:
+    """Proposes solutions of the multiple-choice knapsack for the budget and around it.
+
+    Raises:
+        InputError: the problem carries no sensitivities.
+    """
+
+    def __init__(self, problem: Problem, seed: int) -> None:
+        if problem.sensitivity is None:
+            raise InputError(
+                "The agent 'ilp' needs sensitivities, and this problem has none.",
+                remedy="Give calibration data, or use --agent tpe.",
+            )
+        self._problem = problem
+        self._pricing = Pricing(problem)
+        self._solver = Solver(self._pricing)
+        self._ledger = Ledger(problem.space)
+        self._belief = Belief([domain.knob for domain in problem.space.domains])
+        self._rng = np.random.default_rng(seed)
+        self._alone = _finite(self._solver.knapsack.flat(problem.sensitivity))
+        self._rungs: deque[float] | None = None
+        self._targets = [1.0]
+        self._last: Codes | None = None
+        self._stale = False
+
+    def ask(self, count: int) -> Sequence[Policy]:
+        """Up to `count` new policies; none once twelve attempts in a row found nothing new."""
+        self._learn()
+        asked: list[Policy] = []
+        missed = 0
+        while len(asked) < count and missed < _PATIENCE:
+            row = self._next()
+            if row is not None and self._ledger.is_new(row):
+                asked.append(self._ledger.propose(row))
+                missed = 0
+            else:
+                missed += 1
+        return asked
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Note the scores; relaxed budgets are dropped once one of them came back without a score."""
+        for _, trial in self._ledger.record(trials):
+            self._stale |= trial.score is not None
+            if trial.state == "infeasible" and trial.score is None and self._rungs:
+                self._rungs = deque(rung for rung in self._rungs if rung <= 1.0)
+
+    def _next(self) -> Codes | None:
+        if not self._pricing.reachable:
+            return self._pricing.smallest
+        if self._rungs is None:
+            return self._open()
+        if self._rungs:
+            return self._solve(self._rungs.popleft(), self._belief.mean(), [self._start()], exact=True)
+        aside = self._rng.random() < _OFF_BUDGET
+        target = float(self._rng.choice(self._targets)) if aside else self._targets[0]
+        return self._solve(target, self._belief.sample(self._rng), [self._start()], exact=False)
+
+    def _open(self) -> Codes | None:
+        """The answer for the budget itself, from the dense, the all-integer and the smallest policy."""
+        dense = self._problem.space.dense
+        self._rungs = deque(self._ladder(float(self._pricing.usage(dense[None]).max())))
+        starts = [dense, self._all_integer(), self._pricing.smallest]
+        return self._solve(1.0, self._belief.mean(), starts, exact=True)
+
+    def _ladder(self, dense: float) -> list[float]:
+        """The rungs after the budget itself; where the dense model holds it, they run down from the dense model's usage."""
+        top = min(dense, 1.0)
+        lowest = float(self._pricing.usage(self._pricing.smallest[None]).max())
+        tighter = [top * share for share in _TIGHTER if top * share > lowest]
+        if dense <= 1.0:
+            self._targets = tighter or [1.0]
+            return tighter
+        few = max(2, self._problem.n_trials // 3)
+        tighter = tighter[:few]
+        self._targets += tighter[:3]
+        return tighter + [share for share in _RELAXED if share < dense][: max(0, few - len(tighter))]
+
+    def _solve(self, target: float, coefficients: Array, starts: Sequence[Codes], *, exact: bool) -> Codes | None:
+        loss = self._alone * coefficients[self._solver.knapsack.domain]
+        rounds = _FIRST_ROUNDS if exact else _LATER_ROUNDS
+        self._last = self._solver.solve(loss, target, starts, rounds=rounds, exact=exact)
+        return self._last
+
+    def _start(self) -> Codes:
+        """Where the next programme starts: the best scored policy inside the budget, or the last answer."""
+        inside = [trial.state == "complete" for _, trial in self._ledger.scored]
+        best = self._ledger.best(inside)
+        if best is not None:
+            return best[0]
+        return self._problem.space.dense if self._last is None else self._last
+
+    def _all_integer(self) -> Codes:
+        row = self._problem.space.dense
+        columns = self._problem.space.columns("quantize")
+        row[columns] = self._problem.space.cardinalities[columns] - 1
+        return row
+
+    def _learn(self) -> None:
+        if not self._stale:
+            return
+        rows = np.array([row for row, _ in self._ledger.scored])
+        scores = np.array([trial.score for _, trial in self._ledger.scored], dtype=float)
+        self._belief.fit(self._solver.knapsack.at(self._alone, rows), self._problem.dense_score - scores)
+        self._stale = False
+
+
+def _finite(loss: Array) -> Array:
+    """Losses without negative noise; a choice whose loss could not be measured is as bad as all others together."""
+    known = loss[np.isfinite(loss)]
+    worst = float(np.maximum(known, 0.0).sum()) + 1.0
+    return np.maximum(np.where(np.isfinite(loss), loss, worst), 0.0)

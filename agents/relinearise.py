@@ -1,0 +1,79 @@
+"""Sequential linear programming for a knapsack whose costs interact.
+
+A layer's latency depends on both its channel groups, its bits and its rank, so no single linear cost is true everywhere. Each
+round prices every single change from the incumbent, solves the knapsack with those marginal costs inside a trust region
+(at most `radius` domains changed), repairs the answer to the true predicted cost, and keeps it if its loss is lower; else the
+region shrinks. (Fletcher and Sainz de la Maza 1989, "Nonlinear programming and nonsmooth optimization by successive linear programming".)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from automc.space import Codes
+
+from .exchange import Exchange
+from .knapsack import Knapsack
+from .pricing import Pricing
+
+__all__ = ["Solver"]
+
+Array = NDArray[np.float64]
+_GAIN = 1e-9
+
+
+class Solver:
+    """Finds codes of least summed loss whose predicted usage is at most a target."""
+
+    def __init__(self, pricing: Pricing) -> None:
+        self.knapsack = Knapsack(pricing.space.cardinalities)
+        self._pricing = pricing
+        self._exchange = Exchange(pricing, self.knapsack)
+
+    def solve(self, loss: Array, target: float, starts: Sequence[Codes], *, rounds: int, exact: bool) -> Codes | None:
+        """(domains,) the best codes found from `starts`, or None where every one gets stuck outside the target.
+
+        Args:
+            loss: (choices,) loss of each choice of each domain.
+            rounds: linear programmes per start at most; `exact` adds an integer one around the best.
+        """
+        found = [row for start in starts if (row := self._descend(start, loss, target, rounds)) is not None]
+        if not found:
+            return None
+        best = min(found, key=lambda row: self.loss(loss, row))
+        if not exact or not len(best):
+            return best
+        polished = self._linearised(best, loss, target, len(best), exact=True)
+        return best if polished is None else min((best, polished), key=lambda row: self.loss(loss, row))
+
+    def loss(self, loss: Array, row: Codes) -> float:
+        """The summed loss of (domains,) codes."""
+        return float(self.knapsack.at(loss, row).sum())
+
+    def _descend(self, start: Codes, loss: Array, target: float, rounds: int) -> Codes | None:
+        row = self._exchange.improve(start, loss, target)
+        radius = len(start)
+        for _ in range(rounds if row is not None else 0):
+            assert row is not None
+            other = self._linearised(row, loss, target, radius, exact=False)
+            if other is not None and self.loss(loss, other) < self.loss(loss, row) - _GAIN:
+                row = other
+                continue
+            radius //= 3
+            if radius < 2:
+                break
+        return row
+
+    def _linearised(self, row: Codes, loss: Array, target: float, radius: int, *, exact: bool) -> Codes | None:
+        usage = self._pricing.usage(row[None])[0]
+        moves = self._pricing.around(row)
+        domain = (moves != row).argmax(axis=1)
+        marginal = np.zeros((len(loss), len(usage)))
+        marginal[self.knapsack.first[domain] + moves[np.arange(len(moves)), domain]] = (
+            self._pricing.usage(moves) - usage
+        )
+        solved = self.knapsack.solve(loss, marginal, target - usage, row, radius, exact=exact)
+        return None if solved is None else self._exchange.improve(solved, loss, target)
