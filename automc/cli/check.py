@@ -25,7 +25,7 @@ Examples:
 @job_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object to stdout instead of sentences.")
 @click.pass_context
-def check(context: click.Context, as_json: bool, **_options: Any) -> int:
+def check(context: click.Context, /, as_json: bool, **_options: Any) -> int:
     """Report all faults of the settings at once, and what a search would have to work with."""
     with contextlib.redirect_stdout(sys.stderr):
         from automc.evaluate.faults import find_faults

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich import box
 from rich.table import Table
 
 from automc.cli import text
@@ -37,7 +38,7 @@ def runs(folder: str, as_json: bool) -> None:
     if not found:
         console.print(f"There are no runs in {folder}. `automc search --budget 50ms` makes one.")
         return
-    table = Table()
+    table = Table(box=box.SIMPLE_HEAD)
     for heading in ("run", "when", "model", "budget", "score, test", "latency, measured"):
         table.add_column(heading)
     for run, summary in found:

@@ -13,7 +13,7 @@ import click
 from automc.cli.options import job_options, settings
 from automc.cli.report import print_json, stdout
 from automc.cli.screen import screen
-from automc.cli.table import budget_lines, result_table
+from automc.cli.table import budget_lines, heading, result_table
 from automc.result import Summary
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object to stdout instead of the table.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress, only the result.")
 @click.pass_context
-def search(context: click.Context, as_json: bool, quiet: bool, **_options: Any) -> int:
+def search(context: click.Context, /, as_json: bool, quiet: bool, **_options: Any) -> int:
     """Find the best compression within the budget, measure it, and keep the record.
 
     Options may also stand in RECIPE.yaml, under the same names; flags override it.
@@ -68,6 +68,7 @@ def search(context: click.Context, as_json: bool, quiet: bool, **_options: Any) 
 def _show(summary: Summary, job: Job, folder: Path) -> None:
     console = stdout()
     console.print()
+    console.print(heading(summary))
     console.print(result_table(summary))
     for line in (*budget_lines(summary), *_left_alone(summary)):
         console.print(line)

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from automc.cli import text
 from automc.cli.report import print_json, stdout
-from automc.cli.table import budget_lines, result_table
+from automc.cli.table import budget_lines, heading, result_table
 from automc.policy import Policy
 from automc.result import Summary
 from automc.rundir import RunDir
@@ -57,6 +58,7 @@ def _summary(run: RunDir) -> Summary | None:
 
 
 def _print_result(console: Console, summary: Summary) -> None:
+    console.print(heading(summary))
     console.print(result_table(summary))
     for line in budget_lines(summary):
         console.print(line)
@@ -65,9 +67,9 @@ def _print_result(console: Console, summary: Summary) -> None:
 def _front_table(points: list[dict[str, Any]], summary: Summary | None) -> Table:
     name = summary.score_name if summary else "score"
     best = summary.best.policy.digest if summary and summary.best else ""
-    table = Table(title="Pareto front, cheapest first", title_justify="left")
-    for heading in ("trial", name, "latency", "known by", "size", "MACs", "policy"):
-        table.add_column(heading, justify="left" if heading in ("known by", "policy") else "right")
+    table = Table(title="Pareto front, cheapest first", title_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("trial", name, "latency", "known by", "size", "MACs", "policy"):
+        table.add_column(column, justify="left" if column in ("known by", "policy") else "right")
     for point in points:
         cost = Cost.from_json({**point["cost"], "source": point["source"]})
         table.add_row(
@@ -87,7 +89,9 @@ def _policy_table(policy: Policy) -> Table:
     labels: dict[str, dict[str, str]] = {}
     for target, spec in policy:
         labels.setdefault(target, {})[spec.knob] = spec.label
-    table = Table(title=f"Policy {policy.digest}: what changed, layer by layer", title_justify="left")
+    table = Table(
+        title=f"Policy {policy.digest}: what changed, layer by layer", title_justify="left", box=box.SIMPLE_HEAD
+    )
     table.add_column("layer or channel group")
     for knob in _KNOBS:
         table.add_column(knob.replace("_", " "))
@@ -97,7 +101,7 @@ def _policy_table(policy: Policy) -> Table:
 
 
 def _left_alone_table(summary: Summary) -> Table:
-    table = Table(title="Left alone", title_justify="left")
+    table = Table(title="Left alone", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("layer")
     table.add_column("why")
     for layer, reason in summary.left_alone:

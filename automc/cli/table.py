@@ -4,23 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from rich import box
 from rich.table import Table
 
 from automc.cli import text
 from automc.result import Finalist, Summary
 from automc.units import format_quantity
 
-__all__ = ["budget_lines", "result_table"]
+__all__ = ["budget_lines", "heading", "result_table"]
 
 Row = tuple[str, str, str, str]
+
+
+def heading(summary: Summary) -> str:
+    """What was searched, in a line."""
+    return f"{summary.model} on {summary.device}, batch size {summary.batch_size}"
 
 
 def result_table(summary: Summary) -> Table:
     """dense | best | change; the smallest finalist stands in for the best where nothing held the budget."""
     chosen = summary.best or summary.smallest or summary.dense
-    table = Table(title=f"{summary.model} on {summary.device}, batch size {summary.batch_size}", title_justify="left")
-    for heading, justify in (("", "left"), ("dense", "right"), (_heading(summary), "right"), ("change", "right")):
-        table.add_column(heading, justify="right" if justify == "right" else "left", no_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for heading in ("dense", _heading(summary), "change"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in (*_score_rows(summary, chosen), *_cost_rows(summary, chosen)):
         table.add_row(*row)
     return table
@@ -51,17 +58,15 @@ def _heading(summary: Summary) -> str:
 
 def _score_rows(summary: Summary, chosen: Finalist) -> Iterator[Row]:
     name, dense = summary.score_name, summary.dense
-    recovered = chosen.before_recovery is not None
-    suffix = ", recovered" if recovered else ""
     before = chosen.before_recovery or (None, None)
     for split, reference, value, value_before in (
         ("validation", dense.validation, chosen.validation, before[0]),
         ("test", dense.test, chosen.test, before[1]),
     ):
-        if value_before is not None:
-            yield _score_row(name, f"{name} ({split}), before recovery", reference, value_before)
         if value is not None or reference is not None:
-            yield _score_row(name, f"{name} ({split}{suffix})", reference, value)
+            yield _score_row(name, f"{name}, {split}", reference, value)
+        if value_before is not None:
+            yield _score_row(name, "  before recovery", reference, value_before)
 
 
 def _score_row(name: str, label: str, dense: float | None, value: float | None) -> Row:
@@ -70,12 +75,8 @@ def _score_row(name: str, label: str, dense: float | None, value: float | None) 
 
 def _cost_rows(summary: Summary, chosen: Finalist) -> Iterator[Row]:
     dense = summary.dense
-    yield (
-        "latency, measured",
-        text.latency(dense.cost),
-        text.latency(chosen.cost),
-        text.relative(dense.cost.latency_s, chosen.cost.latency_s),
-    )
+    yield _cost_row("latency, measured", "latency_s", dense.cost.latency_s, chosen.cost.latency_s)
+    yield "  95 % interval", text.interval(dense.cost), text.interval(chosen.cost), ""
     yield _cost_row("latency, predicted", "latency_s", dense.predicted_latency_s, chosen.predicted_latency_s)
     for metric, label in (("size_bytes", "size"), ("macs", "MACs"), ("energy_j", "energy")):
         before, after = dense.cost.get(metric), chosen.cost.get(metric)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from automc.trial import Cost
 from automc.units import format_quantity, format_value
 
-__all__ = ["duration", "latency", "quantity", "relative", "score", "score_change"]
+__all__ = ["duration", "interval", "latency", "quantity", "relative", "score", "score_change"]
 
 NOTHING = "–"
 
@@ -30,16 +30,20 @@ def quantity(metric: str, value: float | None) -> str:
 
 
 def latency(cost: Cost) -> str:
-    """A latency with its interval, in the unit of the latency: 43.1 ms (42.8 to 43.5)."""
-    if cost.latency_s is None:
+    """A latency with its interval where there is one: 43.1 ms (42.8 to 43.5)."""
+    value = quantity("latency_s", cost.latency_s)
+    return f"{value} ({interval(cost).rpartition(' ')[0]})" if cost.latency_interval_s else value
+
+
+def interval(cost: Cost) -> str:
+    """The interval of a latency, in the unit that suits the latency: 42.8 to 43.5 ms."""
+    if cost.latency_s is None or cost.latency_interval_s is None:
         return NOTHING
-    if cost.latency_interval_s is None:
-        return format_quantity("latency_s", cost.latency_s)
     number, unit = format_value("latency_s", cost.latency_s)
     scale = {"s": 1.0, "ms": 1e3, "µs": 1e6}[unit]
     digits = len(number.partition(".")[2])
     low, high = (f"{scale * end:.{digits}f}" for end in cost.latency_interval_s)
-    return f"{number} {unit} ({low} to {high})"
+    return f"{low} to {high} {unit}"
 
 
 def relative(before: float | None, after: float | None) -> str:

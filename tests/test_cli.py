@@ -1,0 +1,367 @@
+"""The command line around a stand-in for the job itself: options, recipes, results, and every way it can end."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from records import make_summary, make_trials
+
+from automc.cli.main import cli, main
+from automc.errors import AutomcError, BudgetUnreachableError, InputError, MissingError
+from automc.job import Job
+from automc.protocols import Observer
+from automc.result import Summary
+from automc.rundir import RunDir
+
+
+@pytest.fixture(autouse=True)
+def _loud(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Silencing libraries is for processes that end; here it would outlive the test. Runs are recorded in tmp_path."""
+    monkeypatch.setattr("automc.cli.main.silence_libraries", lambda: None)
+    monkeypatch.delenv("AUTOMC_DEBUG", raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """The jobs that were run; each ends with the summary of a search that reached its budget."""
+    ran: list[Job] = []
+
+    def run(job: Job, observer: Observer) -> Summary:
+        ran.append(job)
+        observer.stage("search", 2)
+        observer.advance(2, "best so far 98.9 %")
+        observer.message("The machine is noisy.", "warning")
+        sys.stdout.write("a library that prints\n")
+        return make_summary()
+
+    monkeypatch.setattr("automc.job.run", run)
+    return ran
+
+
+@pytest.fixture
+def ending(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException | Summary], None]:
+    """Make the job end with this exception or summary."""
+
+    def end(outcome: BaseException | Summary) -> None:
+        def run(job: Job, observer: Observer) -> Summary:
+            if isinstance(outcome, BaseException):
+                raise outcome
+            return outcome
+
+        monkeypatch.setattr("automc.job.run", run)
+
+    return end
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> Iterator[RunDir]:
+    """A finished run called digits-50ms in ./runs."""
+    trials = make_trials()
+    run = RunDir.create(tmp_path / "runs" / "digits-50ms", {"seed": 0})
+    for trial in trials:
+        run.append(trial)
+    run.write_front(trials)
+    run.write_summary(make_summary(trials))
+    yield run
+    run.close()
+
+
+def test_without_options_it_is_the_default_job(jobs: list[Job]) -> None:
+    assert main(["search"]) == 0
+    assert jobs == [Job(budget=("50ms",))]
+
+
+def test_every_option_reaches_the_job(jobs: list[Job]) -> None:
+    given = {
+        "model": "m.py:f",
+        "weights": "w.safetensors",
+        "data": "npz:x",
+        "evaluate": "e.py:f",
+        "batch-size": "4",
+        "device": "cpu",
+        "threads": "2",
+        "agent": "tpe",
+        "space": "default",
+        "trials": "7",
+        "timeout": "5m",
+        "seed": "3",
+        "recover": "0",
+        "name": "mine",
+        "runs": "elsewhere",
+        "tracking-uri": "sqlite:///x.db",
+    }
+    flags = [text for name, value in given.items() for text in (f"--{name}", value)]
+    assert main(["search", "--budget", "60%", "--budget", "4MB", *flags]) == 0
+    fields = {name.replace("-", "_"): value for name, value in given.items()}
+    numbers: dict[str, Any] = {"batch_size": 4, "threads": 2, "trials": 7, "seed": 3}
+    assert dataclasses.asdict(jobs[0]) == {**fields, **numbers, "budget": ("60%", "4MB")}
+
+
+def test_flags_override_the_recipe_and_the_recipe_the_defaults(jobs: list[Job], tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("budget: [40%, 2MB]\nbatch-size: 8\ntrials: 30\nrecover: 0\nmodel:\n")
+    assert main(["search", str(recipe), "--trials", "5"]) == 0
+    assert jobs == [Job(budget=("40%", "2MB"), batch_size=8, trials=5, recover="0")]
+
+
+def test_a_flag_overrides_the_recipe_even_with_the_default_value(jobs: list[Job], tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("seed: 9\nbudget: 20ms\n")
+    assert main(["search", "recipe.yaml", "--seed", "0", "--budget", "50ms"]) == 0
+    assert jobs == [Job(budget=("50ms",), seed=0)]
+
+
+def test_all_faults_of_a_recipe_are_told_at_once(
+    jobs: list[Job], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "recipe.yaml").write_text("bugdet: 50ms\ntrials: many\nthreads: [1]\nseed: 1.5\nname: fine\n")
+    assert main(["search", "recipe.yaml"]) == 2
+    told = capsys.readouterr().err
+    for part in ("'bugdet' (did you mean 'budget'?)", "trials: 'many'", "threads: [1]", "seed: 1.5"):
+        assert part in told
+    assert jobs == []
+
+
+@pytest.mark.parametrize("content", ["- a list\n", "budget: [50ms\n", "", "\x00"])
+def test_a_file_that_is_no_recipe_is_bad_input(content: str, jobs: list[Job], tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(content)
+    assert main(["search", "recipe.yaml"]) == 2
+    assert main(["search", "no-such-file.yaml"]) == 2
+    assert jobs == []
+
+
+@pytest.mark.parametrize("arguments", [["serch"], ["search", "--bugdet", "1"], ["search", "--trials", "0"], ["export"]])
+def test_a_slip_on_the_command_line_is_bad_input(arguments: list[str], jobs: list[Job]) -> None:
+    assert main(arguments) == 2
+    assert jobs == []
+
+
+def test_the_closest_option_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["search", "--budgett", "1"])
+    assert "--budget" in capsys.readouterr().err
+
+
+def test_the_result_goes_to_stdout_and_the_rest_to_stderr(jobs: list[Job], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["search"]) == 0
+    shown = capsys.readouterr()
+    for part in (
+        "dense",
+        "best",
+        "change",
+        "accuracy, test",
+        "before recovery",
+        "95 % interval",
+        "latency, measured",
+        "size",
+        "MACs",
+        "holds the budget",
+    ):
+        assert part in shown.out
+    assert "energy" not in shown.out  # this device cannot tell
+    assert "mlflow ui --backend-store-uri sqlite:///mlflow.db" in shown.out
+    assert "automc export --run digits-50ms" in shown.out
+    for part in ("search", "The machine is noisy.", "a library that prints"):
+        assert part in shown.err
+        assert part not in shown.out.replace("automc search", "")
+
+
+def test_quiet_leaves_the_warnings_and_the_result(jobs: list[Job], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["search", "--quiet"]) == 0
+    shown = capsys.readouterr()
+    assert "latency, measured" in shown.out
+    assert "search" not in shown.err
+    assert "The machine is noisy." in shown.err
+
+
+def test_json_is_one_object_with_the_paths_that_exist(
+    jobs: list[Job], recorded: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["search", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert Summary.from_json({f.name: record[f.name] for f in dataclasses.fields(Summary)}) == make_summary()
+    assert record["run_dir"] == "runs/digits-50ms"
+    assert record["paths"]["front"] == "runs/digits-50ms/front.json"
+    assert "model" not in record["paths"]
+
+
+def test_json_has_no_number_that_json_cannot_hold(
+    ending: Callable[[Summary], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = dataclasses.replace(make_summary().predictor, mape=float("nan"))
+    ending(dataclasses.replace(make_summary(), predictor=report))
+    assert main(["search", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["predictor"]["mape"] is None
+
+
+def test_a_budget_that_the_dense_model_holds_is_said_plainly(
+    ending: Callable[[Summary], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ending(dataclasses.replace(make_summary(), dense_meets_budget=True))
+    assert main(["search"]) == 0
+    assert "The dense model already holds the budget of 50.0 ms" in capsys.readouterr().out
+
+
+def test_a_budget_out_of_reach_shows_the_smallest_found(
+    ending: Callable[[Summary], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ending(make_summary(reached=False))
+    assert main(["search"]) == 3
+    shown = capsys.readouterr().out
+    for part in ("smallest found", "Nothing in the search space holds the budget of 50.0 ms", "Relax the budget"):
+        assert part in shown
+    assert "automc export" not in shown
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (AutomcError("It went wrong.", remedy="Do this."), 1),
+        (InputError("It went wrong.", remedy="Do this."), 2),
+        (BudgetUnreachableError("It went wrong.", remedy="Do this."), 3),
+        (MissingError("It went wrong.", remedy="Do this."), 4),
+        (KeyboardInterrupt(), 130),
+        (OSError(errno.ENOSPC, "No space left on device", "runs/x/trials.jsonl"), 4),
+        (ZeroDivisionError("division by zero"), 1),
+    ],
+)
+def test_an_error_is_one_line_and_an_exit_code(
+    error: BaseException, code: int, ending: Callable[[BaseException], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ending(error)
+    assert main(["search", "--quiet"]) == code
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert len(shown.err.strip().splitlines()) == 1
+    if isinstance(error, AutomcError):
+        assert shown.err.strip() == "It went wrong. Do this."
+
+
+def test_an_error_under_json_is_an_object_too(
+    ending: Callable[[BaseException], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ending(InputError("It went wrong.", remedy="Do this."))
+    assert main(["search", "--json"]) == 2
+    record = json.loads(capsys.readouterr().out)["error"]
+    assert record == {"kind": "InputError", "message": "It went wrong.", "remedy": "Do this.", "exit_code": 2}
+
+
+def test_an_unexpected_error_keeps_its_traceback_under_debug(
+    ending: Callable[[BaseException], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ending(ZeroDivisionError("division by zero"))
+    main(["search"])
+    brief = capsys.readouterr().err
+    assert "Traceback" not in brief
+    assert "--debug" in brief
+    monkeypatch.setenv("AUTOMC_DEBUG", "1")
+    assert main(["search"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", list(cli.commands))
+def test_help_ends_with_two_examples(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--help"]) == 0
+    examples = capsys.readouterr().out.partition("Examples:")[2].strip().splitlines()
+    assert len(examples) == 2
+    assert all(line.strip().startswith(f"automc {verb}") for line in examples)
+
+
+def test_the_verbs_stand_in_the_order_of_use(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out.partition("Commands:")[2]
+    order = [shown.index(f"  {verb} ") for verb in ("check", "search", "runs", "show", "export")]
+    assert order == sorted(order)
+
+
+def test_runs_lists_what_is_recorded(recorded: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    RunDir.create(recorded.path.parent / "unfinished", {"seed": 1}).close()
+    assert main(["runs"]) == 0
+    shown = capsys.readouterr().out
+    assert "digits-50ms" in shown
+    assert "not finished" in shown
+    assert main(["runs", "--json"]) == 0
+    records = {record["name"]: record for record in json.loads(capsys.readouterr().out)["runs"]}
+    assert records["digits-50ms"]["finished"]
+    assert not records["unfinished"]["finished"]
+
+
+def test_runs_says_how_to_make_the_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs"]) == 0
+    assert "automc search" in capsys.readouterr().out
+
+
+def test_show_prints_the_front_and_the_policy(recorded: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "digits-50ms"]) == 0
+    shown = capsys.readouterr().out
+    best = make_summary(make_trials()).best
+    assert best is not None
+    for part in ("Pareto front", best.policy.digest, *(label for _, spec in best.policy if (label := spec.label))):
+        assert part in shown
+    for layer, _reason in make_summary().left_alone:
+        assert layer in shown
+    assert main(["show", "digits-50ms", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert len(record["front"]) == len(recorded.front())
+
+
+def test_show_names_the_closest_run(recorded: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "digits-50"]) == 2
+    assert "Did you mean 'digits-50ms'?" in capsys.readouterr().err
+
+
+def test_export_passes_its_options_on(
+    recorded: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given: dict[str, Any] = {}
+
+    def export_run(run_dir: Path, **options: Any) -> Path:
+        given.update(options, run_dir=run_dir)
+        return options["out"] / "model.pt2"
+
+    monkeypatch.setattr("automc.export.run.export_run", export_run)
+    assert main(["export", "--run", "digits-50ms", "--budget", "30ms", "--format", "pt2", "--out", "deploy"]) == 0
+    assert given == {
+        "run_dir": Path("runs/digits-50ms"),
+        "budget": "30ms",
+        "knee": False,
+        "format": "pt2",
+        "out": Path("deploy"),
+    }
+    assert "deploy/model.pt2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--run", "digits-50"], ["--run", "digits-50ms", "--knee", "--budget", "30ms"], []]
+)
+def test_export_refuses_what_it_cannot_choose(arguments: list[str], recorded: RunDir) -> None:
+    assert main(["export", *arguments, "--out", "deploy"]) == 2
+    assert not Path("deploy").exists()
+
+
+def test_check_reports_every_fault(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["check", "--model", "nowhere.py:f", "--budget", "50 parsecs", "--data", "npz:nothing.npz"]) == 2
+    shown = capsys.readouterr().out
+    for part in ("nowhere.py", "50 parsecs", "nothing.npz"):
+        assert part in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_libraries_are_silent_and_automc_is_not() -> None:
+    script = (
+        "import logging, warnings; from automc.cli.quiet import silence_libraries; silence_libraries();"
+        "logging.getLogger('mlflow').warning('a log line'); warnings.warn('a warning');"
+        "warnings.warn_explicit('ours', UserWarning, 'x.py', 1, module='automc.track.mlflow')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "Warning: ours"

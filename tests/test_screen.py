@@ -1,0 +1,104 @@
+"""What a watcher sees: a bar with the time left on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from automc.cli import text
+from automc.cli.report import print_json
+from automc.cli.screen import Live, Plain, Quiet, screen
+from automc.trial import Cost
+
+
+def _written(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_plain_lines_say_what_begins_and_how_long_it_took() -> None:
+    console = Console(file=io.StringIO(), width=100)
+    with Plain(console, every_s=0.0) as watching:
+        watching.stage("profile the device", 4)
+        watching.advance(1, "conv 3x3")
+        watching.stage("search", None)
+        watching.advance()
+        watching.message("The machine is noisy.", "warning")
+    lines = _written(console).splitlines()
+    assert lines[0] == "profile the device ..."
+    assert lines[1].startswith("  25 %, ")
+    assert lines[1].endswith(" left, conv 3x3")
+    assert lines[2].startswith("profile the device: ")
+    assert lines[3] == "search ..."
+    assert "Warning: The machine is noisy." in lines
+    assert lines[-1].startswith("search: ")
+
+
+def test_plain_lines_are_few() -> None:
+    console = Console(file=io.StringIO())
+    with Plain(console, every_s=60.0) as watching:
+        watching.stage("search", 1000)
+        for _ in range(1000):
+            watching.advance()
+    assert len(_written(console).splitlines()) == 2
+
+
+def test_a_stage_that_failed_is_not_reported_as_ended() -> None:
+    console = Console(file=io.StringIO())
+    watching = Plain(console).__enter__()
+    watching.stage("search", 1)
+    watching.__exit__(ValueError, ValueError("broken"), None)
+    assert _written(console) == "search ...\n"
+
+
+def test_the_live_view_shows_share_time_left_and_note() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    with Live(console) as watching:
+        watching.advance()  # before any stage: nothing to move
+        watching.stage("search", 4)
+        watching.advance(1, "best so far 98.9 %")
+        watching.message("The machine is noisy.", "warning")
+        watching._progress.refresh()
+    shown = _written(console)
+    for part in ("25 %", " left", "best so far 98.9 %", "The machine is noisy.", "✓"):
+        assert part in shown
+
+
+def test_quiet_says_warnings_only(capsys: pytest.CaptureFixture[str]) -> None:
+    with screen(quiet=True) as watching:
+        assert isinstance(watching, Quiet)
+        watching.stage("search", 4)
+        watching.advance()
+        watching.message("fine")
+        watching.message("noisy", "warning")
+    assert capsys.readouterr() == ("", "Warning: noisy\n")
+
+
+def test_without_a_terminal_the_lines_are_plain() -> None:
+    assert isinstance(screen(quiet=False), Plain)
+
+
+def test_json_keeps_what_it_can_hold(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"a": [1.5, float("inf"), ("ü", None)]})
+    assert json.loads(capsys.readouterr().out) == {"a": [1.5, None, ["ü", None]]}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0.04, "0.0 s"), (4.21, "4.2 s"), (57, "57 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")]
+)
+def test_durations_are_read_at_a_glance(seconds: float, shown: str) -> None:
+    assert text.duration(seconds) == shown
+
+
+def test_numbers_carry_their_units() -> None:
+    cost = Cost(latency_s=0.0431, latency_interval_s=(0.0428, 0.0435))
+    assert text.latency(cost) == "43.1 ms (42.8 to 43.5)"
+    assert text.latency(Cost(latency_s=0.0431)) == "43.1 ms"
+    assert text.latency(Cost()) == text.quantity("macs", None) == text.relative(None, 1.0) == "–"
+    assert text.relative(0.1, 0.047) == "-53 %"
+    assert text.score("accuracy", 0.9889) == "98.89 %"
+    assert text.score_change("accuracy", 0.9889, 0.9861) == "-0.28 points"
+    assert text.score("mAP", 0.41237) == "0.4124"
