@@ -15,7 +15,7 @@ __all__ = ["JOB_OPTIONS", "job_options", "settings"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_MODEL = "FILE.py:FUNCTION that returns the model, torchvision:NAME or timm:NAME. Default: the built-in digits network."
+_MODEL = "FILE.py:FUNCTION or MODULE:FUNCTION that returns the model, torchvision:NAME, timm:NAME. Default: demo."
 _DATA = "digits, npz:FILE, imagefolder:DIR, cifar10:DIR, or FILE.py:FUNCTION that returns the loaders. Default: digits."
 _EVALUATE = "FILE.py:FUNCTION of (model, loader) that returns a score, higher is better. Default: accuracy."
 _RECOVER = "Time to fine-tune the finalists for, in all; 0 = off."
