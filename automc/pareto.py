@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from automc.trial import Trial
 
-__all__ = ["front", "hypervolume", "knee", "non_dominated"]
+__all__ = ["dominated_share", "front", "hypervolume", "knee", "non_dominated"]
 
 
 def non_dominated(points: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -49,6 +49,17 @@ def hypervolume(trials: Iterable[Trial], metric: str, reference: tuple[float, fl
             area += (worst_cost - cost) * (score - best)
             best = score
     return area
+
+
+def dominated_share(trials: Iterable[Trial], metric: str, dense: tuple[float, float]) -> float:
+    """The hypervolume as a share of the box from (no cost, dense score) to (dense cost, worst score): 0 to about 1.
+
+    `dense` is the dense model's (cost, score). The worst score is 0, or as far below a negative dense score as that is
+    below 0.
+    """
+    cost, score = dense
+    worst = 0.0 if score > 0 else 2.0 * score - 1e-9
+    return hypervolume(trials, metric, (cost, worst)) / (cost * (score - worst))
 
 
 def knee(trials: Sequence[Trial], metric: str = "latency_s") -> Trial:

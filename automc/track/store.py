@@ -1,0 +1,197 @@
+"""What MLflow is told of a search, in steps that may be tried again after a failure. Runs in the helper process."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from automc import registry
+from automc.result import Summary
+from automc.track.record import Progress, finalist_metrics, policy_params, summary_metrics, trial_table
+from automc.trial import Cost, Trial
+
+__all__ = ["Store", "now_ms"]
+
+
+class Store:
+    """What MLflow should hold of one search, and how much of it MLflow holds. Each step may be tried again.
+
+    Args:
+        mlflow: the module mlflow, which only mlflow.py imports.
+        opened: {"uri", "experiment", "run_name", "run_id"}; a run_id to go on with, or None.
+        emit: told of the MLflow run once it is known.
+    """
+
+    def __init__(self, mlflow: Any, opened: Mapping[str, Any], emit: Callable[[Mapping[str, Any]], None]) -> None:
+        self._entities = mlflow.entities
+        self._client = mlflow.MlflowClient(tracking_uri=opened["uri"])
+        self._opened = opened
+        self._emit = emit
+        self._begun: Mapping[str, Any] = {}
+        self._begun_logged = False
+        self._progress: Progress | None = None
+        self._trials: dict[int, tuple[Trial, int]] = {}
+        self._logged: set[int] = set()
+        self._finish: Mapping[str, Any] | None = None
+
+    def add(self, message: Mapping[str, Any]) -> None:
+        """Take one message of the parent's."""
+        kind = message["kind"]
+        if kind == "start":
+            self._begun, self._begun_logged = message, False
+        elif kind == "reference":
+            self._progress = Progress(Cost.from_json(message["cost"]), message["score"], message["limits"])
+        elif kind == "trial":
+            trial = Trial.from_json(message["trial"])
+            self._trials.setdefault(trial.number, (trial, message["time_ms"]))
+        elif kind == "finish":
+            self._finish = message
+
+    @cached_property
+    def _experiment_id(self) -> str:
+        name = self._opened["experiment"]
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            return str(self._client.create_experiment(name))
+        if found.lifecycle_stage == "deleted":
+            self._client.restore_experiment(found.experiment_id)
+        return str(found.experiment_id)
+
+    @cached_property
+    def _run_id(self) -> str:
+        run_id = self._opened["run_id"]
+        if run_id is not None and self._is_active(run_id):
+            self._client.update_run(run_id, status="RUNNING")
+        else:
+            run = self._client.create_run(self._experiment_id, run_name=self._opened["run_name"])
+            run_id = run.info.run_id
+        server = self._opened["uri"].rstrip("/")
+        page = f"{server}/#/experiments/{self._experiment_id}/runs/{run_id}" if server.startswith("http") else None
+        self._emit({"event": "run", "run_id": run_id, "url": page})
+        return str(run_id)
+
+    def _is_active(self, run_id: str) -> bool:
+        """Whether the store still has that run of the experiment: a person may have deleted it."""
+        found = self._client.search_runs([self._experiment_id], f"attributes.run_id = '{run_id}'")
+        return len(found) == 1
+
+    def sync(self) -> None:
+        """Tell MLflow what it does not hold yet."""
+        run_id = self._run_id
+        if self._begun and not self._begun_logged:
+            self._log_params(run_id, self._begun["params"])
+            self._log_tags(run_id, self._begun["tags"])
+            self._begun_logged = True
+        self._log_trials(run_id)
+
+    def finish(self) -> None:
+        """Record the outcome, or that the search was killed when none came."""
+        self.sync()
+        message = self._finish or {"summary": None, "run_dir": None, "status": "KILLED"}
+        folder = Path(message["run_dir"]) if message["run_dir"] else None
+        summary = Summary.from_json(message["summary"]) if message["summary"] else None
+        if summary is not None:
+            self._log_metrics(self._run_id, summary_metrics(summary))
+            self._log_tags(self._run_id, _summary_tags(summary))
+            self._log_finalists(summary)
+        if folder is not None:
+            self._log_files(folder, summary)
+        self._client.set_terminated(self._run_id, message["status"])
+
+    def _log_trials(self, run_id: str) -> None:
+        new = [number for number in self._trials if number not in self._logged]
+        if self._progress is None or not new:
+            return
+        metrics = []
+        for number in new:
+            trial, time_ms = self._trials[number]
+            metrics += [
+                self._entities.Metric(k, v, time_ms, number)
+                for k, v in self._progress.add(trial).items()
+                if math.isfinite(v)
+            ]
+        for chunk in _chunks(metrics, 500):
+            self._client.log_batch(run_id, metrics=chunk)
+        self._logged.update(new)
+
+    def _log_metrics(self, run_id: str, values: Mapping[str, float]) -> None:
+        now = now_ms()
+        self._client.log_batch(
+            run_id, metrics=[self._entities.Metric(k, v, now, 0) for k, v in values.items() if math.isfinite(v)]
+        )
+
+    def _log_params(self, run_id: str, params: Mapping[str, str]) -> None:
+        """Parameters that the run has already stay as they are: MLflow refuses to change one."""
+        known = self._client.get_run(run_id).data.params
+        new = [self._entities.Param(name, value[:6000]) for name, value in params.items() if name not in known]
+        for chunk in _chunks(new, 100):
+            self._client.log_batch(run_id, params=chunk)
+
+    def _log_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        self._client.log_batch(run_id, tags=[self._entities.RunTag(name, value[:5000]) for name, value in tags.items()])
+
+    def _log_finalists(self, summary: Summary) -> None:
+        children = self._client.search_runs([self._experiment_id], f"tags.`mlflow.parentRunId` = '{self._run_id}'")
+        known = {child.info.run_name: child.info.run_id for child in children}
+        for finalist in summary.finalists:
+            name = f"{finalist.stage} {finalist.policy.digest[:8]}"
+            tags = {"mlflow.parentRunId": self._run_id, "digest": finalist.policy.digest, "stage": finalist.stage}
+            run_id = (
+                known.get(name) or self._client.create_run(self._experiment_id, tags=tags, run_name=name).info.run_id
+            )
+            self._log_tags(run_id, {"winner": str(finalist == summary.best).lower()})
+            self._log_params(run_id, policy_params(finalist.policy))
+            self._log_metrics(run_id, finalist_metrics(finalist))
+            self._client.log_dict(run_id, finalist.policy.to_json(), "policy.json")
+            self._client.set_terminated(run_id)
+
+    def _log_files(self, folder: Path, summary: Summary | None) -> None:
+        trials = [trial for trial, _ in sorted(self._trials.values(), key=lambda pair: pair[0].number)]
+        self._log_table(trials)
+        if summary is not None:
+            self._log_figures(summary, trials)
+        for name in ("config.yaml", "front.json", "summary.json", "report.html"):
+            if (folder / name).exists():
+                self._client.log_artifact(self._run_id, str(folder / name))
+        if (folder / "best").is_dir():
+            self._client.log_artifacts(self._run_id, str(folder / "best"), "best")
+
+    def _log_table(self, trials: list[Trial]) -> None:
+        columns = trial_table(trials)
+        if any(file.path == "trials.json" for file in self._client.list_artifacts(self._run_id)):
+            rows = list(zip(*columns.values(), strict=True))  # log_table would append to the table of the run resumed
+            self._client.log_dict(self._run_id, {"columns": list(columns), "data": rows}, "trials.json")
+        else:
+            self._client.log_table(self._run_id, columns, "trials.json")
+
+    def _log_figures(self, summary: Summary, trials: list[Trial]) -> None:
+        figure = registry.load("figures", "plotly").pareto(summary, trials)
+        self._client.log_text(self._run_id, figure.to_html(include_plotlyjs=True, full_html=True), "front.html")
+        if importlib.util.find_spec("kaleido") is not None:
+            self._client.log_figure(self._run_id, figure, "front.png")
+
+
+def _summary_tags(summary: Summary) -> dict[str, str]:
+    tags = {
+        "model": summary.model,
+        "device": summary.device,
+        "agent": summary.agent,
+        "budget": " and ".join(summary.budget),
+    }
+    if summary.best is not None:
+        tags["best_policy"] = summary.best.policy.digest
+    return {**tags, "budget_held": str(summary.best is not None).lower()}
+
+
+def _chunks(items: list[Any], size: int) -> Iterable[list[Any]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970, as MLflow counts time."""
+    return int(1000 * time.time())
