@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 __all__ = ["Belief"]
 
 Array = NDArray[np.float64]
-_KNOB_SPREAD, _DOMAIN_SPREAD = 0.7, 0.5
+_KNOB_SPREAD, _DOMAIN_SPREAD = 0.7, 0.3
 """Prior standard deviations of the coefficients around 1: shared by the domains of a knob, and of each domain alone."""
 _NOISES = (0.03, 0.1, 0.3)
 """Candidate standard deviations of the scatter, as shares of the median drop; the evidence chooses."""

@@ -58,7 +58,8 @@ class ILP:
         self._rungs: deque[float] | None = None
         self._targets = [1.0]
         self._last: Codes | None = None
-        self._stale = False
+        self._best: Codes | None = None
+        self._stale = self._learned = False
 
     def ask(self, count: int) -> Sequence[Policy]:
         """Up to `count` new policies; none once twelve attempts in a row found nothing new."""
@@ -88,6 +89,9 @@ class ILP:
             return self._open()
         if self._rungs:
             return self._solve(self._rungs.popleft(), self._belief.mean(), [self._start()], exact=True)
+        if self._learned:
+            self._learned = False
+            return self._solve(self._targets[0], self._belief.mean(), [self._start()], exact=False)
         aside = self._rng.random() < _OFF_BUDGET
         target = float(self._rng.choice(self._targets)) if aside else self._targets[0]
         return self._solve(target, self._belief.sample(self._rng), [self._start()], exact=False)
@@ -107,7 +111,7 @@ class ILP:
         if dense <= 1.0:
             self._targets = tighter or [1.0]
             return tighter
-        few = max(2, self._problem.n_trials // 3)
+        few = max(2, self._problem.n_trials // 5)
         tighter = tighter[:few]
         self._targets += tighter[:3]
         return tighter + [share for share in _RELAXED if share < dense][: max(0, few - len(tighter))]
@@ -120,10 +124,8 @@ class ILP:
 
     def _start(self) -> Codes:
         """Where the next programme starts: the best scored policy inside the budget, or the last answer."""
-        inside = [trial.state == "complete" for _, trial in self._ledger.scored]
-        best = self._ledger.best(inside)
-        if best is not None:
-            return best[0]
+        if self._best is not None:
+            return self._best
         return self._problem.space.dense if self._last is None else self._last
 
     def _all_integer(self) -> Codes:
@@ -137,8 +139,10 @@ class ILP:
             return
         rows = np.array([row for row, _ in self._ledger.scored])
         scores = np.array([trial.score for _, trial in self._ledger.scored], dtype=float)
+        inside = np.where(self._pricing.holds(rows), scores, -np.inf)
+        self._best = rows[int(np.argmax(inside))] if np.isfinite(inside).any() else None
         self._belief.fit(self._solver.knapsack.at(self._alone, rows), self._problem.dense_score - scores)
-        self._stale = False
+        self._stale, self._learned = False, True
 
 
 def _finite(loss: Array) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -14,7 +14,7 @@ __all__ = ["Ledger"]
 
 
 class Ledger:
-    """The rows that were proposed or told, and the best scored one among them.
+    """The rows that were proposed or told.
 
     Attributes:
         scored: (row, trial) of every trial that has a score, in the order told.
@@ -43,17 +43,6 @@ class Ledger:
         self.scored.extend((row, trial) for row, trial in noted if _is_scored(trial))
         return noted
 
-    def best(self, among: Sequence[bool] | None = None) -> tuple[Codes, Trial] | None:
-        """The scored trial with the highest score, of those marked in `among` (one flag per entry of `scored`)."""
-        flags = among if among is not None else [True] * len(self.scored)
-        allowed = [entry for entry, flag in zip(self.scored, flags, strict=True) if flag]
-        return max(allowed, key=lambda entry: _score(entry[1])) if allowed else None
-
 
 def _is_scored(trial: Trial) -> bool:
     return trial.score is not None and bool(np.isfinite(trial.score))
-
-
-def _score(trial: Trial) -> float:
-    assert trial.score is not None
-    return trial.score
