@@ -357,6 +357,30 @@ def test_check_reports_every_fault(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("options", [["--timeout", "5 parsecs"], ["--recover", "-1m"], ["--recover", "4MB"]])
+def test_a_duration_that_is_none_is_told_at_once(options: list[str], jobs: list[Job]) -> None:
+    assert main(["search", *options]) == 2
+    assert jobs == []
+
+
+def test_check_says_what_a_search_would_work_with(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["faults"] == []
+    offered = record["offer"]
+    assert offered["layers"] == 22  # ResNet-20: 19 convolutions, two projections, one linear layer
+    assert all(knob["targets"] > 0 and knob["choices"] >= knob["targets"] for knob in offered["knobs"].values())
+    assert main(["check"]) == 0
+    shown = capsys.readouterr().out
+    assert "22 layers" in shown
+    assert all(f"  {name}: " in shown for name, _reason in offered["left_alone"])
+
+
+def test_check_ends_with_the_exit_code_of_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file where the folder should be")
+    assert main(["check"]) == 4
+
+
 def test_libraries_are_silent_and_automc_is_not() -> None:
     script = (
         "import logging, warnings; from automc.cli.quiet import silence_libraries; silence_libraries();"

@@ -1,19 +1,34 @@
-"""`automc check`: every fault of a search's settings at once, before anything is spent."""
+"""`automc check`: every fault of a search's settings at once, before anything is spent; then what it would work with."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from automc.cli.options import job_options, settings
 from automc.cli.report import print_json, stdout
+from automc.units import format_quantity
+
+if TYPE_CHECKING:
+    from automc.evaluate.faults import Fault
+    from automc.offer import Offer
 
 __all__ = ["check"]
 
 BAD_INPUT = 2
+SAMPLES = 2
+"""Enough to trace a model; a whole batch only takes longer."""
+_KNOBS = {
+    "prune": "channel groups can be pruned",
+    "quantize": "layers can be quantised",
+    "low_rank": "layers can be factorised",
+}
 _EPILOG = """\b
 Examples:
   automc check --model net.py:build --weights w.safetensors --data data.py:loaders --budget 60%
@@ -27,13 +42,64 @@ Examples:
 @click.pass_context
 def check(context: click.Context, /, as_json: bool, **_options: Any) -> int:
     """Report all faults of the settings at once, and what a search would have to work with."""
+    fields = settings(context)
     with contextlib.redirect_stdout(sys.stderr):
-        from automc.evaluate.faults import find_faults
-
-        faults = find_faults(**settings(context))
+        faults = _faults(fields)
+        offered = None if faults else _offer(fields)
     if as_json:
-        print_json({"faults": faults})
+        print_json({"faults": [str(fault) for fault in faults], "offer": _record(offered) if offered else None})
     else:
-        for fault in faults or ["Nothing is wrong with these settings."]:
-            stdout().print(fault)
-    return BAD_INPUT if faults else 0
+        for line in _lines(offered) if offered else faults:
+            stdout().print(line, soft_wrap=True)
+    codes = {fault.exit_code for fault in faults}
+    return codes.pop() if len(codes) == 1 else BAD_INPUT if faults else 0
+
+
+def _faults(fields: Mapping[str, Any]) -> list[Fault]:
+    from automc.evaluate.faults import find_faults
+
+    names = ("budget", "agent", "device", "space", "model", "data", "evaluate")
+    return find_faults(
+        **{name: fields[name] for name in names},
+        weights=Path(fields["weights"]) if fields["weights"] else None,
+        batch_size=_batch_size(fields),
+        runs=Path(fields["runs"]),
+    )
+
+
+def _offer(fields: Mapping[str, Any]) -> Offer:
+    from automc import registry
+    from automc.evaluate.models import load_model
+    from automc.evaluate.task import load_data
+    from automc.offer import offer
+
+    model = load_model(fields["model"], Path(fields["weights"]) if fields["weights"] else None)
+    data = load_data(fields["data"], _batch_size(fields), fields["seed"])
+    device = registry.load("device", fields["device"])(threads=fields["threads"])
+    example = [tensor[:SAMPLES] for tensor in data.example()]
+    return offer(model, example, device, space=fields["space"])
+
+
+def _batch_size(fields: Mapping[str, Any]) -> int:
+    from automc.demo.model import BATCH_SIZE
+
+    given: int | None = fields["batch_size"]
+    return given or (1 if fields["model"] else BATCH_SIZE)
+
+
+def _lines(offered: Offer) -> list[str]:
+    graph, space = offered.graph, offered.space
+    return [
+        "Nothing is wrong with these settings. A search would have to work with:",
+        f"  {len(graph.layers)} layers of {format_quantity('macs', graph.macs)} in all, per sample",
+        *(f"  {offered.targets(knob)} {what}, {offered.choices(knob)} choices" for knob, what in _KNOBS.items()),
+        f"  10^{math.log10(space.size):.0f} policies",
+        *(["Left alone:"] if graph.left_alone else []),
+        *(f"  {left.name}: {left.reason}" for left in graph.left_alone),
+    ]
+
+
+def _record(offered: Offer) -> dict[str, Any]:
+    knobs = {knob: {"targets": offered.targets(knob), "choices": offered.choices(knob)} for knob in _KNOBS}
+    left_alone = [[left.name, left.reason] for left in offered.graph.left_alone]
+    return {"layers": len(offered.graph.layers), "macs": offered.graph.macs, "knobs": knobs, "left_alone": left_alone}

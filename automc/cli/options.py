@@ -10,10 +10,28 @@ import click
 from click.core import ParameterSource
 
 from automc.cli.recipe import read_recipe
+from automc.units import parse_quantity
 
-__all__ = ["JOB_OPTIONS", "job_options", "settings"]
+__all__ = ["JOB_OPTIONS", "duration", "job_options", "settings"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def duration(text: str) -> str:
+    """A length of time as people write it, checked here and kept as text: 90s, 10m, 1h; 0 is none.
+
+    Raises:
+        click.BadParameter: it is not a duration.
+    """
+    stripped = text.strip()
+    try:
+        metric, seconds = ("latency_s", 0.0) if stripped in ("0", "off", "none") else parse_quantity(stripped)
+    except ValueError:
+        metric, seconds = "", 0.0
+    if metric != "latency_s" or seconds < 0:
+        raise click.BadParameter(f"{text!r} is not a duration: write 90s, 10m or 1h; 0 is off")
+    return stripped
+
 
 _MODEL = "FILE.py:FUNCTION or MODULE:FUNCTION that returns the model, torchvision:NAME, timm:NAME. Default: demo."
 _DATA = "digits, npz:FILE, imagefolder:DIR, cifar10:DIR, or FILE.py:FUNCTION that returns the loaders. Default: digits."
@@ -47,9 +65,9 @@ JOB_OPTIONS = (
     click.Option(
         ["--trials"], type=click.IntRange(min=1), default=100, show_default=True, help="Policies to evaluate."
     ),
-    click.Option(["--timeout"], metavar="DURATION", help="Stop searching after this long, such as 10m."),
+    click.Option(["--timeout"], type=duration, metavar="DURATION", help="Stop searching after this long, such as 10m."),
     click.Option(["--seed"], type=int, default=0, show_default=True, help="The same seed proposes the same trials."),
-    click.Option(["--recover"], default="1m", show_default=True, metavar="DURATION", help=_RECOVER),
+    click.Option(["--recover"], type=duration, default="1m", show_default=True, metavar="DURATION", help=_RECOVER),
     click.Option(
         ["--name"], help="Name of the run; a name that exists is resumed. Default: made from the model and time."
     ),

@@ -74,7 +74,7 @@ def _convert(option: click.Option, raw: Any) -> Any:
 def _convert_one(option: click.Option, raw: Any) -> Any:
     if isinstance(raw, (Mapping, list, bool)) or raw is None:
         raise click.BadParameter(f"{raw!r} is not a single value")
-    if isinstance(raw, float) and not isinstance(option.type, click.types.StringParamType):
+    whole = isinstance(option.type, (click.types.IntParamType, click.IntRange))
+    if whole and isinstance(raw, float):
         raise click.BadParameter(f"{raw!r} is not a whole number")
-    text = raw if isinstance(raw, int) and not isinstance(option.type, click.types.StringParamType) else str(raw)
-    return option.type.convert(text, option, None)
+    return option.type.convert(raw if whole else str(raw), option, None)

@@ -1,0 +1,44 @@
+"""What a search would have to work with: the layers that can be compressed, the choices of each, and what is left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from automc import registry
+from automc.devices.device import Device
+from automc.graph import LayerGraph
+from automc.space import SearchSpace
+from automc.trace import trace
+
+__all__ = ["Offer", "offer"]
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A model's layers and the search space over them, on one device."""
+
+    graph: LayerGraph
+    space: SearchSpace
+
+    def targets(self, knob: str) -> int:
+        """How many layers or channel groups have this knob."""
+        return len(self.space.columns(knob))
+
+    def choices(self, knob: str) -> int:
+        """How many choices besides dense they have, in all."""
+        return sum(len(self.space.domains[column]) - 1 for column in self.space.columns(knob))
+
+
+def offer(model: nn.Module, example: Sequence[Tensor], device: Device, *, space: str = "default") -> Offer:
+    """Trace the model on `example`, inputs (batch, ...), and open the search space of that name for the device.
+
+    Raises:
+        InputError: the model cannot be run on the example.
+        UnknownNameError: no search space of that name.
+    """
+    graph = trace(model, example).graph
+    can = device.capabilities()
+    return Offer(graph, registry.load("space", space)(graph, channel_block=can.channel_block, int8=can.int8))
