@@ -17,7 +17,19 @@ import automc
 
 HEAVY = ("torch", "onnx", "onnxruntime", "mlflow", "ray", "optuna", "scipy", "sklearn", "plotly", "pandas")
 LIGHT = ("automc", "automc.cli.main", "automc.rundir", "automc.registry", "automc.result")
-MODULES = sorted(info.name for info in pkgutil.walk_packages(automc.__path__, "automc.") if "__main__" not in info.name)
+MAPPED = ("agents", "dashboards", "search_spaces")
+
+
+def _modules() -> list[str]:
+    """Every module but __main__; an installation in place keeps the mapped folders outside of automc's own."""
+    names = {"automc"}
+    for package in ("automc", *(f"automc.{folder}" for folder in MAPPED)):
+        path = importlib.import_module(package).__path__
+        names |= {package, *(info.name for info in pkgutil.walk_packages(path, f"{package}."))}
+    return sorted(names - {"automc.__main__"})
+
+
+MODULES = _modules()
 
 
 @pytest.mark.parametrize("module", LIGHT)
@@ -48,7 +60,7 @@ def test_the_package_offers_what_it_lists() -> None:
     assert [name for name in automc.__all__ if not hasattr(automc, name)] == []
 
 
-@pytest.mark.parametrize("folder", ["agents", "search_spaces", "dashboards"])
+@pytest.mark.parametrize("folder", MAPPED)
 def test_a_plug_in_folder_says_what_it_is_called(folder: str) -> None:
     """Imported from the repository root under its folder's name, it would be a second copy of the package."""
     package = importlib.import_module(f"automc.{folder}")
