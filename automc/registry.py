@@ -34,7 +34,7 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "cpu": "automc.devices.cpu:Cpu",
     },
     "figures": {
-        "plotly": "automc.dashboards.figures:FIGURES",
+        "plotly": "automc.dashboards.report:PLOTLY",
     },
 }
 _ENTRY_POINT_GROUP = {"agent": "automc.agents", "space": "automc.search_spaces", "device": "automc.devices"}

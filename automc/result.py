@@ -129,6 +129,7 @@ class Summary:
         dense_meets_budget: the dense model already held the budget; the front was searched all the same.
         left_alone: (layer, reason) of what no policy touched.
         seconds: stage -> wall-clock seconds.
+        widths: channel group -> its dense width, so that a kept count can be read as a share.
     """
 
     name: str
@@ -149,6 +150,7 @@ class Summary:
     dense_meets_budget: bool
     left_alone: tuple[tuple[str, str], ...]
     seconds: Mapping[str, float]
+    widths: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -72,6 +72,7 @@ def make_summary(trials: list[Trial] | None = None, *, name: str = "digits-50ms"
             ("layer1.0.conv1", "low rank: the factors would cost more than the layer"),
         ),
         seconds={"trace": 1.2, "profile": 41.0, "calibrate": 6.1, "search": 38.5, "certify": 14.2, "recover": 60.3},
+        widths=GROUPS,
     )
 
 

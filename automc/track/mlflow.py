@@ -78,7 +78,7 @@ class MLflowTracker:
         self._recorded = False
         self._worker = Worker("automc.track.mlflow", self._on_event, _ENVIRONMENT)
         known = _marker(run_dir) if run_dir else {}
-        run_id = known.get("run_id") if known.get("uri") == self.uri else None
+        run_id = known.get("run_id") if known.get("uri") == _absolute(self.uri) else None
         self._worker.send(
             {"kind": "open", "uri": self.uri, "experiment": experiment, "run_name": run_name, "run_id": run_id}
         )
@@ -126,7 +126,7 @@ class MLflowTracker:
     def _mark(self) -> None:
         if self._run_dir is None or not self._run_dir.is_dir():
             return
-        marker = {"uri": self.uri, "run_id": self.run_id, "complete": self._recorded, **self._begun}
+        marker = {"uri": _absolute(self.uri), "run_id": self.run_id, "complete": self._recorded, **self._begun}
         try:
             write_atomic(self._run_dir / MARKER, json.dumps(marker, indent=1) + "\n")
         except DiskError as error:
@@ -151,6 +151,12 @@ def upload(run: RunDir, uri: str | None = None, *, timeout_s: float = 300.0) -> 
         tracker.log(trial)
     tracker.finish(summary, run.path, "FINISHED" if summary else "KILLED")
     return tracker.close(timeout_s)
+
+
+def _absolute(uri: str) -> str:
+    """The same store, wherever one stands: a relative sqlite path is taken from the current folder."""
+    scheme, separator, path = uri.partition(":///")
+    return f"{scheme}{separator}{Path(path).absolute()}" if scheme == "sqlite" and separator else uri
 
 
 def _marker(folder: Path) -> dict[str, Any]:

@@ -153,13 +153,13 @@ class Store:
     def _log_files(self, folder: Path, summary: Summary | None) -> None:
         trials = [trial for trial, _ in sorted(self._trials.values(), key=lambda pair: pair[0].number)]
         self._log_table(trials)
-        if summary is not None:
-            self._log_figures(summary, trials)
         for name in ("config.yaml", "front.json", "summary.json", "report.html"):
             if (folder / name).exists():
                 self._client.log_artifact(self._run_id, str(folder / name))
         if (folder / "best").is_dir():
             self._client.log_artifacts(self._run_id, str(folder / "best"), "best")
+        if summary is not None:
+            self._log_figures(summary, trials)
 
     def _log_table(self, trials: list[Trial]) -> None:
         columns = trial_table(trials)

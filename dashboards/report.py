@@ -1,0 +1,262 @@
+"""report.html: one file that says what won, how sure that is and how to take it home. Opens offline, on a phone too."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+from plotly.offline import get_plotlyjs
+
+from automc.disk import write_atomic
+from automc.pareto import front
+from automc.result import Finalist, Summary
+from automc.trial import Trial
+from automc.units import METRICS
+
+from . import figures, page, words
+
+__all__ = ["PLOTLY", "Plotly", "write_report"]
+
+_HELD, _MISSED = figures.GREEN, figures.VERMILLION
+_ONNX = """import numpy as np, onnxruntime
+session = onnxruntime.InferenceSession("{path}/best/model.onnx", providers=["CPUExecutionProvider"])
+given = session.get_inputs()[0]
+print(given.name, given.shape)  # feed it your own batch of that shape
+scores = session.run(None, {{given.name: np.zeros(given.shape, dtype=np.float32)}})[0]"""
+
+
+def write_report(summary: Summary, trials: Sequence[Trial], path: str | os.PathLike[str]) -> Path:
+    """Write the report to `path`.
+
+    Raises:
+        DiskError: it cannot be written.
+    """
+    return write_atomic(path, render(summary, trials, Path(path).parent))
+
+
+def render(summary: Summary, trials: Sequence[Trial], folder: Path) -> str:
+    """The report as HTML; `folder` is the run's, named in the commands it shows."""
+    template = Template(files(__package__ or "automc.dashboards").joinpath("report.html").read_text(encoding="utf-8"))
+    return template.substitute(
+        title=escape(f"{summary.model} within {' and '.join(summary.budget)}"),
+        subtitle=escape(
+            f"Run {summary.name} on {summary.device}, batch size {summary.batch_size}: agent {summary.agent}, "
+            f"{summary.trials} trials, seed {summary.seed}."
+        ),
+        verdict=escape(words.verdict(summary)),
+        color=_HELD if summary.best else _MISSED,
+        plotly_js=get_plotlyjs(),
+        sections="\n".join(_sections(summary, trials, folder)),
+    )
+
+
+def _sections(summary: Summary, trials: Sequence[Trial], folder: Path) -> Iterator[str]:
+    yield page.section("Before and after", _comparison(summary))
+    yield page.section("How sure the latency is", *_trust(summary))
+    if summary.best is not None:
+        yield page.section("Take it home", *_export(summary, folder))
+    yield page.section("The front", *_front(summary, trials))
+    yield page.section("The policy, layer by layer", *_policy(summary))
+    yield page.section("Predicted against measured", *_predictions(summary))
+    yield page.section("The search", *_search(summary, trials))
+    yield page.section("Left alone", _left_alone(summary))
+    yield page.section("Where the time went", page.table(("stage", "time"), _times(summary)))
+
+
+def _comparison(summary: Summary) -> str:
+    chosen = summary.best or summary.smallest
+    if chosen is None:
+        return page.paragraph("No compressed model was measured.")
+    name = "winner" if summary.best else "nearest"
+    return page.table(("", "dense", name, "change"), [*_score_rows(summary, chosen), *_cost_rows(summary, chosen)])
+
+
+def _score_rows(summary: Summary, chosen: Finalist) -> Iterator[tuple[str, str, str, str]]:
+    before = chosen.before_recovery or (None, None)
+    scores = (
+        ("test", summary.dense.test, chosen.test, before[1]),
+        ("validation", summary.dense.validation, chosen.validation, before[0]),
+    )
+    for split, dense, after, unrecovered in scores:
+        label = f"{summary.score_name}, {split}"
+        if unrecovered is not None:
+            yield f"{label}, before recovery", *_scores(summary, dense, unrecovered)
+        if after is not None:
+            yield label + (", after recovery" if unrecovered is not None else ""), *_scores(summary, dense, after)
+
+
+def _scores(summary: Summary, dense: float | None, value: float) -> tuple[str, str, str]:
+    return words.score(summary, dense), words.score(summary, value), words.score_change(summary, dense, value)
+
+
+def _cost_rows(summary: Summary, chosen: Finalist) -> Iterator[tuple[str, str, str, str]]:
+    dense = summary.dense
+    yield ("latency, 95 % interval", words.interval(dense.cost), words.interval(chosen.cost), "")
+    pairs = [(words.METRIC_NAMES[m], m, dense.cost.get(m), chosen.cost.get(m)) for m in METRICS]
+    pairs.insert(1, ("latency, as predicted", "latency_s", dense.predicted_latency_s, chosen.predicted_latency_s))
+    for label, metric, before, after in pairs:
+        if before is not None or after is not None:
+            yield label, words.known(metric, before), words.known(metric, after), words.change(before, after)
+
+
+def _trust(summary: Summary) -> Iterator[str]:
+    chosen, report = summary.best or summary.smallest, summary.predictor
+    if chosen is not None:
+        yield page.paragraph(
+            f"The latency of the {'winner' if summary.best else 'nearest model'} was measured on the device, in random turns "
+            f"with the dense model: {words.known('latency_s', chosen.cost.latency_s)}, and with 95 % confidence its median "
+            f"lies within {words.interval(chosen.cost)}. The upper end of that interval decides whether a budget is held."
+        )
+    yield page.paragraph(
+        f"The measurements repeat to {100 * report.noise_floor:.1f} %. The predictor that led the search was off by "
+        f"{100 * report.mape:.1f} % on average on models that it had not seen ({report.models} measured in all), and by "
+        f"{100 * report.kernel_mape:.1f} % on single kernels ({report.kernels} measured); {100 * report.coverage:.0f} % of the "
+        "dense latency is in kernels that it learned."
+    )
+
+
+def _front(summary: Summary, trials: Sequence[Trial]) -> Iterator[str]:
+    yield page.paragraph(
+        "Each point is a way to compress the model; up and to the left is better. Hover or tap for its costs. "
+        "Double-click to see the points below the range."
+    )
+    yield page.figure(figures.pareto(summary, trials), "front")
+    models = [summary.dense, *summary.finalists]
+    best = models.index(summary.best) if summary.best in models else None
+    yield page.table(_MODEL_HEADS, [_model_row(summary, model) for model in models], best=best)
+    metric = next(iter(summary.limits), "latency_s")
+    points = front([t for t in trials if t.stage == "search"], (metric,))
+    yield page.details(
+        f"The front as predicted, {len(points)} points", page.table(_POINT_HEADS, _points(summary, points))
+    )
+
+
+_MODEL_HEADS = (
+    "measured model",
+    "validation",
+    "test",
+    "latency",
+    "95 % interval",
+    "size",
+    "MACs",
+    "in budget",
+    "policy",
+)
+_POINT_HEADS = ("trial", "validation", "latency", "95 % interval", "size", "MACs", "policy")
+
+
+def _model_row(summary: Summary, model: Finalist) -> tuple[str, ...]:
+    return (
+        "winner" if model == summary.best else model.stage,
+        words.score(summary, model.validation),
+        words.score(summary, model.test),
+        words.known("latency_s", model.cost.latency_s),
+        words.interval(model.cost),
+        words.known("size_bytes", model.cost.size_bytes),
+        words.known("macs", model.cost.macs),
+        "yes" if model.holds else "no",
+        model.policy.digest if len(model.policy) else "–",
+    )
+
+
+def _points(summary: Summary, points: Sequence[Trial]) -> Iterator[tuple[str, ...]]:
+    for trial in points:
+        yield (
+            str(trial.number),
+            words.score(summary, trial.score),
+            words.known("latency_s", trial.cost.latency_s),
+            words.interval(trial.cost),
+            words.known("size_bytes", trial.cost.size_bytes),
+            words.known("macs", trial.cost.macs),
+            trial.policy.digest,
+        )
+
+
+def _policy(summary: Summary) -> Iterator[str]:
+    chosen = summary.best or summary.smallest
+    if chosen is None:
+        yield page.paragraph("No compressed model was measured.")
+        return
+    yield page.paragraph("What is not listed stays as it was. The darker a cell, the more it compresses.")
+    yield page.figure(figures.policy_map(summary), "policy")
+    rows = words.knob_rows(chosen.policy, summary.widths)
+    heads = ("layer or channel group", "channels kept", "rank", "bits")
+    yield page.details(f"The same as a table, {len(rows)} rows", page.table(heads, rows))
+    yield page.details("The same as JSON", page.code(json.dumps(chosen.policy.to_json(), indent=1)))
+
+
+def _predictions(summary: Summary) -> Iterator[str]:
+    yield page.figure(figures.predicted_vs_measured(summary), "predictions")
+    rows = [
+        (
+            model.stage,
+            words.known("latency_s", model.predicted_latency_s),
+            words.known("latency_s", model.cost.latency_s),
+            words.change(model.cost.latency_s, model.predicted_latency_s),
+            model.policy.digest if len(model.policy) else "–",
+        )
+        for model in (summary.dense, *summary.finalists)
+    ]
+    yield page.details("The same as a table", page.table(("model", "predicted", "measured", "error", "policy"), rows))
+
+
+def _search(summary: Summary, trials: Sequence[Trial]) -> Iterator[str]:
+    states = [trial.state for trial in trials]
+    yield page.paragraph(
+        f"{states.count('complete')} trials were scored, {states.count('infeasible')} were outside the budget or not "
+        f"applicable, {states.count('failed')} failed. The lower curve is the share of the plane between no cost and the dense "
+        "model that the front dominates."
+    )
+    yield page.figure(figures.hypervolume(summary, trials), "search")
+    rows = [
+        (str(number), words.score(summary, best), f"{share:.3f}")
+        for number, best, share in figures.progress(summary, trials)
+    ]
+    heads = ("after trial", "best within the budget", "share dominated")
+    yield page.details(f"The same as a table, {len(rows)} rows", page.table(heads, rows))
+    lost = [(str(t.number), t.state, t.reason) for t in trials if t.state != "complete"]
+    if lost:
+        yield page.details(
+            f"Trials without a score, {len(lost)} rows", page.table(("trial", "state", "reason"), lost, words=(2,))
+        )
+
+
+def _left_alone(summary: Summary) -> str:
+    if not summary.left_alone:
+        return page.paragraph("Every layer with weights could be compressed.")
+    return page.table(("layer", "why no policy touches it"), summary.left_alone, words=(1,))
+
+
+def _times(summary: Summary) -> list[tuple[str, str]]:
+    rows = [*summary.seconds.items(), ("in all", sum(summary.seconds.values()))]
+    return [(stage, f"{seconds:.1f} s") for stage, seconds in rows]
+
+
+def _export(summary: Summary, folder: Path) -> Iterator[str]:
+    runs = "" if folder.parent == Path("runs") else f" --runs {folder.parent}"
+    yield page.paragraph(
+        "The model as deployed is best/model.onnx in the run's folder. To copy it, or another point of the front:"
+    )
+    yield page.code(
+        f"automc export --run {summary.name}{runs} --format onnx --out deploy\n"
+        f"automc export --run {summary.name}{runs} --knee --format pt2 --out deploy"
+    )
+    yield page.details("Run it from Python", page.code(_ONNX.format(path=folder)))
+
+
+class Plotly:
+    """What the registry offers as figures "plotly": the figures, and the report made of them."""
+
+    pareto = staticmethod(figures.pareto)
+    hypervolume = staticmethod(figures.hypervolume)
+    policy_map = staticmethod(figures.policy_map)
+    predicted_vs_measured = staticmethod(figures.predicted_vs_measured)
+    write_report = staticmethod(write_report)
+
+
+PLOTLY = Plotly()
