@@ -1,0 +1,146 @@
+"""NetAdapt (Yang et al. 2018, 1804.03230): reduce the resource step by step, each step by the one change that scores best.
+
+A step takes `reduction` (decaying) off the usage. For every domain the mildest choice that achieves it alone is a proposal
+(algorithm 1, lines 4 to 7); the best scored proposal is where the next step starts (line 8). Two things differ from the
+paper, because a search has a hundred evaluations and not thousands: only the few most promising proposals of a step are scored,
+and the first policy asked is the whole descent without scores, so that there is an answer inside the budget from the start.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from automc.policy import Policy
+from automc.protocols import Problem
+from automc.space import Codes
+from automc.trial import Trial
+
+from .ledger import Ledger
+from .pricing import Pricing
+
+__all__ = ["NetAdapt"]
+
+Array = NDArray[np.float64]
+_PROPOSALS = 4
+_DECAY = 0.96
+_PASSES = 6
+_FINEST = 1e-3
+"""A step that takes less than this share of the budget off ends a pass."""
+
+
+class NetAdapt:
+    """Walks from dense to the budget and on below it, then again with half the step, until its passes are used up."""
+
+    def __init__(self, problem: Problem, seed: int) -> None:
+        self._problem = problem
+        self._pricing = Pricing(problem)
+        self._ledger = Ledger(problem.space)
+        self._rng = np.random.default_rng(seed)
+        self._row = problem.space.dense
+        self._proposals: list[Codes] = []
+        self._queue: deque[Codes] = deque()
+        self._scores: dict[bytes, float] = {}
+        self._unscored_outside = False
+        self._passes = self._steps = 0
+        self._first: float | None = None
+
+    def ask(self, count: int) -> Sequence[Policy]:
+        """Up to `count` proposals of the current step, fewer where it has fewer; none once the passes are used up."""
+        if self._first is None:
+            self._open()
+        asked: list[Policy] = []
+        while len(asked) < count and (self._queue or self._passes < _PASSES):
+            if self._queue:
+                row = self._queue.popleft()
+                if self._ledger.is_new(row):
+                    asked.append(self._ledger.propose(row))
+            elif asked:
+                break
+            else:
+                self._advance()
+        return asked
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Note the scores that the step is chosen by."""
+        for row, trial in self._ledger.record(trials):
+            if trial.score is not None:
+                self._scores[row.tobytes()] = trial.score
+            elif trial.state == "infeasible":
+                self._unscored_outside = True
+
+    def _open(self) -> None:
+        """Set the first reduction so that about two thirds of the trials reach the budget, and queue the blind descent."""
+        usage = self._usage(self._row)
+        goal = min(1.0, usage) if usage > 1.0 else self._usage(self._pricing.smallest)
+        steps = max(4.0, self._problem.n_trials / _PROPOSALS * 2 / 3)
+        self._first = (usage - goal) * (1 - _DECAY) / (1 - _DECAY**steps)
+        self._queue.append(self._descend(self._row))
+        if not self._pricing.reachable:
+            self._passes = _PASSES
+
+    def _advance(self) -> None:
+        """Take the best proposal of the last step and make those of the next; start over where there are none."""
+        if self._proposals:
+            self._row = self._choose(self._proposals)
+        if self._unscored_outside and self._usage(self._row) > self._pricing.ceiling:
+            self._row = self._descend(self._row)
+        assert self._first is not None
+        reduction = self._first * 0.5**self._passes * _DECAY**self._steps
+        self._proposals = self._propose(self._row, reduction)
+        self._queue.extend(self._proposals)
+        self._steps += 1
+        if not self._proposals:
+            self._row, self._steps = self._problem.space.dense, 0
+            self._passes += 1
+
+    def _propose(self, row: Codes, reduction: float) -> list[Codes]:
+        """The most promising rows that take `reduction` off by one domain; of half of it, and so on, where none does."""
+        usage = self._usage(row)
+        moves = self._pricing.around(row)
+        if not len(moves):
+            return []
+        domain = (moves != row).argmax(axis=1)
+        stronger = moves[np.arange(len(moves)), domain] > row[domain]
+        used = self._pricing.usage(moves).max(axis=1)
+        while reduction > _FINEST * self._pricing.ceiling:
+            target = (
+                max(usage - reduction, self._pricing.ceiling) if usage > self._pricing.ceiling else usage - reduction
+            )
+            achieving = np.flatnonzero(stronger & (used <= target))
+            mildest = achieving[np.unique(domain[achieving], return_index=True)[1]]
+            if len(mildest) >= min(_PROPOSALS, len(row)):
+                return [moves[i] for i in mildest[np.argsort(self._harm(moves[mildest]), kind="stable")][:_PROPOSALS]]
+            reduction /= 2.0
+        return []
+
+    def _choose(self, rows: Sequence[Codes]) -> Codes:
+        """The best scored of `rows`; the least harmful as far as the sensitivities tell where none has a score."""
+        scores = [self._scores.get(row.tobytes(), -np.inf) for row in rows]
+        if max(scores) > -np.inf:
+            return rows[int(np.argmax(scores))]
+        return rows[int(np.argmin(self._harm(np.array(rows))))]
+
+    def _descend(self, row: Codes) -> Codes:
+        """`row` stepped down to the budget without scores."""
+        assert self._first is not None
+        while self._usage(row) > self._pricing.ceiling:
+            rows = self._propose(row, self._first)
+            if not rows:
+                break
+            row = rows[int(np.argmin(self._harm(np.array(rows))))]
+        return self._pricing.shrink(row, self._rng)
+
+    def _harm(self, rows: Codes) -> Array:
+        """(count,) summed sensitivities, or the share of compression where none are known."""
+        tables = self._problem.sensitivity
+        if tables is None:
+            shares: Array = (rows / np.maximum(self._problem.space.cardinalities - 1, 1)).sum(axis=1)
+            return shares
+        return np.sum([table[rows[:, d]] for d, table in enumerate(tables)], axis=0)
+
+    def _usage(self, row: Codes) -> float:
+        return float(self._pricing.usage(row[None]).max())
