@@ -93,7 +93,7 @@ class _Pad(nn.Module):
         self.before, self.channels_in, self.channels_out = before, channels_in, channels_out
 
 
-class _PadPruner(tp.ops.DummyPruner):  # type: ignore[misc]
+class _PadPruner(tp.ops.DummyPruner):
     """A pad has no weights: nothing to prune, but it knows how many channels go in and come out."""
 
     def get_out_channels(self, layer: _Pad) -> int:
@@ -114,7 +114,7 @@ class _Shift:
         return [i for i in moved if 0 <= i.idx < self.size]
 
 
-class _Graph(tp.DependencyGraph):  # type: ignore[misc]
+class _Graph(tp.DependencyGraph):
     """Torch-Pruning's graph, taught that a pad of the channel dimension shifts channel numbers.
 
     Torch-Pruning takes pads for elementwise operations, which couples the wrong channels.
@@ -219,11 +219,11 @@ def _groups(classes: DisjointSet, foreign: dict[Slot, str], order: Sequence[str]
             continue
         first = min((name for name, side, _ in signature if side == "out"), key=lambda name: rank.get(name, len(rank)))
         units.sort(key=lambda unit: min(unit.values()))
-        members = tuple(
+        touched = tuple(
             Member(module, side, tuple(unit[module, side] for unit in units))
             for module, side, _ in sorted(signature, key=lambda s: (rank.get(s[0], len(rank)), s[1]))
         )
-        groups.append(ChannelGroup(first, len(units), members))
+        groups.append(ChannelGroup(first, len(units), touched))
     groups.sort(key=lambda group: rank.get(group.name, len(rank)))
     return tuple(_uniquely_named(groups))
 

@@ -125,12 +125,12 @@ def _fold_batch_norms(model: nn.Module, batch_norm_of: Mapping[str, str]) -> fro
     for layer_name, norm_name in batch_norm_of.items():
         layer, norm = model.get_submodule(layer_name), model.get_submodule(norm_name)
         assert isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d))
-        statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+        statistics: Any = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
         if isinstance(layer, nn.Conv2d):
-            weight, bias = fuse_conv_bn_weights(layer.weight, layer.bias, *statistics)  # type: ignore[arg-type]
+            weight, bias = fuse_conv_bn_weights(layer.weight, layer.bias, *statistics)
         else:
             assert isinstance(layer, nn.Linear)
-            weight, bias = fuse_linear_bn_weights(layer.weight, layer.bias, *statistics)  # type: ignore[arg-type]
+            weight, bias = fuse_linear_bn_weights(layer.weight, layer.bias, *statistics)
         layer.weight, layer.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
         model.set_submodule(norm_name, nn.Identity())
     return frozenset(batch_norm_of)

@@ -26,26 +26,36 @@ class Quantized(nn.Module):
 
     Attributes:
         inner: the layer in floating point.
-        low, high: the range of its input that the activation codes cover; equal until `set_ranges` has run.
+        scale, zero: of the input's codes; the input is left as it is until `set_range` has been called.
     """
 
-    low: Tensor
-    high: Tensor
+    scale: Tensor
+    zero: Tensor
 
     def __init__(self, inner: nn.Conv2d | nn.Linear, weight_bits: int, activation_bits: int) -> None:
         super().__init__()
         self.inner = inner
         self.weight_bits = weight_bits
         self.activation_bits = activation_bits
-        self.register_buffer("low", torch.zeros(()))
-        self.register_buffer("high", torch.zeros(()))
+        self.rounds_input = False
+        self.register_buffer("scale", torch.ones(1))
+        self.register_buffer("zero", torch.zeros(1, dtype=torch.int32))
+
+    def set_range(self, low: float, high: float) -> None:
+        """Let the codes cover [low, high], which contains zero."""
+        scale = (high - low) / (2**self.activation_bits - 1)
+        self.scale.fill_(scale)
+        self.zero.fill_(round(-low / scale))
+        self.rounds_input = True
 
     def forward(self, inputs: Tensor) -> Tensor:
         weight = fake_quantize_weight(self.inner.weight, self.weight_bits)
-        rounded = fake_quantize_activation(inputs, float(self.low), float(self.high), self.activation_bits)
+        if self.rounds_input:
+            last = 2**self.activation_bits - 1
+            inputs = torch.fake_quantize_per_tensor_affine(inputs, self.scale, self.zero, 0, last)
         if isinstance(self.inner, nn.Linear):
-            return F.linear(rounded, weight, self.inner.bias)
-        return self.inner._conv_forward(rounded, weight, self.inner.bias)
+            return F.linear(inputs, weight, self.inner.bias)
+        return self.inner._conv_forward(inputs, weight, self.inner.bias)
 
 
 def fake_quantize_weight(weight: Tensor, bits: int) -> Tensor:
@@ -54,15 +64,6 @@ def fake_quantize_weight(weight: Tensor, bits: int) -> Tensor:
     scale = (weight.detach().flatten(1).abs().amax(1) / limit).clamp_min(1e-12)
     zero = torch.zeros(len(scale), dtype=torch.int32)
     return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -limit, limit)
-
-
-def fake_quantize_activation(inputs: Tensor, low: float, high: float, bits: int) -> Tensor:
-    """`inputs` rounded to the 2^bits codes of [low, high], as floats; an empty range leaves them as they are."""
-    if high <= low:
-        return inputs
-    scale = (high - low) / (2**bits - 1)
-    zero = round(-low / scale)
-    return torch.fake_quantize_per_tensor_affine(inputs, scale, zero, 0, 2**bits - 1)
 
 
 def best_range(values: NDArray[np.float32], bits: int = 8) -> tuple[float, float]:
@@ -105,8 +106,7 @@ def set_ranges(model: nn.Module, batches: Iterable[Sequence[Tensor]]) -> None:
         return
     seen: dict[str, list[NDArray[np.float32]]] = {name: [] for name in layers}
     for layer in layers.values():
-        layer.low.zero_()
-        layer.high.zero_()
+        layer.rounds_input = False
     hooks = [
         layer.register_forward_pre_hook(lambda _, inputs, name=name: seen[name].append(sample(inputs[0])))
         for name, layer in layers.items()
@@ -119,9 +119,7 @@ def set_ranges(model: nn.Module, batches: Iterable[Sequence[Tensor]]) -> None:
         for hook in hooks:
             hook.remove()
     for name, layer in layers.items():
-        low, high = best_range(np.concatenate(seen[name]), layer.activation_bits)
-        layer.low.fill_(low)
-        layer.high.fill_(high)
+        layer.set_range(*best_range(np.concatenate(seen[name]), layer.activation_bits))
 
 
 def float_model(model: nn.Module) -> nn.Module:

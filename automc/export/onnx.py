@@ -10,7 +10,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -18,7 +18,7 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 from onnxruntime.quantization import QDQQuantizer, QuantType
-from onnxruntime.quantization.calibrate import TensorData, TensorsData, CalibrationMethod
+from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
 from torch import Tensor, nn
 
 from automc.compress.quantize import Quantized, best_range, float_model, sample
@@ -35,7 +35,9 @@ _CARRIER_OPS = (
 """Operators that run on integers when all that they read is integer already, and so spare two conversions."""
 
 
-def build_onnx(model: nn.Module, example: Sequence[Tensor], calibration: Sequence[Tensor], *, reduce_range: bool) -> bytes:
+def build_onnx(
+    model: nn.Module, example: Sequence[Tensor], calibration: Sequence[Tensor], *, reduce_range: bool
+) -> bytes:
     """The serialised ONNX model of a compressed model, as deployed: fixed batch, integer layers as QDQ.
 
     Args:
@@ -65,7 +67,7 @@ def export_float(model: nn.Module, example: Sequence[Tensor]) -> onnx.ModelProto
     with warnings.catch_warnings(), torch.no_grad(), _quiet():
         warnings.simplefilter("ignore")
         try:
-            torch.onnx.export(model, tuple(example), buffer, dynamo=False, **options)
+            torch.onnx.export(model, tuple(example), cast(Any, buffer), dynamo=False, **options)
             return onnx.load_from_string(buffer.getvalue())
         except Exception as first:  # whatever the tracer raises, the other exporter may still manage
             try:
@@ -118,6 +120,7 @@ def quantize_proto(
     )
     with _quiet():
         quantizer.quantize_model()
+        quantizer.model.topological_sort()
     return _float_outputs(quantizer.model.model)
 
 

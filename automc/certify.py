@@ -1,0 +1,150 @@
+"""Finalists measured on the device, interleaved with the dense model: what is promised is what was measured."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import thop
+import torch
+from torch import nn
+
+from automc.budget import Budget
+from automc.compress.quantize import float_model
+from automc.devices.measure import Measurement
+from automc.evaluate.accuracy import Deployed
+from automc.policy import Policy
+from automc.prepare import Prepared
+from automc.result import Certificate, Finalist
+from automc.trial import Cost, Source
+
+__all__ = ["Candidate", "Certified", "Certifier", "count_macs"]
+
+Stage = Literal["dense", "finalist", "recovered"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A compressed model that may be handed over, and its (validation, test) score before recovery if it was recovered."""
+
+    policy: Policy
+    model: nn.Module
+    stage: Stage = "finalist"
+    before_recovery: tuple[float, float | None] | None = None
+
+
+@dataclass(frozen=True)
+class Certified:
+    """A measured candidate, with its file and its certificate."""
+
+    candidate: Candidate
+    finalist: Finalist
+    certificate: Certificate
+    onnx: bytes
+
+
+class Certifier:
+    """Exports, measures and scores finalists against one budget."""
+
+    def __init__(self, prepared: Prepared, budget: Budget, batch_size: int, seed: int) -> None:
+        self.prepared = prepared
+        self.budget = budget
+        self.batch_size = batch_size
+        self.seed = seed
+        self.dense: Finalist = self._dense()
+
+    def certify(self, candidates: Sequence[Candidate]) -> list[Certified]:
+        """Measure candidates and the dense model in the same rounds, and score the exported files."""
+        files = {f"{c.policy.digest}-{c.stage}": self.prepared.build(c.model) for c in candidates}
+        models = {"dense": self.prepared.dense_onnx, **files}
+        measured = self.prepared.device.measure(models, [t.numpy() for t in self.prepared.example], seed=self.seed)
+        limits = self._limits(measured)
+        return [
+            self._certified(c, name, files[name], measured, limits) for c, name in zip(candidates, files, strict=True)
+        ]
+
+    def _limits(self, measured: Measurement) -> Budget:
+        """The budget in absolute values; shares of the dense latency are of the one measured in the same rounds."""
+        dense = self.prepared.dense_cost
+        return self.budget.resolve(
+            dense.with_measured_latency(measured.median_s("dense"), measured.interval_s("dense"))
+        )
+
+    def _certified(
+        self, candidate: Candidate, name: str, onnx: bytes, measured: Measurement, limits: Budget
+    ) -> Certified:
+        predicted = self.prepared.predictor.predict(self.prepared.space.encode([candidate.policy]))[0]
+        cost = self._cost(candidate.model, onnx, measured, name)
+        validation, test = self.scores(onnx)
+        holds = limits.holds(cost)
+        finalist = Finalist(
+            policy=candidate.policy,
+            cost=cost,
+            predicted_latency_s=predicted.latency_s,
+            validation=validation,
+            test=test,
+            holds=holds,
+            stage=candidate.stage,
+            before_recovery=candidate.before_recovery,
+        )
+        certificate = Certificate(
+            limits={limit.metric: limit.value for limit in limits},
+            batch_size=self.batch_size,
+            latency_s=measured.median_s(name),
+            latency_interval_s=measured.interval_s(name),
+            dense_latency_s=measured.median_s("dense"),
+            dense_latency_interval_s=measured.interval_s("dense"),
+            size_bytes=len(onnx),
+            holds=holds,
+            noise_floor=measured.noise_floor,
+            environment=self._environment(measured),
+            rounds_s={key: measured.rounds_s[key] for key in (name, "dense")},
+        )
+        return Certified(candidate, finalist, certificate, onnx)
+
+    def _environment(self, measured: Measurement) -> Mapping[str, str]:
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        state = {"noisy": str(measured.noisy).lower(), "notes": "; ".join(measured.notes), "measured_at": now}
+        return {**self.prepared.device.environment(), **state}
+
+    def _cost(self, model: nn.Module, onnx: bytes, measured: Measurement, name: str) -> Cost:
+        source: dict[str, Source] = {"latency_s": "measured", "size_bytes": "measured", "macs": "measured"}
+        return Cost(
+            latency_s=measured.median_s(name),
+            size_bytes=float(len(onnx)),
+            macs=count_macs(model, self.prepared),
+            latency_interval_s=measured.interval_s(name),
+            source=source,
+        )
+
+    def scores(self, onnx: bytes) -> tuple[float, float | None]:
+        """(validation, test) score of an exported model, run by the device's runtime; test None where there is none."""
+        deployed = Deployed(self.prepared.device.session(onnx), self.batch_size)
+        data = self.prepared.data
+        validation = float(self.prepared.score(deployed, data.validation))
+        return validation, None if data.test is None else float(self.prepared.score(deployed, data.test))
+
+    def _dense(self) -> Finalist:
+        validation, test = self.scores(self.prepared.dense_onnx)
+        cost = self.prepared.dense_cost
+        source: dict[str, Source] = {"latency_s": "measured", "size_bytes": "measured", "macs": "measured"}
+        measured = Cost(
+            latency_s=cost.latency_s,
+            size_bytes=float(len(self.prepared.dense_onnx)),
+            macs=count_macs(self.prepared.traced.model, self.prepared),
+            latency_interval_s=cost.latency_interval_s,
+            source=source,
+        )
+        holds = self.budget.resolve(cost).holds(measured)
+        predicted = self.prepared.predictor.predict(self.prepared.space.encode([Policy()]))[0]
+        return Finalist(Policy(), measured, predicted.latency_s, validation, test, holds, "dense")
+
+
+def count_macs(model: nn.Module, prepared: Prepared) -> float:
+    """Multiply-accumulates of one sample, counted by thop on the model as it stands, factors and all."""
+    sample = tuple(tensor[:1] for tensor in prepared.example)
+    with torch.inference_mode():
+        macs, _ = thop.profile(float_model(model), inputs=sample, verbose=False)
+    return float(macs)

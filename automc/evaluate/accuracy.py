@@ -1,0 +1,81 @@
+"""Scoring policies: the stitched model in PyTorch for the search, the exported model in its runtime for finalists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from automc.compress.apply import Stitcher
+from automc.devices.device import Session
+from automc.evaluate.data import inputs_of
+from automc.policy import Policy
+
+__all__ = ["Cached", "Deployed", "Score", "Stitched", "gather"]
+
+Score = Callable[[Any, Iterable[Any]], float]
+
+
+class Stitched:
+    """Evaluator: stitch the policy's model and score it on a split."""
+
+    def __init__(self, stitcher: Stitcher, split: Iterable[Any], score: Score) -> None:
+        self.stitcher = stitcher
+        self.split = split
+        self.score = score
+
+    def evaluate(self, policy: Policy) -> float:
+        """The score of the stitched model on the split.
+
+        Raises:
+            Exception: whatever the policy, the model or the user's score function raises.
+        """
+        with torch.inference_mode():
+            return float(self.score(self.stitcher.apply(policy), self.split))
+
+
+class Cached:
+    """Evaluator: remembers scores, so that no policy is evaluated twice."""
+
+    def __init__(self, inner: Any, known: dict[str, float] | None = None) -> None:
+        self.inner = inner
+        self.known = dict(known or {})
+
+    def evaluate(self, policy: Policy) -> float:
+        """The remembered score of the policy, or the inner evaluator's, remembered from now on."""
+        if policy.digest not in self.known:
+            self.known[policy.digest] = self.inner.evaluate(policy)
+        return self.known[policy.digest]
+
+
+class Deployed(nn.Module):
+    """An exported model of fixed batch size as a module, so that any score function can run what will be deployed."""
+
+    def __init__(self, session: Session, batch_size: int) -> None:
+        super().__init__()
+        self.session = session
+        self.batch_size = batch_size
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Outputs of any number of samples: cut into batches, the last one filled up with repeated samples."""
+        count = len(inputs[0])
+        outputs = [self._batch([t[i : i + self.batch_size] for t in inputs]) for i in range(0, count, self.batch_size)]
+        return torch.cat(outputs)[:count]
+
+    def _batch(self, inputs: Sequence[Tensor]) -> Tensor:
+        filled = [t if len(t) == self.batch_size else t[torch.arange(self.batch_size) % len(t)] for t in inputs]
+        return torch.from_numpy(self.session.run(*(t.numpy() for t in filled))[0])
+
+
+def gather(split: Iterable[Any], count: int) -> tuple[Tensor, ...]:
+    """The first `count` samples of the inputs of a split (fewer where there are fewer), one tensor per model input."""
+    batches: list[tuple[Tensor, ...]] = []
+    seen = 0
+    for batch in split:
+        batches.append(inputs_of(batch))
+        seen += len(batches[-1][0])
+        if seen >= count:
+            break
+    return tuple(torch.cat(tensors)[:count] for tensors in zip(*batches, strict=True))

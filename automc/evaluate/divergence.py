@@ -1,0 +1,97 @@
+"""How far a compressed model's outputs are from the dense model's, without labels; and what each single choice costs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from automc.compress.apply import Stitcher
+from automc.policy import Prune
+from automc.protocols import Observer
+from automc.space import Domain, SearchSpace
+
+__all__ = ["divergence", "sensitivities"]
+
+_MIN_SAMPLES = 32
+
+
+def divergence(reference: Tensor, outputs: Tensor) -> float:
+    """Mean divergence per sample of `outputs` from `reference`, both (batch, ...).
+
+    Two-dimensional outputs with several columns are taken for logits: the Kullback-Leibler divergence of their softmax, in
+    nats. Anything else: the squared error relative to the variance of the reference.
+    """
+    if reference.dim() == 2 and reference.shape[1] > 1:
+        logs = F.log_softmax(outputs.double(), 1), F.log_softmax(reference.double(), 1)
+        return max(0.0, float(F.kl_div(*logs, reduction="batchmean", log_target=True)))
+    error = (outputs.double() - reference.double()).square().mean()
+    return float(error / reference.double().var().clamp_min(1e-12))
+
+
+def sensitivities(
+    stitcher: Stitcher, space: SearchSpace, inputs: Sequence[Tensor], *, limit_s: float, observer: Observer
+) -> list[NDArray[np.float64]]:
+    """One array per domain: entry c is the divergence of the model with only choice c taken, entry 0 is 0.
+
+    What would take longer than `limit_s` is thinned out: first fewer samples, then only the strongest and the middle choice
+    of each domain, the others filled in, by the pruning error of the elimination order or along the index. Arrays are made
+    non-decreasing, because a stronger choice that seems better on few samples is noise.
+    """
+    start = time.perf_counter()
+    with torch.inference_mode():
+        stitcher.traced.model(*inputs)
+    per_sample = (time.perf_counter() - start) / len(inputs[0])
+    count = sum(len(domain) - 1 for domain in space.domains)
+    samples = int(np.clip(limit_s / max(1e-9, count * per_sample), _MIN_SAMPLES, len(inputs[0])))
+    thin = count * samples * per_sample > 1.5 * limit_s
+    inputs = [tensor[:samples] for tensor in inputs]
+    with torch.inference_mode():
+        reference = stitcher.traced.model(*inputs)
+    chosen = [_chosen(domain, thin) for domain in space.domains]
+    observer.stage("measure sensitivities", sum(len(codes) for codes in chosen))
+    curves = []
+    for column, codes in enumerate(chosen):
+        known = {0: 0.0}
+        for code in codes:
+            known[code] = _single(stitcher, space, column, code, inputs, reference)
+            observer.advance(1.0, f"{space.domains[column].target} {space.domains[column].knob}")
+        curves.append(_filled(stitcher, space.domains[column], known))
+    return curves
+
+
+def _chosen(domain: Domain, thin: bool) -> list[int]:
+    last = len(domain) - 1
+    return sorted({(last + 1) // 2, last} - {0}) if thin else list(range(1, len(domain)))
+
+
+def _single(
+    stitcher: Stitcher, space: SearchSpace, column: int, code: int, inputs: Sequence[Tensor], reference: Tensor
+) -> float:
+    row = space.dense.copy()
+    row[column] = code
+    model: nn.Module = stitcher.apply(space.decode(row[None])[0])
+    with torch.inference_mode():
+        outputs = model(*inputs)
+    value = divergence(reference, outputs)
+    return value if np.isfinite(value) else 1e6
+
+
+def _filled(stitcher: Stitcher, domain: Domain, known: dict[int, float]) -> NDArray[np.float64]:
+    """The curve over all choices, missing ones interpolated, made non-decreasing."""
+    position = np.array([_position(stitcher, domain, code) for code in range(len(domain))])
+    codes = sorted(known)
+    curve = np.interp(position, position[codes], [known[code] for code in codes])
+    return np.maximum.accumulate(curve)
+
+
+def _position(stitcher: Stitcher, domain: Domain, code: int) -> float:
+    spec = domain.choices[code]
+    if isinstance(spec, Prune):
+        return stitcher.prune_error(stitcher.traced.graph.group[domain.target], spec.keep)
+    return float(code)

@@ -1,0 +1,73 @@
+"""Taking a policy home: the winner of a run, or another point of its front, as a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from automc.budget import Budget
+from automc.disk import write_atomic
+from automc.errors import InputError
+from automc.pareto import knee
+from automc.result import Finalist, Summary
+from automc.rundir import RunDir
+from automc.trial import Trial
+from automc.units import format_quantity
+
+__all__ = ["FORMATS", "export_run"]
+
+FORMATS = ("onnx", "pt2", "policy")
+
+
+def export_run(run_dir: Path, *, budget: str | None, knee: bool, format: str, out: Path) -> Path:
+    """Copy a measured model of a finished run, or its policy, into the folder `out`; returns the file written.
+
+    Args:
+        budget: the best finalist that holds this budget as measured, instead of the run's own.
+        knee: the finalist where more time stops buying score, instead of the winner.
+        format: one of FORMATS. A pt2 file exists for the winner only.
+
+    Raises:
+        InputError: the run has no such model; says which ones there are.
+        DiskError: `out` cannot be written.
+    """
+    if format not in FORMATS:
+        raise InputError(f"There is no format {format!r}.", remedy=f"Formats: {', '.join(FORMATS)}.")
+    run = RunDir(run_dir)
+    summary = run.summary()
+    finalist = _chosen(summary, budget, knee)
+    stem = f"{summary.name}-{finalist.policy.digest[:8]}"
+    if format == "policy":
+        data = {**finalist.policy.to_json(), "measured": finalist.cost.to_json(), "validation": finalist.validation}
+        return write_atomic(out / f"{stem}.policy.json", json.dumps(data, indent=1) + "\n")
+    source = run.model_path(finalist.policy.digest)
+    if format == "pt2":
+        best = summary.best
+        if best is None or best.policy.digest != finalist.policy.digest:
+            raise InputError("A pt2 file was kept for the winner only.", remedy="Export this one with --format onnx.")
+        source = run.path / "best" / "model.pt2"
+    if not source.is_file():
+        raise InputError(f"The run {run.name!r} kept no {format} file of this model.", remedy="Run the search again.")
+    return write_atomic(out / f"{stem}.{format}", source.read_bytes())
+
+
+def _chosen(summary: Summary, budget: str | None, at_knee: bool) -> Finalist:
+    if budget is None and not at_knee:
+        if summary.best is None:
+            raise InputError("Nothing held this run's budget, so it has no winner.", remedy="Use --budget or --knee.")
+        return summary.best
+    latest = {finalist.policy.digest: finalist for finalist in summary.finalists}  # recovered ones come last
+    if not latest:
+        raise InputError("This run measured no finalists.", remedy="Run the search again.")
+    if at_knee:
+        trials = [Trial(i, f.policy, f.cost, f.validation) for i, f in enumerate(latest.values())]
+        return latest[knee(trials).policy.digest]
+    limits = Budget.parse(budget or "").resolve(summary.dense.cost)
+    holding = [f for f in latest.values() if limits.holds(f.cost)]
+    if not holding:
+        known = ", ".join(format_quantity("latency_s", f.cost.latency_s or 0.0) for f in latest.values())
+        raise InputError(
+            f"No measured model of this run holds {budget} (they take {known}).",
+            remedy=f"Search again with --budget {budget}.",
+        )
+    return max(holding, key=lambda f: f.validation)

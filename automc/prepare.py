@@ -1,0 +1,175 @@
+"""Everything that comes before the search: load, trace, calibrate, profile, price, and feel out each single choice."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from automc import registry
+from automc.budget import Budget
+from automc.calibrate import calibrate
+from automc.compress.apply import Stitcher
+from automc.devices.device import Device
+from automc.evaluate.accuracy import gather
+from automc.evaluate.data import Data
+from automc.evaluate.divergence import sensitivities
+from automc.export.onnx import build_onnx
+from automc.policy import Policy
+from automc.predict.predictor import LearnedPredictor
+from automc.predict.profile import profile_model
+from automc.protocols import Observer
+from automc.space import SearchSpace
+from automc.trace import Traced, trace
+from automc.trial import Cost
+
+__all__ = ["Clock", "Prepared", "prepare"]
+
+CALIBRATION_SAMPLES = 1024
+RANGE_SAMPLES = 128
+SENSITIVITY_SAMPLES = 128
+
+
+@dataclass
+class Clock:
+    """Seconds per stage, for the record."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    _stage: str = ""
+    _since: float = 0.0
+
+    def start(self, stage: str) -> None:
+        """End the running stage and begin another; the same stage may come back."""
+        self.stop()
+        self._stage, self._since = stage, time.perf_counter()
+
+    def stop(self) -> None:
+        """End the running stage."""
+        if self._stage:
+            elapsed = time.perf_counter() - self._since
+            self.seconds[self._stage] = round(self.seconds.get(self._stage, 0.0) + elapsed, 3)
+        self._stage = ""
+
+
+@dataclass
+class Prepared:
+    """A model and device ready to be searched.
+
+    Attributes:
+        example: inputs of one batch of the deployment's size.
+        ranges: calibration inputs that set the ranges of integer layers.
+        dense_cost: the dense model's cost, its latency measured.
+        predictor: replaced by its corrected successor as finalists are measured.
+    """
+
+    data: Data
+    score: Callable[[Any, Any], float]
+    traced: Traced
+    stitcher: Stitcher
+    device: Device
+    space: SearchSpace
+    example: tuple[Tensor, ...]
+    ranges: tuple[Tensor, ...]
+    dense_onnx: bytes
+    dense_cost: Cost
+    predictor: LearnedPredictor
+    sensitivity: list[NDArray[np.float64]]
+
+    def build(self, model: nn.Module) -> bytes:
+        """The ONNX file of a compressed model, as deployed on this device."""
+        return _builder(self.device, self.example, self.ranges)(model)
+
+    def limits(self, budget: Budget) -> Budget:
+        """The budget in absolute values."""
+        return budget.resolve(self.dense_cost)
+
+
+def prepare(
+    model: nn.Module,
+    data: Data,
+    score: Callable[[Any, Any], float],
+    device: Device,
+    *,
+    batch_size: int,
+    space: str,
+    seed: int,
+    profile_s: float,
+    observer: Observer,
+    clock: Clock,
+) -> Prepared:
+    """Trace and calibrate the model, profile the device on it, and measure how much each single choice hurts.
+
+    Raises:
+        InputError: the model or the data cannot be used.
+        UnknownNameError: no search space of that name.
+    """
+    clock.start("trace")
+    observer.stage("trace the model", None)
+    example = _exactly(gather(data.calibration, batch_size), batch_size)
+    traced = trace(model, example)
+    ranges = gather(data.calibration, RANGE_SAMPLES)
+    capabilities = device.capabilities()
+    offered: SearchSpace = registry.load("space", space)(
+        traced.graph, channel_block=capabilities.channel_block, int8=capabilities.int8
+    )
+    clock.start("calibrate")
+    observer.stage("calibrate", None)
+    inputs = gather(data.calibration, CALIBRATION_SAMPLES)
+    count = len(inputs[0])
+    batches = [tuple(t[i : i + 64] for t in inputs) for i in range(0, count, 64)]
+    stats = calibrate(traced, batches, count)
+    stitcher = Stitcher(traced, stats, ranges, reduce_range=capabilities.reduce_range)
+    build = _builder(device, example, ranges)
+    dense_onnx = build(traced.model)
+    clock.start("profile")
+    arrays = [tensor.numpy() for tensor in example]
+    profile = profile_model(
+        device,
+        lambda policy: build(stitcher.apply(policy)),
+        traced.graph,
+        offered,
+        arrays,
+        dense_onnx,
+        time_limit_s=profile_s,
+        seed=seed,
+        observer=observer,
+    )
+    predictor = LearnedPredictor.fit(profile, traced.graph, offered, dense_onnx, batch_size)
+    dense_cost = _dense_cost(device, predictor, offered, dense_onnx, arrays, observer)
+    clock.start("sensitivities")
+    probe = [tensor[:SENSITIVITY_SAMPLES] for tensor in inputs]
+    curves = sensitivities(stitcher, offered, probe, limit_s=profile_s / 2, observer=observer)
+    clock.stop()
+    return Prepared(
+        data, score, traced, stitcher, device, offered, example, ranges, dense_onnx, dense_cost, predictor, curves
+    )
+
+
+def _builder(device: Device, example: Sequence[Tensor], ranges: Sequence[Tensor]) -> Callable[[nn.Module], bytes]:
+    reduce_range = device.capabilities().reduce_range
+    return lambda model: build_onnx(model, example, ranges, reduce_range=reduce_range)
+
+
+def _exactly(inputs: Sequence[Tensor], batch_size: int) -> tuple[Tensor, ...]:
+    """The inputs with exactly `batch_size` samples, repeated from the start where there are fewer."""
+    return tuple(t.repeat(-(-batch_size // len(t)), *[1] * (t.dim() - 1))[:batch_size].contiguous() for t in inputs)
+
+
+def _dense_cost(
+    device: Device,
+    predictor: LearnedPredictor,
+    space: SearchSpace,
+    dense_onnx: bytes,
+    arrays: list[NDArray[Any]],
+    observer: Observer,
+) -> Cost:
+    """The dense model's cost today: a cached profile may be of another day."""
+    observer.stage("measure the dense model", None)
+    measurement = device.measure({"dense": dense_onnx}, arrays)
+    predicted = predictor.predict(space.encode([Policy()]))[0]
+    return predicted.with_measured_latency(measurement.median_s("dense"), measurement.interval_s("dense"))

@@ -1,0 +1,181 @@
+"""Fine-tuning finalists by distillation from the dense model; no labels are needed.
+
+The student learns the dense model's softened outputs (Hinton et al. 2015, arXiv 1503.02531). Integer layers train through
+their rounding with straight-through gradients; layers whose batch norm was folded get one back, set to the statistics of what
+they put out now, and it is folded again at the end. The step count is fixed after the first steps are timed, so that the cosine
+schedule ends when the time does.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from automc.compress.quantize import Quantized, set_ranges
+from automc.errors import AutomcError
+from automc.evaluate.data import inputs_of
+from automc.prepare import Prepared
+
+__all__ = ["recover"]
+
+TEMPERATURE = 2.0
+_RATE = 2e-3
+_TIMED_STEPS = 3
+
+
+class _Normed(nn.Sequential):
+    """A layer followed by the batch norm that it trains with."""
+
+
+def recover(
+    model: nn.Module,
+    prepared: Prepared,
+    *,
+    seconds: float,
+    seed: int,
+    advance: Callable[[float], None] = lambda _: None,
+) -> nn.Module:
+    """A fine-tuned copy of `model`, trained for about `seconds`; shapes, and so the cost, stay as they are.
+
+    Args:
+        advance: told the seconds spent since it was last told.
+
+    Raises:
+        AutomcError: the loss is not finite from the first step on.
+    """
+    torch.manual_seed(seed)
+    student, teacher = copy.deepcopy(model), prepared.traced.model
+    start = time.perf_counter()
+    normed = _unfold(student, prepared)
+    student.train()
+    _train(student, teacher, _batches(prepared), start + seconds, advance)
+    student.eval()
+    for name in normed:
+        _fold(student, name)
+    set_ranges(student, [prepared.ranges])
+    for parameter in student.parameters():
+        parameter.requires_grad_(False)
+    return student
+
+
+def _train(
+    student: nn.Module, teacher: nn.Module, batches: Iterator[tuple[Tensor, ...]], deadline: float, advance: Any
+) -> None:
+    for parameter in student.parameters():
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=_RATE, weight_decay=1e-4)
+    best = copy.deepcopy(student.state_dict())
+    start = last = time.perf_counter()
+    steps = math.inf
+    for step in itertools.count():
+        if step == _TIMED_STEPS:
+            per_step = (time.perf_counter() - start) / _TIMED_STEPS
+            steps = max(_TIMED_STEPS + 1, (deadline - start) / per_step)
+        if step >= steps or time.perf_counter() > deadline:
+            return
+        rate = _RATE * min(1.0, (step + 1) / 10) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = _step(student, teacher, next(batches), optimizer)
+        if not math.isfinite(loss):
+            if step == 0:
+                raise AutomcError("Fine-tuning starts with a loss that is not finite.", remedy="Use --recover 0.")
+            student.load_state_dict(best)
+            return
+        if step % 20 == 0:
+            best = copy.deepcopy(student.state_dict())
+        now = time.perf_counter()
+        advance(now - last)
+        last = now
+
+
+def _step(
+    student: nn.Module, teacher: nn.Module, inputs: tuple[Tensor, ...], optimizer: torch.optim.Optimizer
+) -> float:
+    with torch.no_grad():
+        target = teacher(*inputs)
+    loss = distillation_loss(student(*inputs), target)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    value = float(loss)
+    if math.isfinite(value):
+        nn.utils.clip_grad_norm_(student.parameters(), 5.0)
+        optimizer.step()
+    return value
+
+
+def distillation_loss(outputs: Tensor, target: Tensor) -> Tensor:
+    """Softened divergence for logits (batch, classes) (Hinton et al. 2015, eq. 1, times T^2); relative squared error otherwise."""
+    if target.dim() == 2 and target.shape[1] > 1:
+        logs = F.log_softmax(outputs / TEMPERATURE, 1), F.log_softmax(target / TEMPERATURE, 1)
+        return F.kl_div(*logs, reduction="batchmean", log_target=True) * TEMPERATURE**2
+    return F.mse_loss(outputs, target) / target.var().clamp_min(1e-12)
+
+
+def _batches(prepared: Prepared) -> Iterator[tuple[Tensor, ...]]:
+    """Endless augmented training inputs; calibration inputs where there is no training split."""
+    split: Iterable[Any] = prepared.data.train if prepared.data.train is not None else prepared.data.calibration
+    augment = prepared.data.augment
+    while True:
+        for batch in split:
+            inputs = inputs_of(batch)
+            if len(inputs[0]) < 2:  # batch norm needs more than one sample
+                continue
+            yield (augment(inputs[0]), *inputs[1:]) if augment is not None else inputs
+
+
+def _unfold(student: nn.Module, prepared: Prepared) -> list[str]:
+    """Give layers whose batch norm was folded a new one that, on the calibration inputs, changes nothing; their names."""
+    names = [n for n in prepared.traced.folded if isinstance(_last(student.get_submodule(n)), nn.Conv2d)]
+    for name in names:
+        layer = student.get_submodule(name)
+        student.set_submodule(name, _Normed(layer, nn.BatchNorm2d(_last(layer).out_channels)))
+    _set_statistics(student, [student.get_submodule(name) for name in names], prepared.ranges)
+    return names
+
+
+def _set_statistics(student: nn.Module, layers: Sequence[nn.Module], inputs: Sequence[Tensor]) -> None:
+    def record(norm: nn.BatchNorm2d, values: Tensor) -> Tensor:
+        mean, variance = values.mean((0, 2, 3)), values.var((0, 2, 3)).clamp_min(1e-8)
+        norm.running_mean, norm.running_var = mean, variance
+        norm.weight.data.copy_((variance + norm.eps).sqrt())
+        norm.bias.data.copy_(mean)
+        return values
+
+    hooks = [
+        layer[1].register_forward_hook(lambda norm, args, _: record(norm, args[0]))
+        for layer in layers
+        if isinstance(layer, _Normed)
+    ]
+    student.eval()
+    with torch.no_grad():
+        student(*inputs)
+    for hook in hooks:
+        hook.remove()
+
+
+def _last(layer: nn.Module) -> nn.Conv2d:
+    """The convolution that puts out what the layer puts out: behind rounding, the last of its factors."""
+    while isinstance(layer, (nn.Sequential, Quantized)):
+        layer = layer.inner if isinstance(layer, Quantized) else layer[-1]
+    return layer  # type: ignore[return-value]
+
+
+def _fold(student: nn.Module, name: str) -> None:
+    pair = student.get_submodule(name)
+    assert isinstance(pair, _Normed)
+    conv, norm = _last(pair[0]), pair[1]
+    assert isinstance(norm, nn.BatchNorm2d)
+    statistics: Any = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+    weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)
+    conv.weight, conv.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
+    student.set_submodule(name, pair[0])
