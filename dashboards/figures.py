@@ -41,7 +41,12 @@ def pareto(summary: Summary, trials: Sequence[Trial]) -> go.Figure:
         figure.add_vline(
             axis.scale * limit,
             line={"color": VERMILLION, "dash": "dash", "width": 1.5},
-            annotation={"text": f"budget {format_quantity(axis.metric, limit)}", "font": {"color": VERMILLION}},
+            annotation={
+                "text": f"budget {format_quantity(axis.metric, limit)}",
+                "font": {"color": VERMILLION},
+                "bgcolor": "rgba(255,255,255,0.85)",
+                "xshift": 4,
+            },
             annotation_position="bottom right",
         )
     figure.update_xaxes(title_text=axis.title, rangemode="tozero")
@@ -192,16 +197,17 @@ def _front_line(axis: _Axis, tried: Sequence[Trial]) -> go.Scatter:
 
 def _recoveries(axis: _Axis, summary: Summary) -> Iterator[go.Scatter]:
     """A dotted line from each recovered finalist's score before recovery up to the one after."""
-    for finalist in summary.finalists:
-        if finalist.before_recovery is not None:
-            yield go.Scatter(
-                x=[axis(finalist.cost)] * 2,
-                y=[finalist.before_recovery[0], finalist.validation],
-                mode="lines",
-                line={"color": GREEN, "dash": "dot", "width": 2},
-                hoverinfo="skip",
-                showlegend=False,
-            )
+    recovered = [(f, f.before_recovery[0]) for f in summary.finalists if f.before_recovery is not None]
+    for index, (finalist, before) in enumerate(recovered):
+        yield go.Scatter(
+            x=[axis(finalist.cost)] * 2,
+            y=[before, finalist.validation],
+            mode="lines",
+            line={"color": GREEN, "dash": "dot", "width": 2},
+            hoverinfo="skip",
+            name="regained by recovery",
+            showlegend=index == 0,
+        )
 
 
 def _groups(summary: Summary) -> Iterator[tuple[str, list[Finalist], dict[str, Any]]]:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
-from html import escape
+from html import escape as _escape
 from typing import Any
 
-__all__ = ["code", "details", "figure", "paragraph", "section", "table"]
+__all__ = ["code", "details", "escape", "figure", "paragraph", "section", "table"]
 
+_NUMBER_AND_UNIT = re.compile(r"(?<=\d) (?=%|points|(?:[mµ]?s|[mµ]?J|[kMG]?B|[kMG]?MACs)\b)")
 _CONFIG = {"responsive": True, "displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"]}
+
+
+def escape(text: str) -> str:
+    """Plain text as HTML, a number kept on one line with its unit."""
+    return _NUMBER_AND_UNIT.sub("&nbsp;", _escape(text))
 
 
 def section(title: str, *parts: str) -> str:
@@ -24,7 +31,7 @@ def paragraph(text: str, style: str = "") -> str:
 
 def code(text: str) -> str:
     """Commands or source to copy."""
-    return f"<pre><code>{escape(text)}</code></pre>"
+    return f"<pre><code>{_escape(text)}</code></pre>"
 
 
 def details(title: str, content: str) -> str:
@@ -33,12 +40,18 @@ def details(title: str, content: str) -> str:
 
 
 def table(
-    heads: Sequence[str], rows: Iterable[Sequence[str]], *, best: int | None = None, words: Sequence[int] = ()
+    heads: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    best: int | None = None,
+    words: Sequence[int] = (),
+    fit: bool = False,
 ) -> str:
-    """A table of plain text; row `best` stands out, columns `words` hold sentences and wrap."""
+    """A table of plain text; row `best` stands out, columns `words` hold sentences, `fit` wraps cells on a narrow screen."""
     head = "".join(f'<th scope="col"{_style(i, words, "text")}>{escape(text)}</th>' for i, text in enumerate(heads))
     body = "\n".join(_row(row, index == best, words) for index, row in enumerate(rows))
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+    kind = ' class="fit"' if fit else ""
+    return f'<div class="scroll"><table{kind}><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
 
 
 def figure(drawing: Any, name: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from html import escape
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -43,12 +42,12 @@ def render(summary: Summary, trials: Sequence[Trial], folder: Path) -> str:
     """The report as HTML; `folder` is the run's, named in the commands it shows."""
     template = Template(files(__package__ or "automc.dashboards").joinpath("report.html").read_text(encoding="utf-8"))
     return template.substitute(
-        title=escape(f"{summary.model} within {' and '.join(summary.budget)}"),
-        subtitle=escape(
+        title=page.escape(f"{summary.model} within {' and '.join(summary.budget)}"),
+        subtitle=page.escape(
             f"Run {summary.name} on {summary.device}, batch size {summary.batch_size}: agent {summary.agent}, "
             f"{summary.trials} trials, seed {summary.seed}."
         ),
-        verdict=escape(words.verdict(summary)),
+        verdict=page.escape(words.verdict(summary)),
         color=_HELD if summary.best else _MISSED,
         plotly_js=get_plotlyjs(),
         sections="\n".join(_sections(summary, trials, folder)),
@@ -60,11 +59,11 @@ def _sections(summary: Summary, trials: Sequence[Trial], folder: Path) -> Iterat
     yield page.section("How sure the latency is", *_trust(summary))
     if summary.best is not None:
         yield page.section("Take it home", *_export(summary, folder))
+    yield page.section("Left alone", _left_alone(summary))
     yield page.section("The front", *_front(summary, trials))
     yield page.section("The policy, layer by layer", *_policy(summary))
     yield page.section("Predicted against measured", *_predictions(summary))
     yield page.section("The search", *_search(summary, trials))
-    yield page.section("Left alone", _left_alone(summary))
     yield page.section("Where the time went", page.table(("stage", "time"), _times(summary)))
 
 
@@ -73,7 +72,9 @@ def _comparison(summary: Summary) -> str:
     if chosen is None:
         return page.paragraph("No compressed model was measured.")
     name = "winner" if summary.best else "nearest"
-    return page.table(("", "dense", name, "change"), [*_score_rows(summary, chosen), *_cost_rows(summary, chosen)])
+    return page.table(
+        ("", "dense", name, "change"), fit=True, rows=[*_score_rows(summary, chosen), *_cost_rows(summary, chosen)]
+    )
 
 
 def _score_rows(summary: Summary, chosen: Finalist) -> Iterator[tuple[str, str, str, str]]:
@@ -83,11 +84,10 @@ def _score_rows(summary: Summary, chosen: Finalist) -> Iterator[tuple[str, str, 
         ("validation", summary.dense.validation, chosen.validation, before[0]),
     )
     for split, dense, after, unrecovered in scores:
-        label = f"{summary.score_name}, {split}"
-        if unrecovered is not None:
-            yield f"{label}, before recovery", *_scores(summary, dense, unrecovered)
         if after is not None:
-            yield label + (", after recovery" if unrecovered is not None else ""), *_scores(summary, dense, after)
+            yield f"{split} {summary.score_name}", *_scores(summary, dense, after)
+        if unrecovered is not None:
+            yield f"{split}, before recovery", *_scores(summary, dense, unrecovered)
 
 
 def _scores(summary: Summary, dense: float | None, value: float) -> tuple[str, str, str]:
@@ -96,12 +96,17 @@ def _scores(summary: Summary, dense: float | None, value: float) -> tuple[str, s
 
 def _cost_rows(summary: Summary, chosen: Finalist) -> Iterator[tuple[str, str, str, str]]:
     dense = summary.dense
-    yield ("latency, 95 % interval", words.interval(dense.cost), words.interval(chosen.cost), "")
-    pairs = [(words.METRIC_NAMES[m], m, dense.cost.get(m), chosen.cost.get(m)) for m in METRICS]
-    pairs.insert(1, ("latency, as predicted", "latency_s", dense.predicted_latency_s, chosen.predicted_latency_s))
-    for label, metric, before, after in pairs:
+    for metric in METRICS:
+        before, after = dense.cost.get(metric), chosen.cost.get(metric)
         if before is not None or after is not None:
-            yield label, words.known(metric, before), words.known(metric, after), words.change(before, after)
+            yield _cost_row(words.METRIC_NAMES[metric], metric, before, after)
+        if metric == "latency_s":
+            yield "95 % interval", words.interval(dense.cost), words.interval(chosen.cost), ""
+            yield _cost_row("as predicted", metric, dense.predicted_latency_s, chosen.predicted_latency_s)
+
+
+def _cost_row(label: str, metric: str, before: float | None, after: float | None) -> tuple[str, str, str, str]:
+    return label, words.known(metric, before), words.known(metric, after), words.change(before, after)
 
 
 def _trust(summary: Summary) -> Iterator[str]:
@@ -229,7 +234,9 @@ def _search(summary: Summary, trials: Sequence[Trial]) -> Iterator[str]:
 def _left_alone(summary: Summary) -> str:
     if not summary.left_alone:
         return page.paragraph("Every layer with weights could be compressed.")
-    return page.table(("layer", "why no policy touches it"), summary.left_alone, words=(1,))
+    content = page.table(("layer", "why no policy touches it"), summary.left_alone, words=(1,))
+    many = len(summary.left_alone) > 8
+    return page.details(f"{len(summary.left_alone)} layers or knobs, and why", content) if many else content
 
 
 def _times(summary: Summary) -> list[tuple[str, str]]:

@@ -61,7 +61,7 @@ def verdict(summary: Summary) -> str:
     if best is None:
         return f"Nothing in the search space holds {limits} as measured.{_nearest(summary)}"
     already = " The dense model held the budget already." if summary.dense_meets_budget else ""
-    return f"The winner holds {limits} as measured: {_gain(best, dense)}.{already}"
+    return f"The winner holds {limits} as measured: {_gain(best, dense)}; {_price(summary, best)}.{already}"
 
 
 def knob_rows(policy: Policy, widths: Mapping[str, int]) -> list[tuple[str, str, str, str]]:
@@ -78,11 +78,20 @@ def _gain(best: Finalist, dense: Finalist) -> str:
     if best.cost.latency_s is None or dense.cost.latency_s is None:
         return "see the table"
     figures = f"{known('latency_s', best.cost.latency_s)} instead of {known('latency_s', dense.cost.latency_s)}"
-    return f"{figures}, {dense.cost.latency_s / best.cost.latency_s:.2f} times as fast as the dense model"
+    return f"{figures} ({dense.cost.latency_s / best.cost.latency_s:.2f} times as fast)"
+
+
+def _price(summary: Summary, best: Finalist) -> str:
+    split, before, after = "test", summary.dense.test, best.test
+    if before is None or after is None:
+        split, before, after = "validation", summary.dense.validation, best.validation
+    return f"{split} {summary.score_name} {score(summary, after)} instead of {score(summary, before)}"
 
 
 def _nearest(summary: Summary) -> str:
     if summary.smallest is None:
         return ""
-    costs = ", ".join(known(metric, summary.smallest.cost.get(metric)) for metric in summary.limits)
-    return f" The nearest that was measured takes {costs}: relax the budget to that, or widen the search space."
+    cost = summary.smallest.cost
+    upper = {metric: cost.latency_upper_s if metric == "latency_s" else cost.get(metric) for metric in summary.limits}
+    costs = " and ".join(known(metric, value) for metric, value in upper.items())
+    return f" The nearest that was measured needs {costs}: relax the budget to that, or widen the search space."
