@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from records import make_summary, make_trials
 
 from automc.cli.main import cli, main
@@ -118,6 +119,16 @@ def test_a_flag_overrides_the_recipe_even_with_the_default_value(jobs: list[Job]
     (tmp_path / "recipe.yaml").write_text("seed: 9\nbudget: 20ms\n")
     assert main(["search", "recipe.yaml", "--seed", "0", "--budget", "50ms"]) == 0
     assert jobs == [Job(budget=("50ms",), seed=0)]
+
+
+def test_the_record_of_a_run_is_a_recipe(jobs: list[Job], tmp_path: Path) -> None:
+    job = Job(budget=("40%",), trials=7, name="mine", tracking_uri="sqlite:///x.db", batch_size=2)
+    settings = dataclasses.asdict(job) | {"budget": list(job.budget), "tracking": job.tracking_uri}
+    facts = {"created": "now", "data_digest": "d", "device_key": "k", "model_digest": "m", "versions": {"torch": "2"}}
+    del settings["tracking_uri"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings | facts))
+    assert main(["search", "config.yaml", "--name", "again"]) == 0
+    assert jobs == [dataclasses.replace(job, name="again")]
 
 
 def test_all_faults_of_a_recipe_are_told_at_once(

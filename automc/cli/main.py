@@ -71,7 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print_json(error_record(type(error).__name__, error.format_message(), "", BAD_USAGE))
         return BAD_USAGE
     except (click.Abort, KeyboardInterrupt):
-        print_error("Interrupted.", "What was recorded is kept: the same command continues it, `automc runs` lists it.")
+        print_error(
+            "Interrupted.",
+            "What was recorded is kept: `automc runs` lists it, `automc search runs/NAME/config.yaml` goes on.",
+        )
         return INTERRUPTED
     except Exception as error:  # the one place where anything may arrive: it becomes a sentence and an exit code
         return _explain(error, as_json=as_json)

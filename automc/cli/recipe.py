@@ -14,9 +14,14 @@ from automc.errors import InputError
 
 __all__ = ["read_recipe"]
 
+_RECORD = {"created", "data_digest", "device_key", "model_digest", "versions"}
+"""What a run's config.yaml holds besides its settings: facts of that run, which a repetition finds out anew."""
+
 
 def read_recipe(path: Path, options: Mapping[str, click.Option]) -> dict[str, Any]:
     """Field -> value of what the recipe sets. Keys are option names, `batch-size` or `batch_size`.
+
+    The config.yaml of a run is a recipe too: it goes on with that run, or repeats it under another --name.
 
     Raises:
         InputError: the file cannot be read, is not a mapping, or has unknown keys or unusable values; names all of them.
@@ -55,7 +60,13 @@ def _mapping(path: Path) -> Mapping[Any, Any]:
         ) from error
     if not isinstance(data, Mapping):
         raise InputError(f"The recipe {path} holds no options.", remedy="Write lines such as `budget: 50ms`.")
-    return data
+    return _settings_of_run(data) if data.keys() >= _RECORD else data
+
+
+def _settings_of_run(config: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    settings = {key: value for key, value in config.items() if key not in _RECORD}
+    settings["tracking_uri"] = settings.pop("tracking", None)
+    return settings
 
 
 def _unknown(key: str, options: Mapping[str, click.Option]) -> str:

@@ -74,7 +74,7 @@ def _show(summary: Summary, job: Job, folder: Path) -> None:
         console.print(line)
     console.print(f"\nFiles in {folder}:")
     for name, path in _paths(folder).items():
-        console.print(f"  {name:12}{path}", soft_wrap=True)
+        console.print(f"  {name:13}{path}", soft_wrap=True)
     console.print("\nNext:")
     for command in _next(summary, job):
         console.print(f"  {command}", soft_wrap=True)
