@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from records import make_summary, make_trials
 
 from automc.cli.main import cli, main
 from automc.errors import AutomcError, BudgetUnreachableError, InputError, MissingError
@@ -20,7 +21,6 @@ from automc.job import Job
 from automc.protocols import Observer
 from automc.result import Summary
 from automc.rundir import RunDir
-from records import make_summary, make_trials
 
 
 @pytest.fixture(autouse=True)
