@@ -26,6 +26,7 @@ MAX_FEATURES = 8192
 """Widest input for which a full covariance is kept (268 MB in float32); wider layers keep its diagonal."""
 _COLUMNS_PER_FEATURE = 24
 _MIN_COLUMNS = 20_000
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class _Accumulator:
         mean = self.total / self.columns
         second = self.moment / self.columns
         covariance = second - (torch.outer(mean, mean) if second.dim() == 2 else mean.square())
+        rounding = _ROUNDING * float(mean.square().sum())  # what the subtraction may have lost, as in constant inputs
+        covariance += rounding * (torch.eye(len(mean)) if second.dim() == 2 else 1.0)
         return LayerStats(covariance, mean, self.columns)
 
 

@@ -1,0 +1,118 @@
+"""The loop: nothing is evaluated twice, failures are data, and a search goes on where it stopped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from automc.evaluate.accuracy import Cached
+from automc.execute.serial import Serial
+from automc.policy import Policy, Prune
+from automc.protocols import Costs
+from automc.search import Loop
+from automc.space import Codes, Domain, SearchSpace
+from automc.trial import Cost, Trial
+
+SPACE = SearchSpace(
+    (Domain("a", "prune", (None, Prune(8), Prune(4), Prune(2))), Domain("b", "prune", (None, Prune(1))))
+)
+
+
+class Linear:
+    """Latency falls by 10 ms per code."""
+
+    def predict(self, codes: Codes) -> Costs:
+        latency = 0.1 - 0.01 * codes.sum(1).astype(float)
+        return Costs(latency, latency, latency, latency, latency)
+
+
+class InOrder:
+    """Proposes every policy of the space in turn, again and again where `endless`."""
+
+    def __init__(self, endless: bool = False) -> None:
+        self.left = [np.array([[i, j]]) for i in range(4) for j in range(2)]
+        self.endless = endless
+        self.told: list[Trial] = []
+
+    def ask(self, count: int) -> Sequence[Policy]:
+        taken, self.left = self.left[:count], self.left[count:] + (self.left[:count] if self.endless else [])
+        return [SPACE.decode(code)[0] for code in taken]
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        self.told.extend(trials)
+
+
+class Scorer:
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def evaluate(self, policy: Policy) -> float:
+        self.calls.append(policy.digest)
+        if policy.get("a", Prune) == Prune(4):
+            raise RuntimeError("out of memory")
+        return math.nan if policy.get("a", Prune) == Prune(2) else 1.0 - 0.1 * len(policy)
+
+
+def loop(agent: InOrder, scorer: Scorer, **options: object) -> Loop:
+    return Loop(SPACE, agent, scorer, Serial(), Linear(), **options)  # type: ignore[arg-type]
+
+
+def test_every_policy_is_evaluated_priced_and_told() -> None:
+    agent, scorer = InOrder(), Scorer()
+    trials = list(loop(agent, scorer).run(100))
+    assert [t.number for t in trials] == list(range(8))
+    assert agent.told == trials
+    assert trials[0].cost.latency_s == pytest.approx(0.1)
+    assert trials[1].cost.source["latency_s"] == "predicted"
+
+
+def test_failures_and_scores_that_are_no_number_are_recorded_with_their_reason() -> None:
+    trials = list(loop(InOrder(), Scorer()).run(100))
+    failed = [t for t in trials if t.state == "failed"]
+    assert len(failed) == 4
+    assert {t.reason for t in failed} == {"RuntimeError: out of memory", "the score is nan"}
+
+
+def test_a_search_goes_on_where_it_stopped() -> None:
+    whole = list(loop(InOrder(), Scorer()).run(100))
+    first = list(loop(InOrder(), Scorer()).run(3))
+    agent, scorer = InOrder(), Scorer()
+    rest = list(loop(agent, scorer).run(100, first))
+    assert [t.policy for t in first + rest] == [t.policy for t in whole]
+    assert [t.number for t in rest] == [3, 4, 5, 6, 7]
+    assert not set(scorer.calls) & {t.policy.digest for t in first}
+    assert agent.told[:3] == first
+
+
+def test_the_number_of_trials_counts_the_known_ones() -> None:
+    first = list(loop(InOrder(), Scorer()).run(3))
+    assert len(list(loop(InOrder(), Scorer()).run(5, first))) == 2
+
+
+def test_an_agent_that_only_repeats_itself_ends_the_search() -> None:
+    scorer = Scorer()
+    assert len(list(loop(InOrder(endless=True), scorer).run(100))) == 8
+    assert len(scorer.calls) == 8
+
+
+def test_time_that_is_over_ends_the_search() -> None:
+    over = iter([False, False, True])
+    assert len(list(loop(InOrder(), Scorer(), batch=2, out_of_time=lambda: next(over)).run(100))) == 4
+
+
+def test_the_cache_remembers_and_starts_from_what_is_known() -> None:
+    scorer = Scorer()
+    cached = Cached(scorer, {Policy().digest: 0.5})
+    policy = Policy.of([("b", Prune(1))])
+    assert [cached.evaluate(Policy()), cached.evaluate(policy), cached.evaluate(policy)] == [0.5, 0.9, 0.9]
+    assert scorer.calls == [policy.digest]
+
+
+def test_a_trial_cannot_be_complete_without_a_score() -> None:
+    with pytest.raises(ValueError, match="score is nan"):
+        Trial(0, Policy(), Cost(), math.nan)
+    with pytest.raises(ValueError, match="says no reason"):
+        Trial(0, Policy(), Cost(), None, "failed")
