@@ -1,0 +1,336 @@
+"""The record in MLflow: complete, told by a process that no failure of the store can turn against the search."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from records import DENSE, LIMIT_S, make_certificate, make_summary, make_trials
+
+from automc.rundir import RunDir
+from automc.track.mlflow import MARKER, MLflowTracker, tracking_uri, ui_command, upload
+from automc.track.null import NullTracker
+from automc.track.record import Progress, policy_params, summary_metrics, trial_table
+from automc.track.worker import Worker
+
+TRIALS = make_trials(30)
+SUMMARY = make_summary(TRIALS)
+
+
+@dataclass
+class Recorded:
+    """A search that was recorded, and the store it was recorded in."""
+
+    client: Any
+    run: RunDir
+    tracker: MLflowTracker
+    warnings: list[str]
+
+    @property
+    def parent(self) -> Any:
+        return self.client.get_run(self.tracker.run_id)
+
+    @property
+    def children(self) -> list[Any]:
+        parent = self.parent.info
+        found = self.client.search_runs([parent.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.run_id}'")
+        return list(found)
+
+    @property
+    def files(self) -> set[str]:
+        return {file.path for file in self.client.list_artifacts(self.tracker.run_id)}
+
+
+def write_run(folder: Path) -> RunDir:
+    """What a finished search leaves on disk."""
+    run = RunDir.create(folder, {"model": "demo", "budget": ["50ms"]})
+    for trial in TRIALS:
+        run.append(trial)
+    run.write_front(TRIALS)
+    run.write_summary(SUMMARY)
+    assert SUMMARY.best is not None
+    run.write_best(SUMMARY.best, b"onnx", make_certificate(SUMMARY), model_digest="m", device_digest="d")
+    run.report.write_text("<html></html>")
+    return run
+
+
+def track(run: RunDir, uri: str, warnings: list[str], between: Callable[[], None] = lambda: None) -> MLflowTracker:
+    """Record a whole search; `between` is called half-way. The tracker is left open."""
+    tracker = MLflowTracker("demo", run.name, uri, run_dir=run.path, on_warning=warnings.append)
+    tracker.start({"agent": "ilp", "budget": ["50ms"], "seed": 0}, {"device": "cpu"})
+    tracker.set_reference(SUMMARY.dense.cost, SUMMARY.dense.validation, SUMMARY.limits)
+    for index, trial in enumerate(TRIALS):
+        if index == len(TRIALS) // 2:
+            between()
+        tracker.log(trial)
+    tracker.finish(SUMMARY, run.path)
+    return tracker
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
+    folder = tmp_path_factory.mktemp("search")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+        run = write_run(folder / "runs" / "digits-50ms")
+        warnings: list[str] = []
+        tracker = track(run, "", warnings)
+        assert tracker.close(120.0), warnings
+        from mlflow import MlflowClient
+
+        yield Recorded(MlflowClient(f"sqlite:///{folder}/mlflow.db"), run, tracker, warnings)
+
+
+def test_the_parent_run_says_how_it_was_made(recorded: Recorded) -> None:
+    run = recorded.parent
+    assert recorded.warnings == []
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "digits-50ms")
+    assert run.data.params == {"agent": "ilp", "budget": '["50ms"]', "seed": "0"}
+    assert SUMMARY.best is not None
+    assert run.data.tags["best_policy"] == SUMMARY.best.policy.digest
+    assert (run.data.tags["device"], run.data.tags["budget_held"]) == (SUMMARY.device, "true")
+
+
+def test_each_trial_is_a_step(recorded: Recorded) -> None:
+    history = recorded.client.get_metric_history(recorded.tracker.run_id, "latency_ms")
+    assert [point.step for point in history] == [trial.number for trial in TRIALS]
+    assert history[3].value == pytest.approx(1e3 * (TRIALS[3].cost.latency_s or 0))
+    shares = [point.value for point in recorded.client.get_metric_history(recorded.tracker.run_id, "hypervolume")]
+    assert shares == sorted(shares)
+    assert 0 < shares[-1] <= 1
+    scores = recorded.client.get_metric_history(recorded.tracker.run_id, "score")
+    assert len(scores) == sum(trial.state == "complete" for trial in TRIALS)
+
+
+def test_the_outcome_is_among_the_metrics(recorded: Recorded) -> None:
+    metrics = recorded.parent.data.metrics
+    assert SUMMARY.best is not None
+    assert metrics["best_latency_ms"] == pytest.approx(1e3 * (SUMMARY.best.cost.latency_s or 0))
+    assert metrics["best_test_score"] == SUMMARY.best.test
+    assert metrics["dense_latency_ms"] == pytest.approx(100.4)
+    assert metrics["predictor_noise_floor"] == 0.012
+
+
+def test_each_finalist_is_a_nested_run(recorded: Recorded) -> None:
+    children = recorded.children
+    assert len(children) == len(SUMMARY.finalists)
+    winners = [child for child in children if child.data.tags["winner"] == "true"]
+    assert [child.data.metrics["latency_ms"] for child in winners] == [recorded.parent.data.metrics["best_latency_ms"]]
+    assert SUMMARY.best is not None
+    assert winners[0].data.params == policy_params(SUMMARY.best.policy)
+
+
+def test_the_files_are_there(recorded: Recorded) -> None:
+    assert recorded.files >= {
+        "best",
+        "config.yaml",
+        "front.html",
+        "front.json",
+        "report.html",
+        "summary.json",
+        "trials.json",
+    }
+    best = {file.path for file in recorded.client.list_artifacts(recorded.tracker.run_id, "best")}
+    assert best == {"best/certificate.json", "best/model.onnx", "best/policy.json"}
+    figure = Path(recorded.client.download_artifacts(recorded.tracker.run_id, "front.html")).read_text()
+    assert "plotly.js v" in figure
+    assert SUMMARY.dense.policy.digest not in figure
+    assert TRIALS[0].policy.digest in figure
+
+
+def test_the_table_of_trials_is_one_that_mlflow_can_load(recorded: Recorded) -> None:
+    table = recorded.client.load_table(recorded.parent.info.experiment_id, "trials.json", [recorded.tracker.run_id])
+    assert list(table["number"]) == [trial.number for trial in TRIALS]
+    assert list(table["digest"]) == [trial.policy.digest for trial in TRIALS]
+
+
+def test_a_rerun_goes_on_with_the_same_run(recorded: Recorded) -> None:
+    run_id, children = recorded.tracker.run_id, len(recorded.children)
+    tracker = track(recorded.run, f"sqlite:///{recorded.run.path.parents[1]}/mlflow.db", recorded.warnings)
+    assert tracker.close(120.0), recorded.warnings
+    assert tracker.run_id == run_id
+    assert len(recorded.children) == children
+    table = json.loads(Path(recorded.client.download_artifacts(run_id, "trials.json")).read_text())
+    assert len(table["data"]) == len(TRIALS)
+
+
+def test_a_search_that_is_killed_is_recorded_as_killed_and_prints_nothing(recorded: Recorded, tmp_path: Path) -> None:
+    uri = f"sqlite:///{recorded.run.path.parents[1]}/mlflow.db"
+    script = tmp_path / "search.py"
+    script.write_text(
+        "import os, signal, sys, time\n"
+        f"sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}\n"
+        "from records import make_trials, DENSE\n"
+        "from automc.track.mlflow import MLflowTracker\n"
+        f"tracker = MLflowTracker('demo', 'killed', {uri!r})\n"
+        "tracker.start({}, {}); tracker.set_reference(DENSE, 0.99, {'latency_s': 0.05})\n"
+        "for trial in make_trials(5): tracker.log(trial)\n"
+        "while tracker.run_id is None: time.sleep(0.05)\n"
+        "print(tracker.run_id, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert done.stderr == ""
+    run = _wait_for(lambda: recorded.client.get_run(done.stdout.strip()), lambda run: run.info.status == "KILLED")
+    assert len(recorded.client.get_metric_history(run.info.run_id, "latency_ms")) == 5
+
+
+def test_nobody_at_the_address_is_told_once_and_kept_for_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    run = write_run(tmp_path / "one")
+    warnings: list[str] = []
+    tracker = track(run, f"http://127.0.0.1:{_free_port()}", warnings)
+    assert not tracker.close(60.0)
+    assert "cannot be written" in warnings[0]
+    assert f"python -m automc.track.mlflow {run.path}" in warnings[1]
+    assert len(warnings) == 2
+    assert json.loads((run.path / MARKER).read_text())["complete"] is False
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_in_mid_search_is_made_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    port, run = _free_port(), write_run(tmp_path / "runs" / "one")
+    uri, warnings = f"http://127.0.0.1:{port}", list[str]()
+    server = _serve(tmp_path, port)
+
+    def kill() -> None:
+        _wait_for(lambda: run.path / MARKER, lambda marker: marker.exists())
+        _stop(server)
+
+    tracker = track(run, uri, warnings, between=kill)
+    assert not tracker.close(90.0)
+    assert len(warnings) == 2
+    again = _serve(tmp_path, port)
+    try:
+        assert upload(RunDir(run.path))
+        from mlflow import MlflowClient
+
+        client = MlflowClient(uri)
+        assert tracker.run_id is not None
+        complete = Recorded(client, run, tracker, warnings)
+        assert complete.parent.info.status == "FINISHED"
+        assert complete.parent.data.params["agent"] == "ilp"
+        steps = {point.step for point in client.get_metric_history(tracker.run_id, "latency_ms")}
+        assert steps == {trial.number for trial in TRIALS}
+        assert "front.html" in complete.files
+        assert tracker.run_url is not None
+        assert tracker.run_url.endswith(tracker.run_id)
+        assert json.loads((run.path / MARKER).read_text())["complete"] is True
+    finally:
+        _stop(again)
+
+
+def test_a_helper_that_cannot_start_is_an_event() -> None:
+    events: list[Any] = []
+    worker = Worker("automc.track.no_such_module", events.append, {})
+    worker.send({"kind": "trial"})
+    assert not worker.close(60.0)
+    assert [event["event"] for event in events] == ["lost"]
+    assert "no_such_module" in events[0]["text"]
+
+
+def test_a_helper_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "hangs.py").write_text("import time\ntime.sleep(600)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    worker = Worker("hangs", lambda event: None, {})
+    started = time.monotonic()
+    assert not worker.close(0.5)
+    assert time.monotonic() - started < 10
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker.pid, 0)
+
+
+def test_progress_counts_only_what_holds_the_budget() -> None:
+    progress = Progress(DENSE, 0.991, {"latency_s": LIMIT_S})
+    rows = [progress.add(trial) for trial in TRIALS]
+    inside = [t.score for t in TRIALS if t.score is not None and (t.cost.latency_upper_s or 1) <= LIMIT_S]
+    assert rows[-1]["best_score_in_budget"] == max(inside)
+    assert "score" not in rows[9]
+    assert TRIALS[9].state == "infeasible"
+
+
+def test_a_run_without_a_winner_has_metrics_too() -> None:
+    metrics = summary_metrics(make_summary(TRIALS, reached=False))
+    assert "best_latency_ms" not in metrics
+    assert metrics["dense_latency_ms"] == pytest.approx(100.4)
+
+
+def test_table_columns_are_of_one_length() -> None:
+    assert {len(column) for column in trial_table(TRIALS).values()} == {len(TRIALS)}
+
+
+def test_the_store_is_the_one_given_or_the_environments_or_a_file_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracker:5000")
+    assert tracking_uri("sqlite:///x.db") == "sqlite:///x.db"
+    assert ui_command(tracking_uri()) == "http://tracker:5000"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert ui_command(tracking_uri()) == "mlflow ui --backend-store-uri sqlite:///mlflow.db"
+
+
+def test_the_null_tracker_takes_everything(tmp_path: Path) -> None:
+    tracker = NullTracker()
+    tracker.start({}, {})
+    tracker.set_reference(DENSE, 0.99, {})
+    tracker.log(TRIALS[0])
+    tracker.finish(None, tmp_path, "KILLED")
+    assert tracker.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def _serve(folder: Path, port: int) -> subprocess.Popen[bytes]:
+    """A real MLflow server, once it answers."""
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    store = [
+        "--backend-store-uri",
+        f"sqlite:///{folder}/server.db",
+        "--artifacts-destination",
+        str(folder / "artifacts"),
+    ]
+    log = (folder / "server.log").open("ab")
+    server = subprocess.Popen([*command, *store], stdout=log, stderr=log, start_new_session=True, cwd=folder)
+
+    def answers() -> bool:
+        assert server.poll() is None, (folder / "server.log").read_text()
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1) as reply:
+                return bool(reply.status == 200)
+        except OSError:
+            return False
+
+    _wait_for(answers, bool)
+    return server
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
+
+
+def _wait_for(value: Callable[[], Any], good: Callable[[Any], bool], seconds: float = 90.0) -> Any:
+    end = time.monotonic() + seconds
+    while not good(current := value()):
+        assert time.monotonic() < end, f"still {current!r} after {seconds} s"
+        time.sleep(0.1)
+    return current
