@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -80,7 +81,7 @@ class Cpu:
         """Whole models, interleaved, each on the same batch; `options` are those of `measure.Protocol`."""
         runs = {name: _runner(self.session(model), inputs) for name, model in models.items()}
         protocol = Protocol(rounds=rounds, **options)
-        return interleave(runs, protocol, seed=seed, lock_dir=cache_dir(), pin=self.threads == 1)
+        return interleave(runs, protocol, seed=seed, lock_dir=cache_dir(), **self._single())
 
     def node_times(self, model: Model, inputs: Sequence[Array], repeats: int = 5) -> list[NodeTime]:
         """The kernels of ONNX Runtime's optimised graph, each with its least time over `repeats` runs after one to warm up."""
@@ -90,10 +91,14 @@ class Cpu:
             options.profile_file_prefix = os.path.join(folder, "nodes")
             session = OrtSession(model, options)
             with alone(cache_dir(), pin=self.threads == 1):
-                for _ in range(repeats + 1):
-                    session.run(*inputs)
+                session.run(*inputs)
+                runs = _until_quiet(lambda: session.run(*inputs), repeats)
             events = json.loads(Path(session.end_profiling()).read_text())
-        return _nodes(events, repeats)
+        return _nodes(events, runs)
+
+    def _single(self) -> dict[str, Any]:
+        """One thread runs in the calling thread: it can be pinned, and its processor time tells interruptions."""
+        return {"pin": True, "cpu_clock": time.thread_time} if self.threads == 1 else {"pin": False}
 
     def _options(self) -> Any:
         options = onnxruntime.SessionOptions()
@@ -147,6 +152,18 @@ def _cpuinfo() -> list[str]:
 
 def _runner(session: OrtSession, inputs: Sequence[Array]) -> Callable[[], object]:
     return lambda: session.run(*inputs)
+
+
+def _until_quiet(run: Callable[[], object], repeats: int) -> int:
+    """Run until `repeats` runs were not interrupted by other work, at most three times as often; how often it was."""
+    quiet = runs = 0
+    while quiet < repeats and runs < 3 * repeats:
+        runs += 1
+        begin, cpu_begin = time.perf_counter(), time.process_time()
+        run()
+        cpu, wall = time.process_time() - cpu_begin, time.perf_counter() - begin
+        quiet += wall <= 1.02 * cpu + 5e-5
+    return runs
 
 
 def _nodes(events: Sequence[Mapping[str, Any]], repeats: int) -> list[NodeTime]:

@@ -12,6 +12,7 @@ from pathlib import Path
 __all__ = ["alone", "locked", "pinned"]
 
 _POLL_S = 0.1
+_LOOK_S = 0.05
 
 
 @contextmanager
@@ -57,7 +58,7 @@ def pinned() -> Iterator[str]:
         return
     before = os.sched_getaffinity(0)
     try:
-        os.sched_setaffinity(0, {max(before)})
+        os.sched_setaffinity(0, {_idlest(before)})
     except OSError as error:
         yield f"not pinned to a core ({error})"
         return
@@ -65,6 +66,21 @@ def pinned() -> Iterator[str]:
         yield ""
     finally:
         os.sched_setaffinity(0, before)
+
+
+def _idlest(cores: set[int]) -> int:
+    """The core that idled most during the last moment; the last one where the system does not tell."""
+    first = _idle_ticks()
+    time.sleep(_LOOK_S)
+    second = _idle_ticks()
+    return max(cores, key=lambda core: (second.get(core, 0) - first.get(core, 0), core))
+
+
+def _idle_ticks() -> dict[int, int]:
+    path = Path("/proc/stat")
+    lines = path.read_text().splitlines() if path.exists() else []
+    rows = [line.split() for line in lines if line.startswith("cpu") and line[3].isdigit()]
+    return {int(row[0][3:]): int(row[4]) for row in rows}
 
 
 def _try_lock(handle: int) -> bool:

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ __all__ = ["SENTINEL_TOLERANCE", "Measurement", "Protocol", "fixed_work", "inter
 
 SENTINEL_TOLERANCE = 0.15
 """A round is discarded when the sentinel before or after it is slower than its best by more than this share."""
+
+TOLERATED_INTERRUPTIONS = 0.1
+"""Share of timings that may be processor time without a note."""
 
 _BOOTSTRAPS = 1000
 _SPLITS = 50
@@ -111,33 +114,37 @@ def interleave(
     pin: bool = True,
     sentinel: Callable[[], float] | None = None,
     clock: Callable[[], float] = time.perf_counter,
+    cpu_clock: Callable[[], float] | None = None,
 ) -> Measurement:
     """Measure what `runs` names, interleaved, between runs of the sentinel.
 
     Four models of 100 ms take about 6 s. `lock_dir` holds the lock that keeps other measurements away; None takes none.
+    `cpu_clock` is the processor time of the calling thread, for models that run in this thread alone: a run that took longer than that
+    was interrupted by other work and is repeated once; if that is interrupted too, its processor time stands in, and `notes` say how often.
 
     Raises:
         ValueError: nothing to measure.
     """
     if not runs:
         raise ValueError("nothing to measure")
-    probe = sentinel or fixed_work
+    probe = sentinel or partial(fixed_work, clock=cpu_clock or clock)
+    rounds = _Rounds(runs, protocol, seed, probe, clock, cpu_clock)
     if lock_dir is None:
-        return _Rounds(runs, protocol, seed, probe, clock).measure(())
+        return rounds.measure(())
     with alone(lock_dir, pin=pin) as notes:
-        return _Rounds(runs, protocol, seed, probe, clock).measure(notes)
+        return rounds.measure(notes)
 
 
-def fixed_work(size: int = 1 << 15, repeats: int = 5) -> float:
-    """Seconds of the sentinel: one thread, first-level cache, no BLAS; the median of `repeats`."""
+def fixed_work(size: int = 1 << 15, repeats: int = 5, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds of the sentinel: one thread, small enough for a cache, no BLAS; the median of `repeats`."""
     values = np.linspace(-1.0, 1.0, size, dtype=np.float32)
     out = np.empty_like(values)
     times = []
     for _ in range(repeats):
-        begin = time.perf_counter()
+        begin = clock()
         for _ in range(16):
             np.exp(values, out=out)
-        times.append(time.perf_counter() - begin)
+        times.append(clock() - begin)
     return float(np.median(times))
 
 
@@ -151,11 +158,15 @@ class _Rounds:
         seed: int,
         probe: Callable[[], float],
         clock: Callable[[], float],
+        cpu_clock: Callable[[], float] | None,
     ) -> None:
         self.runs = runs
         self.protocol = protocol
         self.probe = probe
         self.clock = clock
+        self.cpu_clock = cpu_clock
+        self.timed = 0
+        self.interrupted = 0
         self.seed = seed
         self.rng = np.random.default_rng(seed)
         self.sentinels: list[float] = []
@@ -174,7 +185,11 @@ class _Rounds:
         kept = sorted(range(len(self.taken)), key=self._disturbance)[:wanted]
         chosen = [self.taken[index][1] for index in sorted(kept)]
         rounds = {name: tuple(values[name] for values in chosen) for name in self.runs}
-        return Measurement(rounds, len(self._quiet()) < wanted, notes, tuple(self.sentinels), self.seed)
+        share = self.interrupted / max(self.timed, 1)
+        if share > TOLERATED_INTERRUPTIONS:
+            notes += (f"other work interrupted {share:.0%} of the timings; their processor time stands in",)
+        noisy = len(self._quiet()) < wanted or share > 0.5
+        return Measurement(rounds, noisy, notes, tuple(self.sentinels), self.seed)
 
     def _warm(self, run: Callable[[], object]) -> float:
         """Seconds of one run once two in a row agree within 5 %, or the time is over."""
@@ -196,9 +211,26 @@ class _Rounds:
         self.taken.append((max(before, self.sentinels[-1]), values))
 
     def _time(self, run: Callable[[], object]) -> float:
-        begin = self.clock()
+        """Seconds of one run that was not interrupted, or its processor time."""
+        if self.cpu_clock is None:
+            return self._once(run)[0]
+        self.timed += 1
+        tries = [self._once(run)]
+        if _was_interrupted(*tries[0]):
+            tries.append(self._once(run))
+        wall, cpu = tries[-1]
+        if not _was_interrupted(wall, cpu):
+            return wall
+        self.interrupted += 1
+        return min(cpu for _, cpu in tries)
+
+    def _once(self, run: Callable[[], object]) -> tuple[float, float]:
+        """Seconds by the wall clock and of the processor."""
+        cpu_clock = self.cpu_clock or self.clock
+        begin, cpu_begin = self.clock(), cpu_clock()
         run()
-        return self.clock() - begin
+        cpu_end, end = cpu_clock(), self.clock()
+        return end - begin, cpu_end - cpu_begin
 
     def _disturbance(self, index: int) -> float:
         return self.taken[index][0]
@@ -206,6 +238,10 @@ class _Rounds:
     def _quiet(self) -> list[dict[str, float]]:
         limit = (1 + SENTINEL_TOLERANCE) * min(self.sentinels)
         return [values for worst, values in self.taken if worst <= limit]
+
+
+def _was_interrupted(wall_s: float, cpu_s: float) -> bool:
+    return wall_s > 1.02 * cpu_s + 5e-5
 
 
 def _split(values: NDArray[np.float64], half: int) -> float:

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from automc.graph import LayerGraph
-from automc.predict.kernels import BLOCKED, INT8, PLAIN, count, kept
-from automc.predict.layers import TRANSITIONS, WIDTH, LayerTable, transition
+from automc.predict.kernel_model import KernelModel
+from automc.predict.kernels import BLOCKED, INT8, PLAIN, Ints, count, kept
+from automc.predict.layers import TRANSITIONS, WIDTH, LayerTable, look_up, transition
 from automc.predict.roofline import Floats
 from automc.predict.structure import Step, Structure
 from automc.space import Codes, SearchSpace
@@ -28,7 +29,13 @@ _UNARY = frozenset(
     {"Relu", "Clip", "LeakyRelu", "PRelu", "Sigmoid", "Tanh", "HardSwish", "HardSigmoid", "Gelu", "Elu", "Erf", "Exp"}
 )
 _KEEPS_BLOCKS = frozenset({*_UNARY, "Add", "Mul", "Sum", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool"})
-_KEEPS_INT8 = frozenset({*_UNARY, "Flatten", "Reshape", "MaxPool", "Transpose", "Squeeze", "Unsqueeze"})
+_KEEPS_INT8 = frozenset(
+    {
+        "Add", "AveragePool", "Clip", "Concat", "Flatten", "GlobalAveragePool", "MaxPool", "Pad", "Relu", "Reshape", "Resize",
+        "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze",
+    }
+)  # fmt: skip
+"""Operators that stay integer when all that they read was made integer; the exporter's rule, not the runtime's."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +51,16 @@ class Flow:
     """Follows formats through the dense graph, for many policies at once."""
 
     def __init__(
-        self, structure: Structure, graph: LayerGraph, space: SearchSpace, tables: Sequence[LayerTable]
+        self,
+        structure: Structure,
+        graph: LayerGraph,
+        space: SearchSpace,
+        tables: Sequence[LayerTable],
+        model: KernelModel,
     ) -> None:
         self.structure = structure
         self.tables = tables
+        self.model = model
         ops = sorted({step.op for step in structure.steps if step.layer < 0})
         self.names = tuple(
             [f"{kind}:{what}" for kind in TRANSITIONS for what in ("count", "elements")]
@@ -67,9 +80,10 @@ class Flow:
 
     def count(self, codes: Codes) -> Counted:
         """What the policies add up to."""
-        state = _State(len(codes), len(self.structure.tensors), len(self.names), len(self.tables))
+        found = look_up(self.tables, self.model, codes)
+        state = _State(len(codes), len(self.structure.tensors), len(self.names), found)
         for index in range(self.structure.inputs):
-            state.have[index] = np.full(len(codes), PLAIN, dtype=np.uint8)
+            state.make(index, np.full(len(codes), PLAIN, dtype=np.uint8))
         for step in self.structure.steps:
             if step.layer >= 0:
                 self._layer(state, step, codes)
@@ -78,30 +92,30 @@ class Flow:
         return Counted(state.layers, state.glue, state.times)
 
     def _layer(self, state: _State, step: Step, codes: Codes) -> None:
-        values, formats = self.tables[step.layer].lookup(codes)
+        values, formats = state.tables[step.layer]
         state.convert(step.inputs[0], formats[:, 0].astype(np.uint8), self._elements(step.inputs[0], codes))
         state.layers += values
         state.glue[:, : 2 * len(TRANSITIONS)] += values[:, WIDTH - 2 * len(TRANSITIONS) :]
         state.times[:, step.layer] = values[:, 0]
-        state.have[step.output] = formats[:, 1].astype(np.uint8)
+        state.make(step.output, formats[:, 1].astype(np.uint8))
 
     def _operator(self, state: _State, step: Step, codes: Codes) -> None:
-        common = np.full(len(codes), PLAIN | BLOCKED | INT8, dtype=np.uint8)
+        common, made = np.full((2, len(codes)), PLAIN | BLOCKED | INT8, dtype=np.uint8)
         for tensor in step.inputs:
             common &= state.have[tensor]
+            made &= state.made[tensor]
         wanted = np.full(len(codes), PLAIN, dtype=np.uint8)
-        if step.op in _KEEPS_INT8:
-            wanted[common & INT8 > 0] = INT8
-        wanted[common & PLAIN > 0] = PLAIN
         if step.op in _KEEPS_BLOCKS:
             wanted[common & BLOCKED > 0] = BLOCKED
+        if step.op in _KEEPS_INT8:
+            wanted[made == INT8] = INT8
         largest: Floats = np.zeros(len(codes))
         for tensor in step.inputs:
             elements = self._elements(tensor, codes)
             state.convert(tensor, wanted, elements)
             largest = np.maximum(largest, elements)
         self._add(state, step, wanted, np.maximum(largest, self._elements(step.output, codes)))
-        state.have[step.output] = wanted
+        state.make(step.output, wanted)
 
     def _add(self, state: _State, step: Step, formats: NDArray[np.uint8], elements: Floats) -> None:
         for position, fmt in enumerate(_FORMATS):
@@ -120,11 +134,17 @@ class Flow:
 class _State:
     """Formats of every activation, and the sums so far."""
 
-    def __init__(self, rows: int, tensors: int, features: int, layers: int) -> None:
+    def __init__(self, rows: int, tensors: int, features: int, tables: Sequence[tuple[Floats, Ints]]) -> None:
+        self.tables = tables
         self.have: list[NDArray[np.uint8]] = [np.zeros(rows, dtype=np.uint8) for _ in range(tensors)]
+        self.made = list(self.have)
         self.glue = np.zeros((rows, features))
-        self.times = np.zeros((rows, layers))
+        self.times = np.zeros((rows, len(tables)))
         self.layers: Floats = np.zeros((rows, WIDTH))
+
+    def make(self, tensor: int, formats: NDArray[np.uint8]) -> None:
+        """`tensor` is written, in these formats."""
+        self.have[tensor] = self.made[tensor] = formats
 
     def convert(self, tensor: int, wanted: NDArray[np.uint8], elements: Floats) -> None:
         """Make `tensor` available in the wanted format, counting the conversion where it was not."""

@@ -25,12 +25,15 @@ class KernelModel:
 
     @classmethod
     def fit(cls, kernels: Kernels, times_s: Floats, layouts: Layouts, batch_size: int) -> KernelModel:
-        """Learn from measured kernels, (count,) seconds each; repeated ones count by their median."""
-        known, medians = distinct(kernels, times_s)
-        rooflines = Rooflines.fit(known, medians, layouts, batch_size)
-        residuals = Residuals.fit(known, medians / rooflines.predict(known), layouts)
+        """Learn from measured kernels, (count,) seconds each; repeated ones count by their lower quartile.
+
+        The same kernel takes longer behind some neighbours than behind others; what it takes more belongs to the neighbourhood.
+        """
+        known, quartiles = distinct(kernels, times_s)
+        rooflines = Rooflines.fit(known, quartiles, layouts, batch_size)
+        residuals = Residuals.fit(known, quartiles / rooflines.predict(known), layouts)
         return cls(
-            rooflines, residuals, {tuple(row): float(t) for row, t in zip(known.rows.tolist(), medians, strict=True)}
+            rooflines, residuals, {tuple(row): float(t) for row, t in zip(known.rows.tolist(), quartiles, strict=True)}
         )
 
     def predict(self, kernels: Kernels, *, use_exact: bool = True) -> Floats:
@@ -51,8 +54,9 @@ class KernelModel:
 
 
 def distinct(kernels: Kernels, times_s: Floats) -> tuple[Kernels, Floats]:
-    """Each different kernel once, with the median of its times."""
+    """Each different kernel once, with the lower quartile of its times."""
     rows, inverse = np.unique(kernels.rows, axis=0, return_inverse=True)
     where: Ints = inverse.reshape(-1)
-    medians = np.array([np.median(times_s[where == index]) for index in range(len(rows))])
-    return Kernels(rows), medians
+    order = np.argsort(where, kind="stable")
+    groups = np.split(times_s[order], np.cumsum(np.bincount(where, minlength=len(rows)))[:-1])
+    return Kernels(rows), np.array([np.quantile(group, 0.25) for group in groups])

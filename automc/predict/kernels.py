@@ -58,7 +58,7 @@ class Layouts:
     multiple: int = 1
 
     def modes(self, kernels: Kernels) -> Ints:
-        """(count,) 0 plain, 1 plain in and blocks out ("direct"), 2 blocks in and out."""
+        """(count,) 0 plain, 1 plain in and blocks out ("direct"), 2 blocks in and out; for int8 whether channels are whole blocks."""
         mode = np.zeros(len(kernels), dtype=np.int64)
         if self.block <= 1 or not len(kernels):
             return mode
@@ -69,7 +69,8 @@ class Layouts:
         mode[(kind == 2) & (cout % self.multiple == 0)] = 2
         per_group = (cin // groups % self.block == 0) & (cout // groups % self.block == 0)
         mode[(kind == 3) & per_group] = 2
-        mode[kernels["int8"] == 1] = 0
+        int8 = kernels["int8"] == 1
+        mode[int8] = np.where(aligned & (cout % self.block == 0), 2, 0)[int8]
         return mode
 
     def formats(self, kernels: Kernels) -> tuple[Ints, Ints]:

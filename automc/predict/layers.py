@@ -13,7 +13,7 @@ from automc.predict.kernels import Ints, Kernels, LayerChoices, Layouts, layer_k
 from automc.predict.roofline import Floats
 from automc.space import Codes
 
-__all__ = ["TRANSITIONS", "WIDTH", "LayerTable", "transition"]
+__all__ = ["TRANSITIONS", "WIDTH", "LayerTable", "look_up", "transition"]
 
 TRANSITIONS = ("blocked>plain", "int8>plain", "plain>blocked", "int8>blocked", "plain>int8", "blocked>int8")
 """Conversions of an activation that a runtime inserts where a reader wants another format."""
@@ -40,39 +40,37 @@ class LayerTable:
     choices: LayerChoices
     layouts: Layouts
     batch_size: int
-    model: KernelModel | None = None
     keys: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     values: Floats = field(default_factory=lambda: np.zeros((0, WIDTH)))
     formats: Ints = field(default_factory=lambda: np.zeros((0, 2), dtype=np.int64))
 
-    def lookup(self, codes: Codes) -> tuple[Floats, Ints]:
-        """((count, WIDTH) values, (count, 2) formats) of each policy."""
-        keys = self.choices.keys(codes)
+    def fresh(self, keys: Ints) -> Ints:
+        """The different keys among `keys` that the table does not hold."""
+        if len(self.keys) and np.array_equal(self.keys[self._find(keys)], keys):
+            return keys[:0]
+        return np.setdiff1d(keys, self.keys)
+
+    def lookup(self, keys: Ints) -> tuple[Floats, Ints]:
+        """((count, WIDTH) values, (count, 2) formats) of keys that the table holds."""
         where = self._find(keys)
-        if len(self.keys) == 0 or not np.array_equal(self.keys[where], keys):
-            self._learn(np.unique(keys))
-            where = self._find(keys)
         return self.values[where], self.formats[where]
 
     def kernels(self, key: int) -> Kernels:
         """The kernels of a key, in order."""
         return layer_kernels(self.choices.spec, *self.choices.read(key))
 
-    def _find(self, keys: Ints) -> NDArray[np.intp]:
-        return np.minimum(np.searchsorted(self.keys, keys), max(len(self.keys) - 1, 0))
-
-    def _learn(self, keys: Ints) -> None:
-        fresh = np.setdiff1d(keys, self.keys)
-        kernels = [self.kernels(key) for key in fresh.tolist()]
-        values, formats = self._rows(kernels)
-        order = np.argsort(np.concatenate([self.keys, fresh]))
-        self.keys = np.concatenate([self.keys, fresh])[order]
+    def learn(self, keys: Ints, kernels: Sequence[Kernels], times_s: Floats) -> None:
+        """Take in fresh keys, their kernels, and (all their kernels,) seconds."""
+        values, formats = self._rows(kernels, times_s)
+        order = np.argsort(np.concatenate([self.keys, keys]))
+        self.keys = np.concatenate([self.keys, keys])[order]
         self.values = np.concatenate([self.values, values])[order]
         self.formats = np.concatenate([self.formats, formats])[order]
 
-    def _rows(self, kernels: Sequence[Kernels]) -> tuple[Floats, Ints]:
-        everything = Kernels(np.concatenate([k.rows for k in kernels]))
-        times = np.zeros(len(everything)) if self.model is None else self.model.predict(everything)
+    def _find(self, keys: Ints) -> NDArray[np.intp]:
+        return np.minimum(np.searchsorted(self.keys, keys), max(len(self.keys) - 1, 0))
+
+    def _rows(self, kernels: Sequence[Kernels], times: Floats) -> tuple[Floats, Ints]:
         ends = np.cumsum([len(k) for k in kernels])
         values, formats = np.zeros((len(kernels), WIDTH)), np.zeros((len(kernels), 2), dtype=np.int64)
         for row, (each, end) in enumerate(zip(kernels, ends.tolist(), strict=True)):
@@ -95,3 +93,18 @@ class LayerTable:
         scales = 5 * int(kernels["cout"][int8].sum())
         size = float(np.where(int8, 1, 4) @ kernels.weights) + biases + scales
         return float(times.sum()), float(len(kernels)), float(kernels.macs.sum()), size, float(int8.sum())
+
+
+def look_up(tables: Sequence[LayerTable], model: KernelModel, codes: Codes) -> list[tuple[Floats, Ints]]:
+    """Per layer ((count, WIDTH) values, (count, 2) formats); what the tables do not hold is predicted in one go first."""
+    keys = [table.choices.keys(codes) for table in tables]
+    fresh = [table.fresh(of_layer) for table, of_layer in zip(tables, keys, strict=True)]
+    kernels = [[table.kernels(key) for key in new.tolist()] for table, new in zip(tables, fresh, strict=True)]
+    rows = [each.rows for of_layer in kernels for each in of_layer]
+    if rows:
+        times = model.predict(Kernels(np.concatenate(rows)))
+        ends = np.cumsum([sum(len(each) for each in of_layer) for of_layer in kernels]).tolist()
+        for table, new, each, start, end in zip(tables, fresh, kernels, [0, *ends], ends, strict=False):
+            if len(new):
+                table.learn(new, each, times[start:end])
+    return [table.lookup(of_layer) for table, of_layer in zip(tables, keys, strict=True)]

@@ -102,10 +102,13 @@ class FittedModel:
         self.setting = setting
         self.kernel_model = KernelModel.fit(*samples.all_kernels(), setting.layouts, setting.batch_size)
         layouts, batch = setting.layouts, setting.batch_size
-        tables = [LayerTable(choice, layouts, batch, self.kernel_model) for choice in setting.choices()]
-        self.flow = Flow(setting.structure, setting.graph, setting.space, tables)
+        tables = [LayerTable(choice, layouts, batch) for choice in setting.choices()]
+        self.flow = Flow(setting.structure, setting.graph, setting.space, tables, self.kernel_model)
         counted = self.flow.count(samples.codes)
-        self.glue = Glue.fit(counted.glue, samples.glue_s, samples.latency_s)
+        excess = np.array(
+            [times.sum() - self.kernel_model.predict(kernels).sum() for kernels, times in samples.kernels]
+        )
+        self.glue = Glue.fit(counted.glue, {**samples.glue_s, "(neighbours)": excess}, samples.latency_s)
         self.calibration = Calibration.fit(self._terms(counted.layers, counted.glue), samples.latency_s)
         dense = float(len(setting.graph.layers))
         self.size = SizeModel.fit(

@@ -75,7 +75,7 @@ def features(kernels: Kernels, layouts: Layouts, batch_size: int) -> Floats:
     mode, int8 = layouts.modes(kernels), kernels["int8"] == 1
     cin, cout, window = kernels["cin"], kernels["cout"], kernels["window"]
     here, there = batch_size * kernels["in_positions"], batch_size * kernels["out_positions"]
-    wide_in = np.where(mode == 2, _up(cin, block), cin)
+    wide_in = np.where((mode == 2) & ~int8, _up(cin, block), cin)
     wide_out = _up(cout, block)
     depth = (
         np.where(kernels["kind"] == KINDS.index("depthwise"), 1, wide_in // np.maximum(_groups(kernels), 1)) * window

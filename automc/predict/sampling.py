@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -37,11 +37,14 @@ def _recipes(space: SearchSpace, rng: np.random.Generator) -> list[Callable[[], 
             row[columns] = np.where(rng.random(len(columns)) < share, wished, 0)
         return row
 
+    decks = [_deck(int(size), rng) for size in space.cardinalities]
+
     def anywhere(columns: list[int], share: float) -> Ints:
-        """Random codes in a `share` of the columns."""
+        """Random codes in a `share` of the columns; each column goes through all its choices before it repeats one."""
         row = space.dense
-        drawn = space.sample(1, rng)[0]
-        row[columns] = np.where(rng.random(len(columns)) < share, drawn[columns], 0)
+        for column in columns:
+            if rng.random() < share:
+                row[column] = next(decks[column])
         return row
 
     def every_bit() -> Ints:
@@ -70,3 +73,9 @@ def _recipes(space: SearchSpace, rng: np.random.Generator) -> list[Callable[[], 
         lambda: draw(rng.uniform(0.1, 0.5), prune, 0.6),
         lambda: anywhere([*prune, *bits], rng.uniform(0.3, 0.9)),
     ]
+
+
+def _deck(size: int, rng: np.random.Generator) -> Iterator[int]:
+    """The codes 1 .. size - 1 in shuffled order, again and again; only 0 where there is nothing else."""
+    while True:
+        yield from (rng.permutation(size - 1) + 1).tolist() or [0]

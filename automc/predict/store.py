@@ -30,7 +30,7 @@ def write_profile(path: Path, profile: Profile, observer: Observer | None = None
         "capabilities": dataclasses.asdict(profile.capabilities),
         "batch_size": profile.batch_size,
         "measurement": profile.measurement.to_json(),
-        "seconds": round(profile.seconds, 3),
+        "seconds": profile.seconds,
         "candidates": len(profile.candidates),
     }
     records = [("candidate", _candidate_json(candidate)) for candidate in profile.candidates] + [("profile", head)]

@@ -1,0 +1,199 @@
+"""The measuring protocol on simulated clocks, and ONNX Runtime on this machine."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import synthetic
+
+from automc.devices import cpu
+from automc.devices.cpu import Cpu
+from automc.devices.exclusive import locked, pinned
+from automc.devices.measure import Measurement, Protocol, fixed_work, interleave
+from automc.devices.probe import conv_model, probe_blocks
+from automc.errors import InputError
+from automc.policy import LowRank, Policy, Prune, Quantize
+from automc.predict.attribute import attribute
+
+
+class Machine:
+    """A simulated clock; models take their time, more while the machine is busy."""
+
+    def __init__(self, seconds: dict[str, float], busy: Callable[[float], float] = lambda now: 1.0) -> None:
+        self.now = 0.0
+        self.busy = busy
+        self.visits: list[str] = []
+        self.runs = {name: self._run(name, time_s) for name, time_s in seconds.items()}
+
+    def _run(self, name: str, time_s: float) -> Callable[[], None]:
+        def run() -> None:
+            self.visits.append(name)
+            self.now += time_s * self.busy(self.now)
+
+        return run
+
+    def sentinel(self) -> float:
+        self.now += 1e-3
+        return 1e-3 * self.busy(self.now)
+
+    def measure(self, **options: float) -> Measurement:
+        protocol = Protocol(**options)  # type: ignore[arg-type]
+        return interleave(self.runs, protocol, sentinel=self.sentinel, clock=lambda: self.now)
+
+
+def test_medians_of_a_quiet_machine() -> None:
+    machine = Machine({"dense": 0.1, "small": 0.04})
+    measured = machine.measure(rounds=12)
+    assert measured.median_s("dense") == pytest.approx(0.1)
+    assert measured.interval_s("small") == pytest.approx((0.04, 0.04))
+    assert measured.noise_floor == pytest.approx(0.0, abs=1e-12)
+    assert not measured.noisy
+    assert machine.now < 2.5  # 12 rounds of 0.14 s and the warm-up
+
+
+def test_rounds_visit_every_model_in_changing_order() -> None:
+    machine = Machine({"a": 0.1, "b": 0.1, "c": 0.1})
+    machine.measure(rounds=10)
+    rounds = np.array(machine.visits[6:]).reshape(10, 3)
+    assert all(sorted(visited) == ["a", "b", "c"] for visited in rounds.tolist())
+    assert len({tuple(visited) for visited in rounds.tolist()}) > 1
+
+
+def test_disturbed_rounds_are_measured_again() -> None:
+    quiet = Machine({"m": 0.1}).measure(rounds=6)
+    machine = Machine({"m": 0.1}, busy=lambda now: 2.0 if 0.4 < now < 0.9 else 1.0)
+    measured = machine.measure(rounds=6)
+    assert measured.rounds_s["m"] == pytest.approx(quiet.rounds_s["m"])
+    assert not measured.noisy
+    assert len(measured.sentinel_s) > len(quiet.sentinel_s)
+
+
+def test_a_machine_that_stays_busy_is_marked_noisy() -> None:
+    machine = Machine({"m": 0.1}, busy=lambda now: 1.0 if now < 0.3 else 1.5)
+    measured = machine.measure(rounds=6, retries=2)
+    assert measured.noisy
+    assert len(measured.rounds_s["m"]) == 6
+
+
+def test_the_time_limit_ends_the_rounds() -> None:
+    machine = Machine({"m": 1.0})
+    assert len(machine.measure(rounds=50, time_limit_s=6).rounds_s["m"]) in range(3, 7)
+    assert len(Machine({"m": 1.0}).measure(rounds=50, time_limit_s=0).rounds_s["m"]) == 3
+
+
+def test_short_models_run_often_enough() -> None:
+    machine = Machine({"m": 0.001})
+    machine.measure(rounds=2, min_time_s=0.02)
+    assert len(machine.visits) == 2 + 2 * 20
+
+
+def test_noise_floor_and_interval_follow_the_noise() -> None:
+    rng = np.random.default_rng(0)
+    noisy = Measurement({str(i): tuple(np.exp(rng.normal(0, 0.05, 12))) for i in range(20)})
+    calm = Measurement({str(i): tuple(np.exp(rng.normal(0, 0.005, 12))) for i in range(20)})
+    assert 5 < noisy.noise_floor / calm.noise_floor < 20
+    low, high = noisy.interval_s("0")
+    assert low < noisy.median_s("0") < high
+    assert Measurement.from_json(noisy.to_json()) == noisy
+
+
+def test_nothing_to_measure() -> None:
+    with pytest.raises(ValueError, match="nothing"):
+        interleave({})
+
+
+def test_the_lock_excludes_and_says_so(tmp_path: Path) -> None:
+    with locked(tmp_path) as note:
+        assert note == ""
+        said = []
+
+        def other() -> None:
+            with locked(tmp_path, timeout_s=0.2) as refused:
+                said.append(refused)
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        assert "another measurement" in said[0]
+    with locked(tmp_path, timeout_s=0.2) as note:
+        assert note == ""
+
+
+def test_a_place_that_cannot_hold_a_lock_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with locked(tmp_path / "file") as note:
+        assert "no lock" in note
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system cannot pin")
+def test_pinning_is_undone() -> None:
+    before = os.sched_getaffinity(0)
+    with pinned() as note:
+        assert note == ""
+        assert len(os.sched_getaffinity(0)) == 1
+    assert os.sched_getaffinity(0) == before
+
+
+def test_the_sentinel_is_short() -> None:
+    assert 1e-6 < fixed_work() < 0.1
+
+
+class TestCpu:
+    """ONNX Runtime on this machine."""
+
+    @pytest.fixture(autouse=True)
+    def _own_cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AUTOMC_CACHE", str(tmp_path))
+
+    def test_key_and_environment(self) -> None:
+        assert Cpu().key == Cpu(1).key != Cpu(2).key
+        assert Cpu(2).environment()["threads"] == "2"
+        with pytest.raises(InputError, match="0 threads"):
+            Cpu(0)
+
+    def test_capabilities_are_probed_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        first = Cpu().capabilities()
+        assert first.channel_block in (1, 4, 8, 16, 32)
+        assert first.channel_block % first.channel_multiple == 0
+        assert first.reduce_range is not cpu.has_vnni()
+        monkeypatch.setattr(cpu, "probe_blocks", lambda device: pytest.fail("probed twice"))
+        assert Cpu().capabilities() == first
+
+    def test_a_damaged_probe_is_repeated(self, tmp_path: Path) -> None:
+        path = tmp_path / "devices" / f"{Cpu().key}.capabilities.json"
+        path.parent.mkdir()
+        path.write_text("{")
+        assert (Cpu().capabilities().channel_block, Cpu().capabilities().channel_multiple) == probe_blocks(Cpu())
+
+    def test_runs_and_refuses(self, tmp_path: Path) -> None:
+        model = conv_model(3, 5, side=4)
+        (tmp_path / "m.onnx").write_bytes(model)
+        x = np.ones((1, 3, 4, 4), np.float32)
+        from_bytes, from_file = Cpu().session(model).run(x)[0], Cpu().session(tmp_path / "m.onnx").run(x)[0]
+        assert from_bytes.shape == (1, 5, 4, 4)
+        np.testing.assert_array_equal(from_bytes, from_file)
+        with pytest.raises(InputError, match="cannot load"):
+            Cpu().session(b"nonsense")
+
+    def test_measures_the_larger_model_as_slower(self) -> None:
+        models = {"large": conv_model(64, 64, 32), "small": conv_model(16, 16, 8)}
+        x = {"large": np.ones((1, 64, 32, 32), np.float32), "small": np.ones((1, 16, 8, 8), np.float32)}
+        medians = {n: Cpu().measure({n: m}, [x[n]], 5, min_time_s=0.002).median_s(n) for n, m in models.items()}
+        assert medians["large"] > 3 * medians["small"]
+
+    def test_every_layer_kernel_is_found_in_the_optimised_graph(self, tmp_path: Path) -> None:
+        choices = [("a", Prune(24)), ("a", LowRank(12)), ("b", LowRank(8, "tucker")), ("b", Quantize(8, 8))]
+        model = synthetic.build(Policy.of([*choices, ("c", Quantize(8, 8)), ("fc", Quantize(8, 8))]))
+        nodes = Cpu().node_times(model, synthetic.inputs(), repeats=3)
+        places = attribute(model, nodes, [layer.name for layer in synthetic.graph().layers])
+        factors = [("stem", 0), ("a", 0), ("a", 1), ("b", 0), ("b", 1), ("b", 2), ("c", 0), ("d", 0), ("fc", 0)]
+        assert sorted(place for place in places if place) == sorted(factors)
+        assert all(node.time_s >= 0 for node in nodes)
+        written = {place: node.outputs[0].shape for node, place in zip(nodes, places, strict=True) if place}
+        assert written["fc", 0] == (synthetic.BATCH, 10)
+        assert not list(tmp_path.glob("**/nodes*"))

@@ -1,0 +1,214 @@
+"""The predictor recovers a device whose times follow a closed form, and says how well."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import synthetic
+from onnx import numpy_helper
+
+from automc.errors import AutomcError, InputError
+from automc.policy import LowRank, Policy, Prune, Quantize
+from automc.predict.predictor import LearnedPredictor
+from automc.predict.profile import Profile, profile_model
+from automc.predict.sampling import stratified
+from automc.predict.structure import layer_of, read_structure, scope_of
+from automc.protocols import Predictor
+
+GRAPH, SPACE = synthetic.graph(), synthetic.space()
+OTHER_SPACE = replace(SPACE, domains=SPACE.domains[:-1])
+DENSE = synthetic.build(Policy())
+
+
+class Listener:
+    """An Observer that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self.done = 0.0
+        self.total: float | None = None
+
+    def stage(self, name: str, total: float | None) -> None:
+        self.total = total
+
+    def advance(self, amount: float = 1.0, note: str = "") -> None:
+        self.done += amount
+
+    def message(self, text: str, level: str = "info") -> None:
+        self.messages.append(text)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOMC_CACHE", str(tmp_path))
+
+
+def profile(device: synthetic.ClosedFormDevice, observer: Listener | None = None) -> Profile:
+    return profile_model(device, synthetic.build, GRAPH, SPACE, synthetic.inputs(), DENSE, observer=observer)
+
+
+@pytest.fixture(scope="module")
+def predictor(tmp_path_factory: pytest.TempPathFactory) -> LearnedPredictor:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTOMC_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return LearnedPredictor.fit(profile(synthetic.ClosedFormDevice()), GRAPH, SPACE, DENSE, synthetic.BATCH)
+
+
+@pytest.fixture(scope="module")
+def unseen() -> tuple[np.ndarray, np.ndarray]:
+    codes = SPACE.sample(40, np.random.default_rng(123))
+    return codes, np.array([synthetic.true_latency_s(synthetic.build(policy)) for policy in SPACE.decode(codes)])
+
+
+def test_whole_models_that_it_never_saw(predictor: LearnedPredictor, unseen: tuple[np.ndarray, np.ndarray]) -> None:
+    codes, truth = unseen
+    costs = predictor.predict(codes)
+    errors = np.abs(costs.latency_s / truth - 1)
+    assert errors.mean() < 0.04
+    assert predictor.report.mape < 0.05
+    assert predictor.report.mape > 0.2 * errors.mean()  # the held-out error is not flattering
+    inside = (costs.latency_low_s <= truth) & (truth <= costs.latency_high_s)
+    assert inside.mean() >= 0.85  # 34 of 40; at a true 95 % fewer than that happens once in 3,000
+
+
+def test_the_report_counts_what_was_learned(predictor: LearnedPredictor) -> None:
+    report = predictor.report
+    assert report.models >= 8
+    assert report.kernels > 50
+    assert 0 < report.noise_floor < 0.01
+    assert report.kernel_mape < 0.1
+    assert report.coverage == pytest.approx(1.0)
+    assert isinstance(predictor, Predictor)
+
+
+def test_channels_off_the_block_are_a_cliff(predictor: LearnedPredictor) -> None:
+    on, off, below = (SPACE.encode([Policy.of([("a", Prune(keep))])]) for keep in (40, 36, 32))
+    on_s, off_s, below_s = (predictor.predict(code).latency_s[0] for code in (on, off, below))
+    assert abs(off_s - on_s) < abs(on_s - below_s)  # 36 channels run as 40: input work falls, output work does not
+
+
+def test_size_and_macs(predictor: LearnedPredictor, unseen: tuple[np.ndarray, np.ndarray]) -> None:
+    codes, _ = unseen
+    costs = predictor.predict(codes)
+    for index, policy in enumerate(SPACE.decode(codes)):
+        model = synthetic.build(policy)
+        assert costs.size_bytes[index] == pytest.approx(len(model), rel=0.05)
+        assert costs.macs[index] == _macs(model)
+    assert predictor.predict(SPACE.dense[None]).macs[0] == GRAPH.macs
+
+
+def _macs(model: bytes) -> float:
+    """Counted on the built model: every weight is used once per output position."""
+    proto = onnx.load_from_string(model).graph
+    arrays = {t.name: numpy_helper.to_array(t) for t in proto.initializer if "weight" in t.name}
+    return sum(a.size * (synthetic.SIDE**2 if a.ndim == 4 else 1) for a in arrays.values())
+
+
+def test_corrections_are_exact_and_pull_the_neighbours(predictor: LearnedPredictor) -> None:
+    measured = Policy.of([("a", Prune(24)), ("c", Prune(24)), ("b", Quantize(8, 8))])
+    near = Policy.of([("a", Prune(24)), ("c", Prune(16)), ("b", Quantize(8, 8))])
+    far = Policy.of([("stem", Prune(8)), ("a", LowRank(12)), ("a", Quantize(8, 8)), ("c", Prune(8))])
+    codes = SPACE.encode([measured, near, far])
+    before = predictor.predict(codes)
+    after = predictor.corrected([(measured, 1.2 * before.latency_s[0])]).predict(codes)
+    pulls = after.latency_s / before.latency_s
+    assert pulls[0] == pytest.approx(1.2)
+    assert 1.2 > pulls[1] > pulls[2] > 1.0
+    widths = after.latency_high_s / after.latency_low_s
+    assert widths[0] < widths[1] < widths[2]
+    twice = predictor.corrected([(measured, 1.0)]).corrected([(measured, 2.0)])
+    assert twice.predict(codes[:1]).latency_s[0] == 2.0
+
+
+def test_the_order_and_number_of_codes_do_not_matter(predictor: LearnedPredictor) -> None:
+    codes = SPACE.sample(9000, np.random.default_rng(1))
+    together = predictor.predict(codes)
+    one = predictor.predict(codes[8500:8501])
+    assert together.latency_s[8500] == pytest.approx(one.latency_s[0], rel=1e-12)
+    assert len(predictor.predict(codes[:0])) == 0
+
+
+def test_codes_of_another_space_are_refused(predictor: LearnedPredictor) -> None:
+    with pytest.raises(InputError, match="shape"):
+        predictor.predict(np.zeros((1, 2), dtype=np.int64))
+    with pytest.raises(InputError, match="not in the search space"):
+        predictor.corrected([(Policy.of([("a", Prune(5))]), 1.0)])
+
+
+def test_a_second_profile_measures_nothing(tmp_path: Path) -> None:
+    device, listener = synthetic.ClosedFormDevice(), Listener()
+    first = profile(device, listener)
+    assert listener.done == listener.total
+    calls = device.calls
+    second = profile(device)
+    assert device.calls == calls
+    assert second == first
+    lines = (tmp_path / "devices" / f"{device.key}.jsonl").read_text().splitlines()
+    assert [json.loads(line)["kind"] for line in lines] == ["candidate"] * len(first.candidates) + ["profile"]
+
+
+def test_a_profile_is_of_one_model_batch_and_space() -> None:
+    device = synthetic.ClosedFormDevice()
+    profile(device)
+    calls = device.calls
+    profile_model(device, synthetic.build, GRAPH, OTHER_SPACE, synthetic.inputs(), DENSE)
+    assert device.calls > calls
+
+
+def test_a_damaged_cache_is_said_and_measured_again(tmp_path: Path) -> None:
+    device, listener = synthetic.ClosedFormDevice(), Listener()
+    first = profile(device)
+    path = tmp_path / "devices" / f"{device.key}.jsonl"
+    path.write_bytes(path.read_bytes()[:-40])
+    calls = device.calls
+    again = profile(device, listener)
+    assert device.calls > calls
+    assert "damaged" in listener.messages[0]
+    assert again.candidates == first.candidates
+    assert profile(device).measurement == again.measurement  # the new record follows the cut line intact
+
+
+def test_candidates_that_fail_are_said_and_left_out() -> None:
+    def picky(policy: Policy) -> bytes:
+        if policy.get("b", LowRank):
+            raise ValueError("no factors today")
+        return synthetic.build(policy)
+
+    listener = Listener()
+    args = (GRAPH, SPACE, synthetic.inputs(), DENSE)
+    made = profile_model(synthetic.ClosedFormDevice(), picky, *args, observer=listener)
+    assert made.candidates
+    assert not any(candidate.policy.get("b", LowRank) for candidate in made.candidates)
+    assert any("no factors today" in message for message in listener.messages)
+
+    def broken(policy: Policy) -> bytes:
+        raise ValueError("never")
+
+    with pytest.raises(AutomcError, match="never"):
+        profile_model(synthetic.ClosedFormDevice(), broken, GRAPH, OTHER_SPACE, *args[2:])
+
+
+def test_candidates_are_different_and_spread() -> None:
+    codes = stratified(SPACE, 24, seed=3)
+    assert len(np.unique(codes, axis=0)) == len(codes) == 24
+    assert (codes[0] == 0).all()
+    for column, choices in enumerate(SPACE.cardinalities):
+        assert len(np.unique(codes[:, column])) >= min(choices, 4)
+    np.testing.assert_array_equal(codes, stratified(SPACE, 24, seed=3))
+
+
+def test_structure_follows_layers_and_names() -> None:
+    structure = read_structure(DENSE, GRAPH)
+    assert [step.layer for step in structure.steps if step.layer >= 0] == [0, 1, 2, 3, 4, 5]
+    assert layer_of("layer1.conv.weight", ["layer1", "layer1.conv", "layer10"]) == "layer1.conv"
+    assert scope_of("/layer1/layer1.0/fc/MatMul") == "layer1.0.fc"
+    missing = replace(GRAPH, layers=(*GRAPH.layers, replace(GRAPH.layers[0], name="ghost")))
+    with pytest.raises(InputError, match="ghost"):
+        read_structure(DENSE, missing)
+    with pytest.raises(InputError, match="readable"):
+        read_structure(b"not onnx", GRAPH)
