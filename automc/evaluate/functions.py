@@ -42,7 +42,7 @@ def load_function(spec: str) -> Callable[..., Any]:
         raise InputError(f"{place} has no function {name!r}.", remedy=hint)
     if not callable(function):
         raise InputError(
-            f"{name!r} in {place} is a {type(function).__name__}, not a function.", remedy="Name a function."
+            f"{name!r} in {place} is of type {type(function).__name__}, not a function.", remedy="Name a function."
         )
     return function
 

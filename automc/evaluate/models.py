@@ -107,15 +107,17 @@ def _from_function(spec: str) -> nn.Module:
     function = load_function(spec)
     model = function if isinstance(function, nn.Module) else call(function, spec)
     if not isinstance(model, nn.Module):
-        raise InputError(f"{spec} returned a {type(model).__name__}.", remedy="Return a torch.nn.Module.")
+        raise InputError(f"{spec} returned {type(model).__name__}, not a model.", remedy="Return a torch.nn.Module.")
     return model
 
 
 def _from_zoo(kind: str, name: str, *, pretrained: bool, classes: int | None) -> nn.Module:
     try:
         zoo = import_module("torchvision.models" if kind == "torchvision" else "timm")
-    except ImportError as error:
-        raise MissingError(f"{kind}:{name} needs {kind}.", remedy="Install it: pip install 'automc[vision]'") from error
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision built for another torch
+        raise MissingError(
+            f"{kind}:{name} needs {kind}: {error}.", remedy="Install it: pip install 'automc[vision]'"
+        ) from error
     known = zoo.list_models()
     if name not in known:
         raise UnknownNameError(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from automc.errors import InputError
 from automc.evaluate.data import stratified_order
 
-__all__ = ["LIMITS", "allot"]
+__all__ = ["LIMITS", "Rows", "allot"]
 
 Rows: TypeAlias = NDArray[np.int64]
 LIMITS = {"calibration": 512, "validation": 1000, "test": 5000}

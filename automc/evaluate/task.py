@@ -98,7 +98,7 @@ def load_data(spec: str | None, batch_size: int, seed: int = 0) -> Data:
         raise InputError(f"A batch size of {batch_size} is not possible.", remedy="Give --batch-size 1 or more.")
     kind, _, place = (spec or "digits").partition(":")
     place, _, query = place.partition("?")
-    if kind == "digits":
+    if kind == "digits" and not place:
         from automc.demo.digits import digits
 
         return digits(batch_size, seed)
@@ -113,7 +113,7 @@ def load_data(spec: str | None, batch_size: int, seed: int = 0) -> Data:
         return load_imagefolder(Path(place).expanduser(), batch_size, seed)
     if spec is not None and is_function(spec):
         returned = call(load_function(spec), spec, batch_size=batch_size, seed=seed)
-        return as_data(returned, batch_size, seed, name=spec.rpartition("/")[2])
+        return returned if isinstance(returned, Data) else _of_loaders(returned, spec.rpartition("/")[2])
     raise UnknownNameError("data set", spec or "", _KINDS)
 
 
@@ -128,14 +128,18 @@ def as_data(value: Any, batch_size: int, seed: int = 0, name: str = "data") -> D
         return value
     if value is None or isinstance(value, str):
         return load_data(value, batch_size, seed)
-    splits = _named(value)
+    return _of_loaders(value, name)
+
+
+def _of_loaders(value: Any, name: str) -> Data:
+    splits = _named(value, name)
     for split in ("calibration", "validation"):
         if splits.get(split) is None:
             raise InputError(f"{name} gives no {split} loader.", remedy=_RETURNS)
     for split, loader in splits.items():
-        if loader is not None and (not hasattr(loader, "__iter__") or iter(loader) is loader):
+        if loader is not None and (not hasattr(loader, "__iter__") or hasattr(loader, "__next__")):
             raise InputError(
-                f"The {split} loader of {name} is a {type(loader).__name__}, which cannot be read more than once.",
+                f"The {split} loader of {name} is of type {type(loader).__name__}, which cannot be read more than once.",
                 remedy="Give a DataLoader or a list of batches.",
             )
     notes = () if splits.get("test") is not None else (_NO_TEST,)
@@ -146,14 +150,14 @@ def as_data(value: Any, batch_size: int, seed: int = 0, name: str = "data") -> D
 _NO_TEST = "There is no test split: the reported score is on samples that guided the search."
 
 
-def _named(value: Any) -> Mapping[str, Any]:
+def _named(value: Any, name: str) -> Mapping[str, Any]:
     if isinstance(value, Mapping) and set(value) <= set(SPLITS):
         return value
     if isinstance(value, (tuple, list)) and len(value) in (2, 4):
         return dict(zip(SPLITS if len(value) == 4 else SPLITS[1:3], value, strict=True))
     described = f"keys {sorted(map(str, value))}" if isinstance(value, Mapping) else type(value).__name__
     count = f" of {len(value)}" if isinstance(value, (tuple, list)) else ""
-    raise InputError(f"The data function returned {described}{count}.", remedy=_RETURNS)
+    raise InputError(f"{name} is {described}{count}, not loaders.", remedy=_RETURNS)
 
 
 def _options(query: str) -> dict[str, str]:

@@ -1,0 +1,144 @@
+"""What is wrong with a search before anything is spent on it, all of it at once: what `automc check` prints."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from automc.budget import Budget
+from automc.errors import AutomcError, DiskError, InputError, MissingError, UnknownNameError
+from automc.evaluate.data import Data, sample_count
+from automc.evaluate.inputs import Fault, check_data, check_inputs, check_match, check_weights
+from automc.evaluate.models import load_model
+from automc.evaluate.task import load_data, load_score
+from automc.registry import names
+from automc.units import parse_quantity
+
+__all__ = ["Fault", "check_inputs", "find_faults", "raise_faults"]
+
+_T = TypeVar("_T")
+_READING_BATCH = 64
+
+
+def find_faults(
+    *,
+    budget: str | Sequence[str] | None = None,
+    model: str | None = None,
+    weights: str | Path | None = None,
+    data: str | None = None,
+    evaluate: str | None = None,
+    batch_size: int | None = None,
+    device: str | None = None,
+    threads: int = 1,
+    agent: str | None = None,
+    space: str | None = None,
+    trials: int = 1,
+    timeout: str | None = None,
+    seed: int = 0,
+    recover: str | None = None,
+    name: str | None = None,
+    runs: str | Path | None = None,
+    tracking_uri: str | None = None,
+) -> list[Fault]:
+    """Every fault of a search's settings (the fields of a recipe), each with its remedy; an empty list when it can start.
+
+    Loads the model and the data and runs the model on a few samples; measures, compresses, writes and connects to nothing.
+    """
+    del tracking_uri  # whether a server answers is known only by asking it
+    faults: list[Fault] = []
+    if budget is not None:
+        _try(faults, lambda: Budget.parse(*([budget] if isinstance(budget, str) else budget)))
+    for kind, plug_in in (("device", device), ("agent", agent), ("space", space)):
+        if plug_in is not None and plug_in not in names(kind):
+            faults.append(Fault.of(UnknownNameError(kind, plug_in, names(kind))))
+    faults.extend(_number_faults(threads=threads, trials=trials, batch_size=batch_size, seed=seed))
+    faults.extend(_duration_faults(timeout=timeout, recover=recover))
+    faults.extend(_folder_faults(runs, name))
+    faults.extend(_task_faults(model, Path(weights) if weights else None, data, evaluate, batch_size))
+    return faults
+
+
+def raise_faults(faults: Sequence[Fault]) -> None:
+    """Stop if there are faults.
+
+    Raises:
+        MissingError: with all of them, one a line, when each is of something not installed or not writable.
+        InputError: with all of them, one a line, otherwise.
+    """
+    if not faults:
+        return
+    missing = all(fault.exit_code == MissingError.exit_code for fault in faults)
+    raise (MissingError if missing else InputError)("\n".join(faults))
+
+
+def _task_faults(
+    model: str | None, weights: Path | None, data: str | None, evaluate: str | None, batch_size: int | None
+) -> list[Fault]:
+    """Faults of the model, the data, the score, and, where these are sound, of their match."""
+    faults: list[Fault] = []
+    loaded = _try(faults, lambda: load_model(model, weights))
+    found = _try(faults, lambda: load_data(data, max(_READING_BATCH, batch_size or 1)))
+    score = _try(faults, lambda: load_score(evaluate))
+    if loaded is not None:
+        faults.extend(check_weights(loaded))
+    if found is not None:
+        faults.extend(check_data(found))
+        faults.extend(_size_faults(found, batch_size or 1))
+    if loaded is not None and found is not None and score is not None and not faults:
+        faults.extend(check_match(loaded, found, score))
+    return faults
+
+
+def _size_faults(data: Data, batch_size: int) -> Iterator[Fault]:
+    counts = {split: count for split, data_ in data.splits.items() if (count := sample_count(data_)) is not None}
+    largest = max(counts, key=lambda split: counts[split], default="")
+    if len(counts) == len(data.splits) and counts[largest] < batch_size:
+        wrong = f"A batch of {batch_size} is larger than the largest split ({largest}, {counts[largest]} samples)."
+        yield Fault(wrong, f"Give --batch-size {counts[largest]} or less.")
+
+
+def _number_faults(*, seed: int, **counts: int | None) -> Iterator[Fault]:
+    for option, value in counts.items():
+        if value is not None and value < 1:
+            yield Fault(f"{option} is {value}.", "Give 1 or more.")
+    if seed < 0:
+        yield Fault(f"seed is {seed}.", "Give 0 or more.")
+
+
+def _duration_faults(**durations: str | None) -> Iterator[Fault]:
+    for option, text in durations.items():
+        if text is None or text.strip() in ("0", "off", "none"):
+            continue
+        try:
+            metric, seconds = parse_quantity(text)
+        except ValueError:
+            metric, seconds = "", 0.0
+        if metric != "latency_s" or seconds < 0:
+            yield Fault(f"{option} {text!r} is not a duration.", "Write 90s, 10m or 1h; 0 is off.")
+
+
+def _folder_faults(runs: str | Path | None, name: str | None) -> Iterator[Fault]:
+    if name is not None and (name in ("", ".", "..") or Path(name).name != name):
+        yield Fault(f"{name!r} cannot name a run.", "Give a folder name without slashes, and --runs for the place.")
+    if runs is None:
+        return
+    place = Path(runs).expanduser().absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        yield Fault(
+            f"{place} is a file, so no run can be kept there.", "Point --runs at a folder.", DiskError.exit_code
+        )
+    elif not os.access(place, os.W_OK | os.X_OK):
+        yield Fault(f"The folder {place} is read-only.", "Point --runs at one you may write to.", DiskError.exit_code)
+
+
+def _try(faults: list[Fault], action: Callable[[], _T]) -> _T | None:
+    """The result of `action`, or None with its error noted."""
+    try:
+        return action()
+    except AutomcError as error:
+        faults.append(Fault.of(error))
+        return None

@@ -1,0 +1,204 @@
+"""What is wrong with a model and its data, found by running a few samples through them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from automc.errors import AutomcError, InputError
+from automc.evaluate.data import Data, Split, TensorSplit, inputs_of, targets_of
+from automc.evaluate.task import Score, load_score
+
+__all__ = ["Fault", "check_data", "check_inputs", "check_match", "check_weights"]
+
+_SAMPLES = 4
+"""Samples that the model is tried on: enough to see that the outputs are one per sample."""
+_OWN_SCORE = "Give your own score with --evaluate file.py:function."
+
+
+class Fault(str):
+    """A sentence that says what is wrong, then the remedy; `exit_code` is the one that this fault alone would cause."""
+
+    exit_code: int
+
+    def __new__(cls, message: str, remedy: str = "", exit_code: int = InputError.exit_code) -> Fault:
+        fault = super().__new__(cls, f"{message} {remedy}".strip())
+        fault.exit_code = exit_code
+        return fault
+
+    @classmethod
+    def of(cls, error: AutomcError) -> Fault:
+        """What an error says."""
+        return cls(str(error), exit_code=error.exit_code)
+
+
+def check_inputs(model: nn.Module, data: Data, score: Score | None = None) -> list[Fault]:
+    """Every fault of a model and data: empty splits, NaN, shapes, what the model returns, labels, and the score.
+
+    Leaves the model as it was.
+    """
+    faults = [*check_data(data), *check_weights(model)]
+    return faults or list(check_match(model, data, score or load_score(None)))
+
+
+def check_data(data: Data) -> Iterator[Fault]:
+    """Faults of the first batch of each split; of all inputs where they are in memory."""
+    for name, split in data.splits.items():
+        try:
+            batch = next(iter(split), None)
+            if batch is None:
+                yield Fault(f"The {name} split is empty.", "Give it at least one batch.")
+            elif not all(_finite(tensor) for tensor in (*inputs_of(batch), *_in_memory(split))):
+                yield Fault(f"The {name} inputs hold NaN or infinite values.", "Remove or replace those samples.")
+        except AutomcError as error:
+            yield Fault.of(error)
+        except Exception as error:  # a user's loader may raise anything; whatever it is belongs in the list
+            remedy = "Make its loader run on its own."
+            yield Fault(f"Reading the {name} split raised {type(error).__name__}: {error}.", remedy)
+
+
+def check_weights(model: nn.Module) -> Iterator[Fault]:
+    """Faults of the model by itself: no parameters, half precision, or weights that are not finite."""
+    if next(model.parameters(), None) is None:
+        yield Fault("The model has no parameters.", "Return a trained torch.nn.Module.")
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            yield Fault(
+                f"The model's {name} is {_dtype(tensor)}.", "Return model.float(): compression starts at float32."
+            )
+            return
+        if not _finite(tensor):
+            yield Fault(
+                f"The model's {name} holds NaN or infinite values.", "Give weights of a training that converged."
+            )
+            return
+
+
+def check_match(model: nn.Module, data: Data, score: Score) -> Iterator[Fault]:
+    """Faults that show only when the model meets the data; the first kind found hides those after it."""
+    inputs = tuple(tensor[:_SAMPLES] for tensor in data.example())
+    training = model.training
+    model.eval()  # in training mode one pass would change the running statistics of batch norms
+    try:
+        faults = list(_run_faults(model, inputs, data, score))
+        yield from faults or _score_faults(model, data, score)
+    finally:
+        model.train(training)
+
+
+def _run_faults(model: nn.Module, inputs: tuple[Tensor, ...], data: Data, score: Score) -> Iterator[Fault]:
+    try:
+        with torch.no_grad():
+            outputs = model(*inputs)
+    except Exception as error:  # any exception of the user's forward means that it does not take these inputs
+        yield _shape_fault(model, inputs, error)
+        return
+    fault = _output_fault(outputs, len(inputs[0]))
+    if fault is not None:
+        yield fault
+    elif score.name == "accuracy":
+        yield from _label_faults(data, outputs)
+
+
+def _output_fault(outputs: Any, count: int) -> Fault | None:
+    if not isinstance(outputs, Tensor):
+        key = next((f": return outputs[{key!r}]" for key in getattr(outputs, "keys", tuple)()), "")
+        remedy = f"Wrap it in an nn.Module whose forward returns the one tensor that is scored{key}."
+        return Fault(f"The model returns a {type(outputs).__name__}, not a tensor.", remedy)
+    if outputs.ndim == 0 or len(outputs) != count:
+        remedy = "Return one output per sample, in the first dimension."
+        return Fault(f"The model returns shape {tuple(outputs.shape)} for {count} samples.", remedy)
+    if not _finite(outputs):
+        remedy = "Check its weights, and that the inputs are normalised as in training."
+        return Fault("The model returns NaN or infinite values.", remedy)
+    return None
+
+
+def _label_faults(data: Data, outputs: Tensor) -> Iterator[Fault]:
+    if outputs.ndim < 2:
+        yield Fault(f"The model returns shape {tuple(outputs.shape)}, and accuracy needs (batch, classes).", _OWN_SCORE)
+        return
+    classes = outputs.shape[1]
+    for name in ("validation", "test"):
+        if name not in data.splits:
+            continue
+        try:
+            targets = _targets(data.splits[name])
+        except (AutomcError, TypeError, ValueError) as error:
+            yield (
+                Fault.of(error)
+                if isinstance(error, AutomcError)
+                else Fault(f"The {name} targets: {error}.", _OWN_SCORE)
+            )
+            continue
+        if targets.is_floating_point():
+            yield Fault(f"The {name} targets are {_dtype(targets)}, not class numbers.", _OWN_SCORE)
+            continue
+        low, high = int(targets.min()), int(targets.max())
+        if low < 0 or high >= classes:
+            wrong = f"The {name} labels hold {low if low < 0 else high}"
+            remedy = "Number the labels from 0, or give the model that was trained on them."
+            yield Fault(f"{wrong}, and the model has {classes} outputs (labels 0 to {classes - 1}).", remedy)
+
+
+def _targets(split: Split) -> Tensor:
+    """All targets of a split that holds them in memory, else those of its first batch."""
+    if isinstance(split, TensorSplit):
+        return split.y[split.index]
+    labels = getattr(split, "labels", None)
+    return torch.as_tensor(labels if labels is not None else targets_of(next(iter(split))))
+
+
+def _score_faults(model: nn.Module, data: Data, score: Score) -> Iterator[Fault]:
+    """Faults of scoring the first few validation samples."""
+    try:
+        score(model, [_head(batch) for batch in islice(data.validation, 1)])
+    except AutomcError as error:
+        yield Fault.of(error)
+    except Exception as error:  # the user's function may raise anything
+        remedy = "It is called with (model, loader): make it run on those."
+        yield Fault(f"The score {score.name} raised {type(error).__name__}: {error}.", remedy)
+
+
+def _shape_fault(model: nn.Module, inputs: tuple[Tensor, ...], error: Exception) -> Fault:
+    shapes = " and ".join(str(tuple(tensor.shape[1:])) for tensor in inputs)
+    reason = (str(error).splitlines() or [""])[0].rstrip(".")
+    remedy = f"{_expected(model)} Give inputs that fit, as (batch, channels, height, width) for images."
+    return Fault(
+        f"The model does not take samples of shape {shapes}: {type(error).__name__}: {reason}.", remedy.strip()
+    )
+
+
+def _expected(model: nn.Module) -> str:
+    """What the model's first layer takes, in a sentence."""
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            return f"Its first layer, {name}, takes {module.in_channels} channels."
+        if isinstance(module, nn.Linear):
+            return f"Its first layer, {name}, takes {module.in_features} features."
+    return ""
+
+
+def _in_memory(split: Split) -> tuple[Tensor, ...]:
+    """All inputs of a split that costs little to read whole."""
+    whole = isinstance(split, TensorSplit) and split.x.is_floating_point()
+    return (split.x[split.index],) if whole and isinstance(split, TensorSplit) else ()
+
+
+def _head(batch: Any) -> Any:
+    """The first few samples of a batch."""
+    if isinstance(batch, Tensor):
+        return batch[:_SAMPLES]
+    return type(batch)(_head(value) for value in batch) if isinstance(batch, (tuple, list)) else batch
+
+
+def _finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
