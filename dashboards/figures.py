@@ -21,7 +21,7 @@ from automc.units import METRICS, format_quantity, format_value
 
 from . import words
 
-__all__ = ["hypervolume", "pareto", "policy_map", "predicted_vs_measured", "progress"]
+__all__ = ["Axis", "hypervolume", "pareto", "policy_map", "predicted_vs_measured", "progress", "score_range"]
 
 BLACK, ORANGE, SKY, GREEN, BLUE, VERMILLION = "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00"
 _BASES = {"latency_s": "s", "energy_j": "J", "size_bytes": "B", "macs": "MACs"}
@@ -31,7 +31,7 @@ _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 
 
 def pareto(summary: Summary, trials: Sequence[Trial]) -> go.Figure:
     """Score against the first budgeted metric: what was tried, the front, the measured finalists, dense, and the budget."""
-    axis = _Axis.of(summary)
+    axis = Axis.of(summary)
     tried = [t for t in trials if t.state == "complete" and t.stage == "search" and t.cost.get(axis.metric) is not None]
     figure = go.Figure(layout=_layout())
     figure.add_traces([_cloud(axis, summary, tried), _front_line(axis, tried), *_recoveries(axis, summary)])
@@ -50,13 +50,13 @@ def pareto(summary: Summary, trials: Sequence[Trial]) -> go.Figure:
             annotation_position="bottom right",
         )
     figure.update_xaxes(title_text=axis.title, rangemode="tozero")
-    figure.update_yaxes(title_text=f"{summary.score_name} (validation)", range=_score_range(summary, tried))
+    figure.update_yaxes(title_text=f"{summary.score_name} (validation)", range=score_range(summary, tried))
     return _percent(figure, summary)
 
 
 def progress(summary: Summary, trials: Sequence[Trial]) -> list[tuple[int, float | None, float]]:
     """(trial, best score within the budget, dominated share) after each trial, in the order in which they ended."""
-    metric = _Axis.of(summary).metric
+    metric = Axis.of(summary).metric
     budget = Budget(tuple(Limit(name, value) for name, value in summary.limits.items()))
     dense = (summary.dense.cost.get(metric) or 1.0, summary.dense.validation)
     points: list[Trial] = []
@@ -144,7 +144,7 @@ def predicted_vs_measured(summary: Summary) -> go.Figure:
 
 
 @dataclass(frozen=True)
-class _Axis:
+class Axis:
     """The horizontal axis of the front: which metric, and the factor and unit that suit the dense model's value."""
 
     metric: str
@@ -152,16 +152,19 @@ class _Axis:
     unit: str
 
     @classmethod
-    def of(cls, summary: Summary) -> _Axis:
+    def of(cls, summary: Summary) -> Axis:
+        """The axis of the first budgeted metric, or of latency."""
         metric = next(iter(summary.limits), "latency_s")
         return cls(metric, *_scale(metric, summary.dense.cost.get(metric) or 1.0))
 
     @property
     def title(self) -> str:
+        """What stands under the axis."""
         of = "" if self.metric == "size_bytes" else " of one batch"
         return f"{words.METRIC_NAMES[self.metric]}{of} ({self.unit})"
 
     def __call__(self, cost: Cost) -> float:
+        """A cost in the axis's unit."""
         return self.scale * (cost.get(self.metric) or 0.0)
 
 
@@ -171,7 +174,7 @@ def _scale(metric: str, value: float) -> tuple[float, str]:
     return _POWERS[unit.removesuffix(_BASES[metric])], unit
 
 
-def _cloud(axis: _Axis, summary: Summary, tried: Sequence[Trial]) -> go.Scatter:
+def _cloud(axis: Axis, summary: Summary, tried: Sequence[Trial]) -> go.Scatter:
     return go.Scatter(
         x=[axis(t.cost) for t in tried],
         y=[t.score for t in tried],
@@ -183,7 +186,7 @@ def _cloud(axis: _Axis, summary: Summary, tried: Sequence[Trial]) -> go.Scatter:
     )
 
 
-def _front_line(axis: _Axis, tried: Sequence[Trial]) -> go.Scatter:
+def _front_line(axis: Axis, tried: Sequence[Trial]) -> go.Scatter:
     points = front(tried, (axis.metric,))
     return go.Scatter(
         x=[axis(t.cost) for t in points],
@@ -195,7 +198,7 @@ def _front_line(axis: _Axis, tried: Sequence[Trial]) -> go.Scatter:
     )
 
 
-def _recoveries(axis: _Axis, summary: Summary) -> Iterator[go.Scatter]:
+def _recoveries(axis: Axis, summary: Summary) -> Iterator[go.Scatter]:
     """A dotted line from each recovered finalist's score before recovery up to the one after."""
     recovered = [(f, f.before_recovery[0]) for f in summary.finalists if f.before_recovery is not None]
     for index, (finalist, before) in enumerate(recovered):
@@ -224,7 +227,7 @@ def _groups(summary: Summary) -> Iterator[tuple[str, list[Finalist], dict[str, A
 
 
 def _measured(
-    axis: _Axis, summary: Summary, name: str, models: Sequence[Finalist], marker: dict[str, Any]
+    axis: Axis, summary: Summary, name: str, models: Sequence[Finalist], marker: dict[str, Any]
 ) -> go.Scatter:
     return go.Scatter(
         x=[axis(f.cost) for f in models],
@@ -266,7 +269,7 @@ def _strengths(policy: Policy, target: str, summary: Summary) -> list[float | No
     return [kept, None if rank is None else 0.5, None if bits is None else 1.0 - bits.weight_bits / 16]
 
 
-def _score_range(summary: Summary, tried: Sequence[Trial]) -> list[float]:
+def score_range(summary: Summary, tried: Sequence[Trial]) -> tuple[float, float]:
     """From the lower quartile of what was tried to a little above the best: the rest is a double click away."""
     scores = sorted(t.score for t in tried if t.score is not None)
     shown = [f.validation for f in (summary.dense, *summary.finalists)]
@@ -274,7 +277,7 @@ def _score_range(summary: Summary, tried: Sequence[Trial]) -> list[float]:
     low = min([*shown, *scores[len(scores) // 4 : len(scores) // 4 + 1]])
     high = max([*shown, *scores[-1:]])
     margin = 0.08 * (high - low) or 0.01
-    return [low - margin, high + margin]
+    return low - margin, high + margin
 
 
 def _percent(figure: go.Figure, summary: Summary) -> go.Figure:

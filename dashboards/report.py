@@ -17,7 +17,7 @@ from automc.result import Finalist, Summary
 from automc.trial import Trial
 from automc.units import METRICS
 
-from . import figures, page, words
+from . import figures, page, svg, words
 
 __all__ = ["PLOTLY", "Plotly", "write_report"]
 
@@ -257,12 +257,13 @@ def _export(summary: Summary, folder: Path) -> Iterator[str]:
 
 
 class Plotly:
-    """What the registry offers as figures "plotly": the figures, and the report made of them."""
+    """What the registry offers as figures "plotly": the figures, the front as an SVG picture, and the report."""
 
     pareto = staticmethod(figures.pareto)
     hypervolume = staticmethod(figures.hypervolume)
     policy_map = staticmethod(figures.policy_map)
     predicted_vs_measured = staticmethod(figures.predicted_vs_measured)
+    pareto_svg = staticmethod(svg.pareto_svg)
     write_report = staticmethod(write_report)
 
 

@@ -1,0 +1,189 @@
+"""The figures say what the record says, and the report opens offline and hides nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+from records import LIMIT_S, make_summary, make_trials
+
+from automc import registry
+from automc.dashboards import figures, words
+from automc.dashboards.report import render, write_report
+from automc.dashboards.svg import pareto_svg
+from automc.errors import DiskError
+from automc.pareto import front
+from automc.policy import Policy
+from automc.result import Finalist, Summary
+from automc.trial import Cost, Trial
+
+TRIALS = make_trials()
+SUMMARY = make_summary(TRIALS)
+MISSED = make_summary(TRIALS, reached=False)
+
+
+def _named(name: str, summary: Summary = SUMMARY) -> object:
+    return next(trace for trace in figures.pareto(summary, TRIALS).data if trace.name == name)
+
+
+def _text(html: str) -> str:
+    """What a reader sees of a page."""
+    body = re.sub(r"<(script|style)\b.*?</\1>", " ", html, flags=re.DOTALL)
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body).replace("&nbsp;", " "))
+
+
+def test_the_front_shows_every_scored_trial_in_milliseconds() -> None:
+    tried = _named("tried")
+    scored = [t for t in TRIALS if t.state == "complete"]
+    assert list(tried.x) == pytest.approx([1e3 * (t.cost.latency_s or 0) for t in scored])  # type: ignore[attr-defined]
+    line = _named("front, as predicted")
+    assert list(line.y) == [t.score for t in front(scored)]  # type: ignore[attr-defined]
+
+
+def test_the_winner_stands_out_with_its_measured_interval() -> None:
+    best = SUMMARY.best
+    assert best is not None
+    assert best.cost.latency_s is not None
+    assert best.cost.latency_interval_s is not None
+    winner = _named("winner")
+    assert list(winner.x) == [1e3 * best.cost.latency_s]  # type: ignore[attr-defined]
+    high = 1e3 * (best.cost.latency_interval_s[1] - best.cost.latency_s)
+    assert list(winner.error_x.array) == pytest.approx([high])  # type: ignore[attr-defined]
+    assert best.policy.digest in winner.text[0]  # type: ignore[attr-defined]
+
+
+def test_the_budget_is_a_line_at_the_limit() -> None:
+    shapes = figures.pareto(SUMMARY, TRIALS).layout.shapes
+    assert [shape.x0 for shape in shapes] == [1e3 * LIMIT_S]
+
+
+def test_without_a_winner_no_star_and_every_finalist_is_open() -> None:
+    traces = {trace.name: trace for trace in figures.pareto(MISSED, TRIALS).data}
+    assert "winner" not in traces
+    assert traces["finalist, over budget, measured"].marker.symbol == "diamond-open"
+
+
+@pytest.mark.parametrize(("metric", "limit", "unit"), [("size_bytes", 4e5, "MB"), ("macs", 2e7, "MMACs")])
+def test_the_axis_is_the_budgeted_metric_in_its_unit(metric: str, limit: float, unit: str) -> None:
+    summary = dataclasses.replace(SUMMARY, limits={metric: limit})
+    figure = figures.pareto(summary, TRIALS)
+    assert unit in figure.layout.xaxis.title.text
+    assert [shape.x0 for shape in figure.layout.shapes] == [pytest.approx(limit / 1e6)]
+
+
+def test_progress_never_falls() -> None:
+    rows = figures.progress(SUMMARY, TRIALS)
+    assert [row[0] for row in rows] == [trial.number for trial in TRIALS]
+    shares = [row[2] for row in rows]
+    assert shares == sorted(shares)
+    best = [row[1] for row in rows if row[1] is not None]
+    assert best == sorted(best)
+
+
+def test_the_policy_map_is_darker_where_more_is_cut() -> None:
+    assert SUMMARY.best is not None
+    heat = figures.policy_map(SUMMARY).data[0]
+    rows = {name: (texts, values) for name, texts, values in zip(heat.y, heat.text, heat.z, strict=True)}
+    assert rows["layer1.1.conv1"][0][0] == "8 of 16"
+    assert rows["layer1.1.conv1"][1][0] == 0.5
+    assert rows["layer3.1.conv1"][0][0] == "56 of 64"
+    assert rows["layer3.1.conv1"][1][0] == 0.125
+    assert len(rows) == len({target for target, _ in SUMMARY.best.policy})
+
+
+def test_predictions_are_drawn_against_their_measurements() -> None:
+    models = next(trace for trace in figures.predicted_vs_measured(SUMMARY).data if trace.name == "models")
+    assert len(models.x) == 1 + len(SUMMARY.finalists)
+    assert models.x[0] == pytest.approx(100.4)
+    assert models.y[0] == pytest.approx(98.9)
+
+
+def test_the_report_says_what_won_how_sure_and_how_to_take_it_home() -> None:
+    best = SUMMARY.best
+    assert best is not None
+    page = _text(render(SUMMARY, TRIALS, Path("runs/digits-50ms")))
+    assert words.verdict(SUMMARY) in page
+    assert f"with 95 % confidence its median lies within {words.interval(best.cost)}" in page
+    assert "The measurements repeat to 1.2 %" in page
+    assert "test, before recovery" in page
+    assert "automc export --run digits-50ms --format onnx --out deploy" in page
+    for layer, reason in SUMMARY.left_alone:
+        assert layer in page
+        assert reason in page
+
+
+def test_the_report_has_a_table_for_every_figure() -> None:
+    html = render(SUMMARY, TRIALS, Path("runs/one"))
+    for section in html.split("<section>")[1:]:
+        assert section.count('class="plot"') <= section.count("<table")
+    assert html.count('class="plot"') == 4
+
+
+def test_the_report_needs_no_network() -> None:
+    html = render(SUMMARY, TRIALS, Path("runs/one"))
+    assert not re.findall(r"<(?:script|link|img|iframe)\b[^>]*(?:src|href)=[\"'](?!data:)", html)
+    assert "plotly.js v" in html
+
+
+def test_the_report_of_a_miss_says_what_to_relax() -> None:
+    assert MISSED.smallest is not None
+    page = _text(render(MISSED, TRIALS, Path("runs/one")))
+    assert "Nothing in the search space holds 50.0 ms as measured." in page
+    assert f"needs {words.known('latency_s', MISSED.smallest.cost.latency_upper_s)}" in page
+    assert "automc export" not in page
+
+
+def test_names_cannot_break_the_page() -> None:
+    nasty = '</script><script>alert("1")</script>'
+    summary = dataclasses.replace(SUMMARY, model=nasty, score_name=nasty, left_alone=((nasty, nasty),))
+    assert nasty not in render(summary, TRIALS, Path("runs/one"))
+
+
+def test_a_search_that_found_nothing_has_a_report_and_figures() -> None:
+    dense = Finalist(Policy(), Cost(latency_s=0.1), None, 0.9, None, False, "dense")
+    bare = dataclasses.replace(SUMMARY, dense=dense, best=None, smallest=None, finalists=(), left_alone=(), trials=0)
+    page = _text(render(bare, [], Path("runs/one")))
+    assert "No compressed model was measured." in page
+    assert "Every layer with weights could be compressed." in page
+    assert pareto_svg(bare, []).startswith("<svg")
+
+
+def test_other_scores_are_plain_numbers() -> None:
+    summary = dataclasses.replace(SUMMARY, score_name="mAP")
+    assert words.score(summary, 0.41234) == "0.4123"
+    assert figures.pareto(summary, TRIALS).layout.yaxis.tickformat is None
+
+
+def test_writing_is_whole_or_not_at_all(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DiskError):
+        write_report(SUMMARY, TRIALS, tmp_path / "file" / "report.html")
+    path = write_report(SUMMARY, TRIALS, tmp_path / "report.html")
+    assert path.read_text().rstrip().endswith("</html>")
+
+
+def test_the_registry_offers_them() -> None:
+    plotly = registry.load("figures", "plotly")
+    assert plotly.pareto(SUMMARY, TRIALS).data
+    assert plotly.write_report is write_report
+
+
+def test_the_picture_is_well_formed_and_shows_every_scored_trial() -> None:
+    root = ET.fromstring(pareto_svg(SUMMARY, TRIALS))
+    circles = root.findall(".//{http://www.w3.org/2000/svg}circle")
+    assert len(circles) == 1 + sum(t.state == "complete" for t in TRIALS)
+    texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"winner", "budget 50.0 ms", "latency of one batch (ms)"} <= set(texts)
+
+
+def test_finalists_among_the_trials_are_not_drawn_as_tried() -> None:
+    trials = [*TRIALS, dataclasses.replace(TRIALS[0], number=99, stage="finalist")]
+    assert len(_tried(trials)) == len(_tried(TRIALS))
+
+
+def _tried(trials: list[Trial]) -> tuple[float, ...]:
+    traces = figures.pareto(SUMMARY, trials).data
+    return next(tuple(trace.x) for trace in traces if trace.name == "tried")
