@@ -7,6 +7,7 @@ every told score informs them, and Thompson sampling (Thompson 1933; Russo et al
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,10 +16,13 @@ from numpy.typing import NDArray
 __all__ = ["Belief"]
 
 Array = NDArray[np.float64]
-_KNOB_SPREAD, _DOMAIN_SPREAD = 0.7, 0.3
-"""Prior standard deviations of the coefficients around 1: shared by the domains of a knob, and of each domain alone."""
+_KNOB_SPREAD = 0.7
+"""Prior standard deviation around 1 of the coefficient that the domains of a knob share."""
+_DOMAIN_SPREADS = (0.15, 0.3, 0.6, 1.0)
 _NOISES = (0.03, 0.1, 0.3)
-"""Candidate standard deviations of the scatter, as shares of the median drop; the evidence chooses."""
+"""Candidate standard deviations of each domain's own coefficient, and of the scatter as a share of the median drop; the
+evidence chooses (MacKay 1992, "Bayesian interpolation")."""
+_PRIOR_SPREAD = 0.4
 _FLOOR = 0.05
 _FEWEST = 4
 
@@ -32,9 +36,9 @@ class Belief:
 
     def __init__(self, knobs: Sequence[str]) -> None:
         same = np.array([[a == b for b in knobs] for a in knobs], dtype=float).reshape(len(knobs), len(knobs))
-        self._prior = _KNOB_SPREAD**2 * same + _DOMAIN_SPREAD**2 * np.eye(len(knobs))
+        self._shared = _KNOB_SPREAD**2 * same
         self._mean = np.ones(len(knobs))
-        self._root = np.zeros_like(self._prior)
+        self._root = np.zeros_like(same)
 
     def fit(self, losses: Array, drops: Array) -> None:
         """Learn from (trials, domains) single-choice losses of scored policies and their (trials,) drops in score."""
@@ -43,7 +47,8 @@ class Belief:
         if useful.sum() < _FEWEST:
             return
         scale = float(np.median(drops[useful] / total[useful]))
-        fits = [self._posterior(losses, drops / scale, noise) for noise in _NOISES]
+        choices = itertools.product(_DOMAIN_SPREADS, _NOISES)
+        fits = [self._posterior(losses, drops / scale, spread, noise) for spread, noise in choices]
         _, self._mean, covariance = max(fits, key=lambda fit: fit[0])
         values, vectors = np.linalg.eigh(covariance)
         self._root = vectors * np.sqrt(np.maximum(values, 0.0))
@@ -55,17 +60,17 @@ class Belief:
     def sample(self, rng: np.random.Generator) -> Array:
         """(domains,) coefficients drawn from the posterior; from the prior's own spread before anything was learned."""
         if not self._root.any():
-            return np.exp(_DOMAIN_SPREAD * rng.standard_normal(len(self._mean)))
+            return np.exp(_PRIOR_SPREAD * rng.standard_normal(len(self._mean)))
         return np.maximum(self._mean + self._root @ rng.standard_normal(len(self._mean)), _FLOOR)
 
-    def _posterior(self, losses: Array, target: Array, noise: float) -> tuple[float, Array, Array]:
-        """(log evidence, mean, covariance) for scatter `noise`, with a free intercept for how losses saturate."""
-        spread = float(np.median(np.abs(target))) + 1e-12
-        cross = losses @ self._prior
-        offset = np.full((len(target), len(target)), spread**2)
-        kernel = cross @ losses.T + offset + (noise * spread) ** 2 * np.eye(len(target))
+    def _posterior(self, losses: Array, target: Array, spread: float, noise: float) -> tuple[float, Array, Array]:
+        """(log evidence, mean, covariance) for a spread and a scatter, with a free intercept for how losses saturate."""
+        prior = self._shared + spread**2 * np.eye(len(self._shared))
+        typical = float(np.median(np.abs(target))) + 1e-12
+        cross = losses @ prior
+        kernel = cross @ losses.T + typical**2 * (1.0 + noise**2 * np.eye(len(target)))
         residual = target - losses.sum(axis=1)
         weights = np.linalg.solve(kernel, residual)
         evidence = -0.5 * float(residual @ weights + np.linalg.slogdet(kernel)[1])
-        covariance = self._prior - cross.T @ np.linalg.solve(kernel, cross)
+        covariance = prior - cross.T @ np.linalg.solve(kernel, cross)
         return evidence, 1.0 + cross.T @ weights, covariance

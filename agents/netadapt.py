@@ -3,7 +3,8 @@
 A step takes `reduction` (decaying) off the usage. For every domain the mildest choice that achieves it alone is a proposal
 (algorithm 1, lines 4 to 7); the best scored proposal is where the next step starts (line 8). Two things differ from the
 paper, because a search has a hundred evaluations and not thousands: only the few most promising proposals of a step are scored,
-and the first policy asked is the whole descent without scores, so that there is an answer inside the budget from the start.
+and between two scored steps a few are chosen by the sensitivities, so that steps stay small. The first policy asked is the whole
+descent without scores, so that there is an answer inside the budget from the start.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ __all__ = ["NetAdapt"]
 
 Array = NDArray[np.float64]
 _PROPOSALS = 4
-_DECAY = 0.96
+_BLIND = 3
+"""Steps chosen without scores after each scored one."""
+_DECAY = 0.99
 _PASSES = 6
 _FINEST = 1e-3
 """A step that takes less than this share of the budget off ends a pass."""
@@ -76,7 +79,7 @@ class NetAdapt:
         """Set the first reduction so that about two thirds of the trials reach the budget, and queue the blind descent."""
         usage = self._usage(self._row)
         goal = min(1.0, usage) if usage > 1.0 else self._usage(self._pricing.smallest)
-        steps = max(4.0, self._problem.n_trials / _PROPOSALS * 2 / 3)
+        steps = max(4.0, self._problem.n_trials / _PROPOSALS * 2 / 3) * (1 + _BLIND)
         self._first = (usage - goal) * (1 - _DECAY) / (1 - _DECAY**steps)
         self._queue.append(self._descend(self._row))
         if not self._pricing.reachable:
@@ -85,20 +88,32 @@ class NetAdapt:
     def _advance(self) -> None:
         """Take the best proposal of the last step and make those of the next; start over where there are none."""
         if self._proposals:
-            self._row = self._choose(self._proposals)
+            self._row = self._walk(self._choose(self._proposals))
         if self._unscored_outside and self._usage(self._row) > self._pricing.ceiling:
             self._row = self._descend(self._row)
-        assert self._first is not None
-        reduction = self._first * 0.5**self._passes * _DECAY**self._steps
-        self._proposals = self._propose(self._row, reduction)
+        self._proposals = self._propose(self._row, self._reduction())
         self._queue.extend(self._proposals)
-        self._steps += 1
         if not self._proposals:
             self._row, self._steps = self._problem.space.dense, 0
             self._passes += 1
 
+    def _reduction(self) -> float:
+        """The usage that the next step takes off; counts the step."""
+        assert self._first is not None
+        self._steps += 1
+        return self._first * 0.5**self._passes * _DECAY ** (self._steps - 1)
+
+    def _walk(self, row: Codes) -> Codes:
+        """`row` after the steps that nobody scores, short of crossing the budget."""
+        for _ in range(_BLIND):
+            rows = self._propose(row, self._reduction())
+            if not rows or self._usage(rows[0]) <= self._pricing.ceiling < self._usage(row):
+                break
+            row = rows[0]
+        return row
+
     def _propose(self, row: Codes, reduction: float) -> list[Codes]:
-        """The most promising rows that take `reduction` off by one domain; of half of it, and so on, where none does."""
+        """The rows that take `reduction` off by one domain, least harmful first; half of it, and so on, where few do."""
         usage = self._usage(row)
         moves = self._pricing.around(row)
         if not len(moves):
@@ -106,11 +121,10 @@ class NetAdapt:
         domain = (moves != row).argmax(axis=1)
         stronger = moves[np.arange(len(moves)), domain] > row[domain]
         used = self._pricing.usage(moves).max(axis=1)
-        while reduction > _FINEST * self._pricing.ceiling:
-            target = (
-                max(usage - reduction, self._pricing.ceiling) if usage > self._pricing.ceiling else usage - reduction
-            )
-            achieving = np.flatnonzero(stronger & (used <= target))
+        ceiling = self._pricing.ceiling
+        lowest = ceiling if usage > ceiling else 0.0
+        while reduction > _FINEST * ceiling:
+            achieving = np.flatnonzero(stronger & (used <= max(usage - reduction, lowest)))
             mildest = achieving[np.unique(domain[achieving], return_index=True)[1]]
             if len(mildest) >= min(_PROPOSALS, len(row)):
                 return [moves[i] for i in mildest[np.argsort(self._harm(moves[mildest]), kind="stable")][:_PROPOSALS]]
@@ -131,7 +145,7 @@ class NetAdapt:
             rows = self._propose(row, self._first)
             if not rows:
                 break
-            row = rows[int(np.argmin(self._harm(np.array(rows))))]
+            row = rows[0]
         return self._pricing.shrink(row, self._rng)
 
     def _harm(self, rows: Codes) -> Array:
