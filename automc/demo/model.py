@@ -17,7 +17,7 @@ BATCH_SIZE = 80
 """So that the dense model takes about 100 ms on one thread of ONNX Runtime where a ResNet-18 at 224 x 224, batch 1, takes 50 ms.
 
 Measured side by side with ONNX Runtime 1.31, best of 25: ResNet-18 24.8 ms; this model 39.5, 59.0 and 78.8 ms at batches of 64, 96 and
-128, so 0.616 ms an image; on that machine 80 images take 49 ms, and where ResNet-18 takes 50 ms, 99 ms.
+128, so 0.616 ms an image: 80 images come to 49 ms there, and to 99 ms where ResNet-18 takes 50 ms.
 """
 
 
