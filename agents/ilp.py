@@ -97,10 +97,10 @@ class ILP:
         return self._solve(target, self._belief.sample(self._rng), [self._start()], exact=False)
 
     def _open(self) -> Codes | None:
-        """The answer for the budget itself, from the dense, the all-integer and the smallest policy."""
+        """The answer for the budget itself, from the dense, the all-integer, the smallest and the best known policy."""
         dense = self._problem.space.dense
         self._rungs = deque(self._ladder(float(self._pricing.usage(dense[None]).max())))
-        starts = [dense, self._all_integer(), self._pricing.smallest]
+        starts = [dense, self._all_integer(), self._pricing.smallest, self._start()]
         return self._solve(1.0, self._belief.mean(), starts, exact=True)
 
     def _ladder(self, dense: float) -> list[float]:
