@@ -257,8 +257,9 @@ def _export(summary: Summary, folder: Path) -> Iterator[str]:
 
 
 class Plotly:
-    """What the registry offers as figures "plotly": the figures, the front as an SVG picture, and the report."""
+    """What the registry offers as figures "plotly": the outcome in a sentence, figures, an SVG picture, the report."""
 
+    verdict = staticmethod(words.verdict)
     pareto = staticmethod(figures.pareto)
     hypervolume = staticmethod(figures.hypervolume)
     policy_map = staticmethod(figures.policy_map)

@@ -101,6 +101,7 @@ def test_the_parent_run_says_how_it_was_made(recorded: Recorded) -> None:
     assert run.data.params == {"agent": "ilp", "budget": '["50ms"]', "seed": "0"}
     assert SUMMARY.best is not None
     assert run.data.tags["best_policy"] == SUMMARY.best.policy.digest
+    assert "The winner holds 50.0 ms as measured" in run.data.tags["mlflow.note.content"]
     assert (run.data.tags["device"], run.data.tags["budget_held"]) == (SUMMARY.device, "true")
 
 
@@ -118,17 +119,17 @@ def test_each_trial_is_a_step(recorded: Recorded) -> None:
 def test_the_outcome_is_among_the_metrics(recorded: Recorded) -> None:
     metrics = recorded.parent.data.metrics
     assert SUMMARY.best is not None
-    assert metrics["best_latency_ms"] == pytest.approx(1e3 * (SUMMARY.best.cost.latency_s or 0))
-    assert metrics["best_test_score"] == SUMMARY.best.test
-    assert metrics["dense_latency_ms"] == pytest.approx(100.4)
-    assert metrics["predictor_noise_floor"] == 0.012
+    assert metrics["best/latency_ms"] == pytest.approx(1e3 * (SUMMARY.best.cost.latency_s or 0))
+    assert metrics["best/test_score"] == SUMMARY.best.test
+    assert metrics["dense/latency_ms"] == pytest.approx(100.4)
+    assert metrics["predictor/noise_floor"] == 0.012
 
 
 def test_each_finalist_is_a_nested_run(recorded: Recorded) -> None:
     children = recorded.children
     assert len(children) == len(SUMMARY.finalists)
     winners = [child for child in children if child.data.tags["winner"] == "true"]
-    assert [child.data.metrics["latency_ms"] for child in winners] == [recorded.parent.data.metrics["best_latency_ms"]]
+    assert [child.data.metrics["latency_ms"] for child in winners] == [recorded.parent.data.metrics["best/latency_ms"]]
     assert SUMMARY.best is not None
     assert winners[0].data.params == policy_params(SUMMARY.best.policy)
 
@@ -267,8 +268,8 @@ def test_progress_counts_only_what_holds_the_budget() -> None:
 
 def test_a_run_without_a_winner_has_metrics_too() -> None:
     metrics = summary_metrics(make_summary(TRIALS, reached=False))
-    assert "best_latency_ms" not in metrics
-    assert metrics["dense_latency_ms"] == pytest.approx(100.4)
+    assert "best/latency_ms" not in metrics
+    assert metrics["dense/latency_ms"] == pytest.approx(100.4)
 
 
 def test_table_columns_are_of_one_length() -> None:

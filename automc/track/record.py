@@ -87,21 +87,21 @@ def finalist_metrics(finalist: Finalist, prefix: str = "") -> dict[str, float]:
 
 def summary_metrics(summary: Summary) -> dict[str, float]:
     """The outcome of a search: the dense model, the winner, the predictor's errors and where the time went."""
-    metrics = finalist_metrics(summary.dense, "dense_")
+    metrics = finalist_metrics(summary.dense, "dense/")
     if summary.best is not None:
-        metrics |= finalist_metrics(summary.best, "best_")
+        metrics |= finalist_metrics(summary.best, "best/")
     if summary.best is not None and summary.best.cost.latency_s and summary.dense.cost.latency_s:
         metrics["speedup"] = summary.dense.cost.latency_s / summary.best.cost.latency_s
     predictor = summary.predictor
     metrics |= {
-        "predictor_mape": predictor.mape,
-        "predictor_kernel_mape": predictor.kernel_mape,
-        "predictor_noise_floor": predictor.noise_floor,
-        "predictor_coverage": predictor.coverage,
+        "predictor/mape": predictor.mape,
+        "predictor/kernel_mape": predictor.kernel_mape,
+        "predictor/noise_floor": predictor.noise_floor,
+        "predictor/coverage": predictor.coverage,
         "trials": float(summary.trials),
-        "seconds": sum(summary.seconds.values()),
+        "seconds/in_all": sum(summary.seconds.values()),
     }
-    return metrics | {f"seconds_{stage}": seconds for stage, seconds in summary.seconds.items()}
+    return metrics | {f"seconds/{stage}": seconds for stage, seconds in summary.seconds.items()}
 
 
 def policy_params(policy: Policy) -> dict[str, str]:
