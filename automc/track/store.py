@@ -17,9 +17,6 @@ from automc.trial import Cost, Trial
 
 __all__ = ["Store", "now_ms"]
 
-_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-"""Opens the experiment in the part of MLflow's pages that shows runs and metrics, not the one for chat models."""
-
 
 class Store:
     """What MLflow should hold of one search, and how much of it MLflow holds. Each step may be tried again.
@@ -60,7 +57,7 @@ class Store:
         name = self._opened["experiment"]
         found = self._client.get_experiment_by_name(name)
         if found is None:
-            return str(self._client.create_experiment(name, tags=_EXPERIMENT_TAGS))
+            return str(self._client.create_experiment(name))
         if found.lifecycle_stage == "deleted":
             self._client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
