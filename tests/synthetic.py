@@ -16,7 +16,7 @@ from automc.policy import LowRank, Policy, Prune, Quantize
 from automc.predict.kernels import layer_kernels
 from automc.space import Domain, SearchSpace
 
-BATCH, SIDE = 2, 8
+BATCH, SIDE, BLOCK = 2, 8, 8
 WIDTHS = {"stem": 32, "a": 48, "c": 48}
 
 
@@ -65,12 +65,18 @@ def inputs() -> list[Array]:
 
 
 def build(policy: Policy) -> bytes:
-    """The network under `policy`, with random weights named `<layer>...weight`; int8 layers stand between Q/DQ pairs."""
+    """The network under `policy`, with random weights named `<layer>...weight`.
+
+    As in QDQ exports, an integer layer has int8 weights and stands between Q/DQ pairs, and all that read a tensor read it quantised if
+    an integer layer does.
+    """
     writer = _Writer(policy)
-    x = writer.relu(writer.layer("stem", "x"))
-    x = writer.relu(writer.add(writer.layer("b", writer.relu(writer.layer("a", x))), x))
-    x = writer.relu(writer.add(writer.layer("d", writer.relu(writer.layer("c", x))), x))
-    return writer.model(writer.layer("fc", writer.op("Flatten", [writer.op("GlobalAveragePool", [x])], axis=1)))
+    x = writer.read_by(writer.relu(writer.layer("stem", writer.read_by("x", "stem"))), "a")
+    y = writer.layer("b", writer.read_by(writer.relu(writer.layer("a", x)), "b"))
+    x = writer.read_by(writer.relu(writer.add(y, x)), "c")
+    y = writer.layer("d", writer.read_by(writer.relu(writer.layer("c", x)), "d"))
+    pooled = writer.carried("GlobalAveragePool", [writer.relu(writer.add(y, x))])
+    return writer.model(writer.layer("fc", writer.read_by(writer.carried("Flatten", [pooled], axis=1), "fc")))
 
 
 class _Writer:
@@ -80,17 +86,34 @@ class _Writer:
         self.keep = {g.name: (p.keep if (p := policy.get(g.name, Prune)) else g.width) for g in self.graph.groups}
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
+        self.integer: set[str] = set()
 
     def op(self, kind: str, sources: Sequence[str], name: str = "", **attributes: Any) -> str:
         label = name or f"{kind}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, list(sources), [f"{label}_out"], name=label, **attributes))
         return f"{label}_out"
 
+    def quantized(self, source: str, label: str) -> str:
+        scale, zero = self.constant(f"{label}.s", np.float32(0.05)), self.constant(f"{label}.z", np.uint8(128))
+        return self.op("DequantizeLinear", [self.op("QuantizeLinear", [source, scale, zero]), scale, zero])
+
+    def read_by(self, source: str, layer: str) -> str:
+        wanted = self.policy.get(layer, Quantize) and source not in self.integer
+        return self.quantized(source, f"{layer}.in") if wanted else source
+
+    def carried(self, kind: str, sources: Sequence[str], **attributes: Any) -> str:
+        """An operator that stays between Q/DQ pairs if all that it reads came out of one as it was made."""
+        made = self.op(kind, sources, **attributes)
+        if not all(source in self.integer for source in sources):
+            return made
+        self.integer.add(pair := self.quantized(made, made))
+        return pair
+
     def relu(self, source: str) -> str:
-        return self.op("Relu", [source])
+        return self.carried("Relu", [source])
 
     def add(self, left: str, right: str) -> str:
-        return self.op("Add", [left, right])
+        return self.carried("Add", [left, right])
 
     def constant(self, name: str, value: Array) -> str:
         self.constants.append(numpy_helper.from_array(value, name))
@@ -113,12 +136,11 @@ class _Writer:
         kind, options = ("Conv", {"pads": [shape[2] // 2] * 4}) if len(shape) == 4 else ("Gemm", {"transB": 1})
         if not int8:
             return self.op(kind, [source, self.constant(f"{label}.weight", weight), bias], label, **options)
-        scale, zero = self.constant(f"{label}.s", np.float32(0.05)), self.constant(f"{label}.z", np.uint8(128))
-        signed = self.constant(f"{label}.zw", np.int8(0))
-        quantized = self.constant(f"{label}.weight_quantized", np.clip(weight * 20, -127, 127).astype(np.int8))
-        read = self.op("DequantizeLinear", [self.op("QuantizeLinear", [source, scale, zero]), scale, zero])
-        made = self.op(kind, [read, self.op("DequantizeLinear", [quantized, scale, signed]), bias], label, **options)
-        return self.op("DequantizeLinear", [self.op("QuantizeLinear", [made, scale, zero]), scale, zero])
+        scale, zero = self.constant(f"{label}.sw", np.float32(0.05)), self.constant(f"{label}.zw", np.int8(0))
+        stored = self.constant(f"{label}.weight_quantized", np.clip(weight * 20, -127, 127).astype(np.int8))
+        made = self.op(kind, [source, self.op("DequantizeLinear", [stored, scale, zero]), bias], label, **options)
+        self.integer.add(pair := self.quantized(made, f"{label}.out"))
+        return pair
 
     def model(self, output: str) -> bytes:
         ends = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [BATCH, 3, SIDE, SIDE])]
@@ -131,7 +153,7 @@ class _Writer:
 class ClosedFormDevice:
     """Time of a layer kernel: 2 us + padded work; of anything else: 1 us + 1 ns per element; a node costs 0.5 us of overhead.
 
-    Output channels are computed in blocks of 8. int8 kernels do their work at a third of the time.
+    Channels are computed in blocks of 8. int8 kernels do their work at a third of the time.
     """
 
     name = "closed-form"
@@ -145,7 +167,7 @@ class ClosedFormDevice:
         return {"device": self.name}
 
     def capabilities(self) -> Capabilities:
-        return Capabilities(channel_block=8, channel_multiple=1)
+        return Capabilities(channel_block=BLOCK, channel_multiple=1)
 
     def session(self, model: Model) -> Session:
         raise NotImplementedError("it only knows times")
@@ -174,56 +196,74 @@ def true_latency_s(model: Model) -> float:
 
 
 def closed_form_nodes(model: Model) -> list[NodeTime]:
-    """The kernels of a model on the closed-form device; weights are folded, and Q/DQ pairs between int8 layers are free."""
+    """The kernels of a model on the closed-form device; quantising between integer kernels is free."""
     proto = onnx.shape_inference.infer_shapes(onnx.load_from_string(model)).graph
     weights = {t.name: tuple(t.dims) for t in proto.initializer}
     values = [*proto.input, *proto.value_info, *proto.output]
     shapes = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in values}
-    producer = {node.output[0]: node for node in proto.node}
+    links = _Links(proto.node)
     nodes = []
     for node in proto.node:
         if node.op_type == "DequantizeLinear" and node.input[0] in weights:
             weights[node.output[0]] = weights[node.input[0]]
             continue
         out = shapes[node.output[0]]
+        dtype = "uint8" if links.is_int8(node) else "float"
         if node.op_type in ("Conv", "Gemm"):
-            source = producer.get(node.input[0])
-            int8 = source is not None and source.op_type == "DequantizeLinear"
-            time_s = _kernel_s(weights[node.input[1]], out, int8)
-        elif _fused(node, proto.node, producer):
+            time_s = _kernel_s(weights[node.input[1]], out, dtype == "uint8")
+        elif links.is_free(node):
             continue
         else:
             time_s = 1e-6 + 1e-9 * float(np.prod(out))
-        nodes.append(NodeTime(node.name, node.op_type, time_s, (), (Tensor("float", out),)))
+        nodes.append(NodeTime(node.name, node.op_type, time_s, (Tensor(dtype, ()),), (Tensor(dtype, out),)))
     return nodes
 
 
-def _fused(node: Any, nodes: Sequence[Any], producer: Mapping[str, Any]) -> bool:
-    """Whether a Q or DQ stands between two integer kernels, looking through Relu."""
-    if node.op_type == "QuantizeLinear":
-        source = producer.get(node.input[0])
-        if source is not None and source.op_type in ("Conv", "Gemm"):
-            return producer[source.input[0]].op_type == "DequantizeLinear"
-        while source is not None and source.op_type == "Relu":
-            source = producer.get(source.input[0])
-        return source is not None and source.op_type == "DequantizeLinear"
-    if node.op_type == "DequantizeLinear":
-        readers = _readers(node.output[0], nodes)
-        return all(reader.op_type in ("QuantizeLinear", "Conv", "Gemm") for reader in readers)
-    return False
+class _Links:
+    """Who reads and who writes what, looking through Relu."""
 
+    def __init__(self, nodes: Sequence[Any]) -> None:
+        self.nodes = nodes
+        self.producer = {node.output[0]: node for node in nodes}
 
-def _readers(tensor: str, nodes: Sequence[Any]) -> list[Any]:
-    """The nodes that read a tensor, looking through Relu."""
-    found: list[Any] = []
-    for node in nodes:
-        if tensor in node.input:
-            found += _readers(node.output[0], nodes) if node.op_type == "Relu" else [node]
-    return found
+    def readers(self, tensor: str) -> list[Any]:
+        found: list[Any] = []
+        for node in self.nodes:
+            if tensor in node.input:
+                found += self.readers(node.output[0]) if node.op_type == "Relu" else [node]
+        return found
+
+    def source(self, tensor: str) -> Any:
+        node = self.producer.get(tensor)
+        return self.source(node.input[0]) if node is not None and node.op_type == "Relu" else node
+
+    def is_int8(self, node: Any) -> bool:
+        """What reads dequantised values only, and has int8 weights or is only read quantised."""
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            return False
+        made = [self.producer[name].op_type for name in node.input if name in self.producer]
+        decoded = bool(made) and set(made) == {"DequantizeLinear"}
+        readers = [reader.op_type == "QuantizeLinear" for reader in self.readers(node.output[0])]
+        has_int8_weights = node.op_type in ("Conv", "Gemm") and node.input[1] in self.producer
+        return decoded and (has_int8_weights or (bool(readers) and all(readers)))
+
+    def is_free(self, node: Any) -> bool:
+        """A Q behind an integer kernel or a DQ, a DQ that only integer kernels and Qs read."""
+        if node.op_type == "QuantizeLinear":
+            source = self.source(node.input[0])
+            return source is not None and (source.op_type == "DequantizeLinear" or self.is_int8(source))
+        if node.op_type == "DequantizeLinear":
+            return all(r.op_type == "QuantizeLinear" or self.is_int8(r) for r in self.readers(node.output[0]))
+        return False
 
 
 def _kernel_s(weight: tuple[int, ...], out: tuple[int, ...], int8: bool) -> float:
+    """Channels are computed in whole blocks; less than a block of input channels is not padded."""
     positions = out[0] * float(np.prod(out[2:]))
-    padded = -(-weight[0] // 8) * 8 * float(np.prod(weight[1:]))
-    work = positions * padded * 2e-11
+    cout, cin = _padded(weight[0]), _padded(weight[1]) if weight[1] >= BLOCK and not int8 else weight[1]
+    work = positions * cout * cin * float(np.prod(weight[2:])) * 2e-11
     return 2e-6 + (work / 3 if int8 else work) + positions * weight[0] * 2e-10
+
+
+def _padded(channels: int) -> int:
+    return -(-channels // BLOCK) * BLOCK

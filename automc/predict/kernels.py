@@ -22,6 +22,10 @@ PLAIN, BLOCKED, INT8 = 1, 2, 4
 """Formats of an activation: fp32 as the model has it, fp32 in channel blocks, 8-bit. Bits, so that a tensor may have several."""
 
 
+_INT8_BLOCK = 16
+"""Integer convolutions of fewer output channels go through a copy of their input (MLAS, all x86)."""
+
+
 @dataclass(frozen=True)
 class Kernels:
     """Kernels as rows of integers, columns as in COLUMNS; positions are per sample."""
@@ -51,14 +55,15 @@ class Layouts:
     """The layout rules of a runtime that computes fp32 convolutions in blocks of channels.
 
     A convolution of at least a block of input channels, a multiple of `multiple`, reads and writes blocks; one of fewer reads the plain
-    layout and writes blocks; any other works on the plain layout. Without blocks (`block` 1) all is plain.
+    layout and writes blocks; any other works on the plain layout. Without blocks (`block` 1) all is plain. These are the rules of
+    ONNX Runtime's NCHWc transformer; where they do not hold, kernels only share coefficients less well.
     """
 
     block: int = 1
     multiple: int = 1
 
     def modes(self, kernels: Kernels) -> Ints:
-        """(count,) 0 plain, 1 plain in and blocks out ("direct"), 2 blocks in and out; for int8 whether channels are whole blocks."""
+        """(count,) 0 plain, 1 plain in and blocks out ("direct"), 2 blocks in and out; for int8 0 or 2, with or without copying."""
         mode = np.zeros(len(kernels), dtype=np.int64)
         if self.block <= 1 or not len(kernels):
             return mode
@@ -70,7 +75,8 @@ class Layouts:
         per_group = (cin // groups % self.block == 0) & (cout // groups % self.block == 0)
         mode[(kind == 3) & per_group] = 2
         int8 = kernels["int8"] == 1
-        mode[int8] = np.where(aligned & (cout % self.block == 0), 2, 0)[int8]
+        direct = np.where(kind == 2, cout % _INT8_BLOCK == 0, aligned & (cout >= _INT8_BLOCK))
+        mode[int8] = 2 * direct[int8]
         return mode
 
     def formats(self, kernels: Kernels) -> tuple[Ints, Ints]:
@@ -115,6 +121,20 @@ class LayerChoices:
         keys = cin * (self.spec.out_channels + 1) + cout
         keys = keys * len(self.low_rank[1]) + _code(self.low_rank[0], codes)
         return keys * len(self.quantize[1]) + _code(self.quantize[0], codes)
+
+    def is_int8(self, codes: Codes) -> NDArray[np.bool_]:
+        """(count,) whether each policy quantises the layer."""
+        column, specs = self.quantize
+        chosen = np.array([spec is not None for spec in specs])
+        return np.full(len(codes), False) if column < 0 else chosen[codes[:, column]]
+
+    def int8_key(self, keys: Ints) -> Ints:
+        """(count,) the same choices run on integers, where the layer may be and is not factorised; else the same key."""
+        count = len(self.quantize[1])
+        if count < 2:
+            return keys
+        plain = (keys % count == 0) & (keys // count % len(self.low_rank[1]) == 0)
+        return np.where(plain, keys + 1, keys)
 
     def read(self, key: int) -> tuple[int, int, LowRank | None, Quantize | None]:
         """(cin, cout, rank, bits) of a key."""

@@ -13,13 +13,16 @@ from automc.predict.kernels import Ints, Kernels, LayerChoices, Layouts, layer_k
 from automc.predict.roofline import Floats
 from automc.space import Codes
 
-__all__ = ["TRANSITIONS", "WIDTH", "LayerTable", "look_up", "transition"]
+__all__ = ["TRANSITIONS", "FILE_COLUMNS", "WIDTH", "LayerTable", "learn", "transition"]
 
 TRANSITIONS = ("blocked>plain", "int8>plain", "plain>blocked", "int8>blocked", "plain>int8", "blocked>int8")
 """Conversions of an activation that a runtime inserts where a reader wants another format."""
 
 WIDTH = 5 + 2 * len(TRANSITIONS)
 """Columns of a layer table."""
+
+FILE_COLUMNS = [3, 4]
+"""Those that tell what the file holds, whatever the runtime makes of it."""
 
 _FROM_TO = {(2, 1): 0, (4, 1): 1, (1, 2): 2, (4, 2): 3, (1, 4): 4, (2, 4): 5}
 
@@ -45,10 +48,10 @@ class LayerTable:
     formats: Ints = field(default_factory=lambda: np.zeros((0, 2), dtype=np.int64))
 
     def fresh(self, keys: Ints) -> Ints:
-        """The different keys among `keys` that the table does not hold."""
+        """The different keys among `keys`, and their integer twins, that the table does not hold."""
         if len(self.keys) and np.array_equal(self.keys[self._find(keys)], keys):
             return keys[:0]
-        return np.setdiff1d(keys, self.keys)
+        return np.setdiff1d(np.concatenate([keys, self.choices.int8_key(keys)]), self.keys)
 
     def lookup(self, keys: Ints) -> tuple[Floats, Ints]:
         """((count, WIDTH) values, (count, 2) formats) of keys that the table holds."""
@@ -59,7 +62,7 @@ class LayerTable:
         """The kernels of a key, in order."""
         return layer_kernels(self.choices.spec, *self.choices.read(key))
 
-    def learn(self, keys: Ints, kernels: Sequence[Kernels], times_s: Floats) -> None:
+    def add(self, keys: Ints, kernels: Sequence[Kernels], times_s: Floats) -> None:
         """Take in fresh keys, their kernels, and (all their kernels,) seconds."""
         values, formats = self._rows(kernels, times_s)
         order = np.argsort(np.concatenate([self.keys, keys]))
@@ -95,8 +98,8 @@ class LayerTable:
         return float(times.sum()), float(len(kernels)), float(kernels.macs.sum()), size, float(int8.sum())
 
 
-def look_up(tables: Sequence[LayerTable], model: KernelModel, codes: Codes) -> list[tuple[Floats, Ints]]:
-    """Per layer ((count, WIDTH) values, (count, 2) formats); what the tables do not hold is predicted in one go first."""
+def learn(tables: Sequence[LayerTable], model: KernelModel, codes: Codes) -> list[Ints]:
+    """Per layer the (count,) keys of the policies; what the tables do not hold of them is predicted in one go first."""
     keys = [table.choices.keys(codes) for table in tables]
     fresh = [table.fresh(of_layer) for table, of_layer in zip(tables, keys, strict=True)]
     kernels = [[table.kernels(key) for key in new.tolist()] for table, new in zip(tables, fresh, strict=True)]
@@ -106,5 +109,5 @@ def look_up(tables: Sequence[LayerTable], model: KernelModel, codes: Codes) -> l
         ends = np.cumsum([sum(len(each) for each in of_layer) for of_layer in kernels]).tolist()
         for table, new, each, start, end in zip(tables, fresh, kernels, [0, *ends], ends, strict=False):
             if len(new):
-                table.learn(new, each, times[start:end])
-    return [table.lookup(of_layer) for table, of_layer in zip(tables, keys, strict=True)]
+                table.add(new, each, times[start:end])
+    return keys

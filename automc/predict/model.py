@@ -10,17 +10,22 @@ import numpy as np
 
 from automc.graph import LayerGraph
 from automc.predict.calibration import Calibration
-from automc.predict.glue import Flow, Glue
+from automc.predict.flow import Flow
+from automc.predict.glue import Glue
 from automc.predict.kernel_model import KernelModel
-from automc.predict.kernels import Kernels, LayerChoices, Layouts
+from automc.predict.kernels import COLUMNS, Kernels, LayerChoices, Layouts
 from automc.predict.layers import LayerTable
 from automc.predict.profile import Candidate, Profile
-from automc.predict.roofline import Floats
+from automc.predict.roofline import Floats, relative_nnls
 from automc.predict.size import SizeModel
 from automc.predict.structure import Structure
 from automc.space import Codes, SearchSpace
 
 __all__ = ["FittedModel", "Priced", "Samples", "Setting"]
+
+
+TOLERATED_DISAGREEMENT = 0.03
+"""Of kernel times with the latency of their whole model, as a fraction."""
 
 
 @dataclass(frozen=True)
@@ -128,17 +133,31 @@ class FittedModel:
 
 
 def _measured(candidate: Candidate, code: Codes, tables: dict[str, LayerTable], scale: float) -> tuple[Kernels, Floats]:
-    rows, times = [], []
+    """The kernels of a candidate as the policy says; whether they are integer as the runtime ran them."""
+    rows, times = [np.zeros((0, len(COLUMNS)), dtype=np.int64)], []
     expected = {name: table.kernels(int(table.choices.keys(code[None])[0])) for name, table in tables.items()}
     for node, place in zip(candidate.nodes, candidate.places, strict=True):
         if place is not None and place[0] in expected and place[1] < len(expected[place[0]]):
-            rows.append(expected[place[0]].rows[place[1]])
+            row = expected[place[0]].rows[place[1] : place[1] + 1].copy()
+            if node.inputs:
+                row[0, COLUMNS.index("int8")] = node.inputs[0].dtype in ("uint8", "int8")
+            rows.append(row)
             times.append(node.time_s * scale)
-    return Kernels(np.array(rows, dtype=np.int64).reshape(len(rows), -1)), np.maximum(np.array(times), 1e-9)
+    return Kernels(np.concatenate(rows)), np.maximum(np.array(times), 1e-9)
 
 
 def _scales(candidates: Sequence[Candidate], latency_s: Floats) -> Floats:
-    """(models,) what makes kernel times add up to the whole latency, less the usual share of overhead."""
+    """(models,) what makes kernel times agree with the whole latency, less an overhead per node and per run.
+
+    Kernels are timed a few times, one model after the other, the whole models in many interleaved rounds: where both disagree by more than
+    TOLERATED_DISAGREEMENT, other work disturbed the kernels.
+    """
     sums = np.array([sum(node.time_s for node in candidate.nodes) for candidate in candidates])
-    ratios = latency_s / sums
-    return np.asarray(ratios / np.median(ratios))
+    counts = np.array([len(candidate.nodes) for candidate in candidates], dtype=np.float64)
+    design = np.stack([sums, counts, np.ones(len(sums))], axis=1)
+    weights = relative_nnls(design, latency_s)
+    errors = np.abs(design @ weights / latency_s - 1.0)
+    calm = errors <= max(3.0 * float(np.median(errors)), 0.01)
+    weights = relative_nnls(design[calm], latency_s[calm])
+    scales = (latency_s - design[:, 1:] @ weights[1:]) / np.maximum(weights[0] * sums, 1e-12)
+    return np.where(np.abs(scales - 1.0) > TOLERATED_DISAGREEMENT, np.clip(scales, 0.5, 2.0), 1.0)

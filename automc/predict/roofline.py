@@ -18,7 +18,11 @@ from automc.predict.kernels import KINDS, Ints, Kernels, Layouts
 __all__ = ["FEATURES", "Floats", "Rooflines", "relative_nnls"]
 
 Floats = NDArray[np.float64]
-FEATURES = ("constant", "padded_macs", "macs", "in_bytes", "out_bytes", "weight_bytes", "patch_bytes", "outputs")
+FEATURES = (
+    "constant", "padded_macs", "macs", "in_bytes", "out_bytes", "weight_bytes", "patch_bytes", "outputs", "gathers",
+)  # fmt: skip
+_PASS = 4
+"""Blocks of output channels that a kernel computes while it reads its input once (MLAS)."""
 MIN_SAMPLES = 6
 """Distinct kernels that a class needs for coefficients of its own; with fewer it shares those of a wider class."""
 
@@ -89,8 +93,9 @@ def features(kernels: Kernels, layouts: Layouts, batch_size: int) -> Floats:
         size * here * wide_in,
         size * there * stored,
         size * kernels.weights,
-        size * there * cin * window,
+        size * there * wide_in * window * -(-wide_out // (_PASS * block)),
         there * wide_out,
+        there * window,
     )
     return np.stack([np.asarray(column, dtype=np.float64) for column in columns], axis=1)
 
