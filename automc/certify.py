@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from automc.budget import Budget
-from automc.compress.quantize import float_model
+from automc.compression.quantize import float_model
 from automc.devices.measure import Measurement
 from automc.evaluate.accuracy import Deployed
 from automc.policy import Policy

@@ -15,12 +15,13 @@ from automc.certify import Candidate, Certified, Certifier
 from automc.errors import AutomcError
 from automc.evaluate.accuracy import Cached, Stitched
 from automc.execute.serial import Serial
+from automc.loop import Loop
 from automc.policy import Policy
 from automc.prepare import Clock, Prepared
-from automc.protocols import Agent, Observer, Problem
+from automc.protocols import Agent, Costs, Observer, Predictor, Problem
 from automc.recover import recover
 from automc.result import Finalist
-from automc.search import Loop
+from automc.space import Codes
 from automc.trial import Cost, Trial
 
 __all__ = ["Engine", "Settings"]
@@ -44,6 +45,21 @@ class Settings:
     batch_size: int = 1
 
 
+@dataclass(frozen=True)
+class Central:
+    """A predictor that promises what it expects: agents may aim at the budget itself, since finalists are measured.
+
+    Aiming with the upper end of the interval would leave out the best policies by the width of the interval.
+    """
+
+    inner: Predictor
+
+    def predict(self, codes: Codes) -> Costs:
+        """The inner predictor's costs with the interval closed."""
+        costs = self.inner.predict(codes)
+        return replace(costs, latency_low_s=costs.latency_s, latency_high_s=costs.latency_s)
+
+
 @dataclass
 class Engine:
     """One search over one prepared model. `trials()` does the work and yields what happens; then `best` is the winner.
@@ -64,6 +80,7 @@ class Engine:
 
     def __post_init__(self) -> None:
         self._start = time.monotonic()
+        self._next = 1 + max((trial.number for trial in self.known), default=-1)
         self.certifier = Certifier(self.prepared, self.settings.budget, self.settings.batch_size, self.settings.seed)
         self.limits = self.prepared.limits(self.settings.budget)
         self._stitched = Cached(Stitched(self.prepared.stitcher, self.prepared.data.validation, self.prepared.score))
@@ -77,7 +94,7 @@ class Engine:
     def best(self) -> Certified | None:
         """The winner so far: of what holds the budget as measured, the best validation score; the faster of equals."""
         holding = [c for c in self.certified if c.finalist.holds]
-        if self.dense.holds:
+        if self.dense.holds and holding:
             enough = [c for c in holding if c.finalist.validation >= self.dense.validation - TOLERATED_LOSS]
             return min(enough, key=_latency_s, default=None) or max(holding, key=_merit, default=None)
         return max(holding, key=_merit, default=None)
@@ -95,6 +112,7 @@ class Engine:
         """
         if self.dense.holds:
             self.observer.message(f"The dense model already meets {self.settings.budget}; searching for a faster one.")
+            yield from self._certify([Candidate(Policy(), self.prepared.traced.model)])
         self.done = [trial for trial in self.known if trial.stage == "search"]
         for attempt in range(MAX_ROUNDS):
             yield from self._search(attempt)
@@ -120,7 +138,8 @@ class Engine:
             self.prepared.space, self._agent(attempt), self._stitched, Serial(), self.prepared.predictor,
             out_of_time=self._out_of_time,
         )  # fmt: skip
-        for trial in loop.run(wanted, self.done):
+        for trial in loop.run(wanted, self.done, self._next):
+            self._next += 1
             self.done.append(trial)
             self.record(trial)
             self.observer.advance(1.0, self._note())
@@ -133,7 +152,7 @@ class Engine:
         problem = Problem(
             space=self.prepared.space,
             budget=self._target(),
-            predictor=self.prepared.predictor,
+            predictor=Central(self.prepared.predictor),
             sensitivity=self.prepared.sensitivity,
             dense_score=self.dense.validation,
             n_trials=self.settings.trials,
@@ -154,9 +173,7 @@ class Engine:
         return timeout is not None and time.monotonic() - self._start > timeout
 
     def _note(self) -> str:
-        best = max(
-            (t for t in self.done if t.score is not None and self.limits.holds(t.cost)), key=_score, default=None
-        )
+        best = max((t for t in self.done if t.score is not None and self._likely(t)), key=_score, default=None)
         if best is None or best.cost.latency_s is None:
             return f"{len(self.done)} trials"
         return f"best {_score(best):.4f} at {1e3 * best.cost.latency_s:.1f} ms predicted"
@@ -165,7 +182,7 @@ class Engine:
         """The most promising trials not yet measured: the best scores, and the least sum of single-choice losses."""
         measured = {c.candidate.policy.digest for c in self.certified}
         scored = [t for t in self.done if t.state == "complete" and t.policy.digest not in measured and len(t.policy)]
-        holding = [t for t in scored if self.limits.holds(t.cost)]
+        holding = [t for t in scored if self._likely(t)]
         if not holding:
             nearest = sorted(scored, key=lambda t: self.limits.violation(t.cost))
             return [self._candidate(t.policy) for t in nearest[:FINALISTS]] if self.best is None else []
@@ -198,8 +215,8 @@ class Engine:
     def _measured_trial(self, certified: Certified, seconds: float) -> Trial:
         finalist = certified.finalist
         stage: Literal["finalist", "recovered"] = "recovered" if finalist.stage == "recovered" else "finalist"
-        number = max((t.number for t in self.done), default=-1) + len(self.certified)
-        return Trial(number, finalist.policy, finalist.cost, finalist.validation, seconds=seconds, stage=stage)
+        self._next += 1
+        return Trial(self._next - 1, finalist.policy, finalist.cost, finalist.validation, seconds=seconds, stage=stage)
 
     def _correct(self) -> None:
         """Refit the predictor to what was measured, and price the trials anew."""
@@ -224,11 +241,17 @@ class Engine:
         measured = {c.candidate.policy.digest for c in self.certified}
         left = [t for t in self.done if t.state == "complete" and t.policy.digest not in measured]
         stitched = self._stitched.known.get(best.candidate.policy.digest, best.finalist.validation)
-        return any(self.limits.holds(t.cost) and _score(t) > stitched + 1e-9 for t in left)
+        return any(self._likely(t) and _score(t) > stitched + 1e-9 for t in left)
+
+    def _likely(self, trial: Trial) -> bool:
+        """Whether the trial holds the budget if it takes as long as predicted; measuring it will tell."""
+        return self.limits.holds(replace(trial.cost, latency_interval_s=None))
 
     def _recover(self) -> Iterator[Trial]:
         """Fine-tune the two best finalists that hold, half the time shared, half for the better of them."""
-        pool = [c for c in self.certified if c.finalist.holds] or [c for c in (self.smallest,) if c is not None]
+        pool = [c for c in self.certified if c.finalist.holds and len(c.candidate.policy)] or [
+            c for c in (self.smallest,) if c is not None
+        ]
         chosen = sorted(pool, key=_merit, reverse=True)[:1]
         rest = [c for c in pool if c not in chosen]
         chosen += sorted(rest, key=lambda c: self._loss(c.candidate.policy))[:1]

@@ -26,7 +26,8 @@ class Job:
     Attributes:
         model, weights, data, evaluate: as in `automc search --help`; None takes the built-in demo.
         batch_size: samples per inference; None takes 1, or the demo's own.
-        timeout, recover: durations such as "10m"; recovery "0" is off.
+        timeout, recover, profile: durations such as "10m": of the whole search, of fine-tuning ("0" is off), and of measuring
+            the device the first time.
         name: of the run; one that exists is resumed. None makes one from model, budget and time.
         tracking_uri: MLflow server or store, None for MLFLOW_TRACKING_URI or ./mlflow.db, "" for none.
     """
@@ -45,6 +46,7 @@ class Job:
     timeout: str | None = None
     seed: int = 0
     recover: str = "1m"
+    profile: str = "40s"
     name: str | None = None
     runs: str = "runs"
     tracking_uri: str | None = None

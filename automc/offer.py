@@ -11,7 +11,7 @@ from automc import registry
 from automc.devices.device import Device
 from automc.graph import LayerGraph
 from automc.space import SearchSpace
-from automc.trace import trace
+from automc.trace import Traced, trace
 
 __all__ = ["Offer", "offer"]
 
@@ -20,8 +20,13 @@ __all__ = ["Offer", "offer"]
 class Offer:
     """A model's layers and the search space over them, on one device."""
 
-    graph: LayerGraph
+    traced: Traced
     space: SearchSpace
+
+    @property
+    def graph(self) -> LayerGraph:
+        """The model's layers and channel groups, and what is left alone."""
+        return self.traced.graph
 
     def targets(self, knob: str) -> int:
         """How many layers or channel groups have this knob."""
@@ -39,6 +44,6 @@ def offer(model: nn.Module, example: Sequence[Tensor], device: Device, *, space:
         InputError: the model cannot be run on the example.
         UnknownNameError: no search space of that name.
     """
-    graph = trace(model, example).graph
+    traced = trace(model, example)
     can = device.capabilities()
-    return Offer(graph, registry.load("space", space)(graph, channel_block=can.channel_block, int8=can.int8))
+    return Offer(traced, registry.load("space", space)(traced.graph, channel_block=can.channel_block, int8=can.int8))

@@ -11,21 +11,21 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from automc import registry
 from automc.budget import Budget
 from automc.calibrate import calibrate
-from automc.compress.apply import Stitcher
+from automc.compression.apply import Stitcher
 from automc.devices.device import Device
 from automc.evaluate.accuracy import gather
 from automc.evaluate.data import Data
 from automc.evaluate.divergence import sensitivities
 from automc.export.onnx import build_onnx
+from automc.offer import offer
 from automc.policy import Policy
 from automc.predict.predictor import LearnedPredictor
 from automc.predict.profile import profile_model
 from automc.protocols import Observer
 from automc.space import SearchSpace
-from automc.trace import Traced, trace
+from automc.trace import Traced
 from automc.trial import Cost
 
 __all__ = ["Clock", "Prepared", "prepare"]
@@ -111,19 +111,16 @@ def prepare(
     clock.start("trace")
     observer.stage("trace the model", None)
     example = _exactly(gather(data.calibration, batch_size), batch_size)
-    traced = trace(model, example)
+    offered = offer(model, example, device, space=space)
+    traced = offered.traced
     ranges = gather(data.calibration, RANGE_SAMPLES)
-    capabilities = device.capabilities()
-    offered: SearchSpace = registry.load("space", space)(
-        traced.graph, channel_block=capabilities.channel_block, int8=capabilities.int8
-    )
     clock.start("calibrate")
     observer.stage("calibrate", None)
     inputs = gather(data.calibration, CALIBRATION_SAMPLES)
     count = len(inputs[0])
     batches = [tuple(t[i : i + 64] for t in inputs) for i in range(0, count, 64)]
     stats = calibrate(traced, batches, count)
-    stitcher = Stitcher(traced, stats, ranges, reduce_range=capabilities.reduce_range)
+    stitcher = Stitcher(traced, stats, ranges, reduce_range=device.capabilities().reduce_range)
     build = _builder(device, example, ranges)
     dense_onnx = build(traced.model)
     clock.start("profile")
@@ -132,21 +129,21 @@ def prepare(
         device,
         lambda policy: build(stitcher.apply(policy)),
         traced.graph,
-        offered,
+        offered.space,
         arrays,
         dense_onnx,
         time_limit_s=profile_s,
         seed=seed,
         observer=observer,
     )
-    predictor = LearnedPredictor.fit(profile, traced.graph, offered, dense_onnx, batch_size)
-    dense_cost = _dense_cost(device, predictor, offered, dense_onnx, arrays, observer)
+    predictor = LearnedPredictor.fit(profile, traced.graph, offered.space, dense_onnx, batch_size)
+    dense_cost = _dense_cost(device, predictor, offered.space, dense_onnx, arrays, observer)
     clock.start("sensitivities")
     probe = [tensor[:SENSITIVITY_SAMPLES] for tensor in inputs]
-    curves = sensitivities(stitcher, offered, probe, limit_s=profile_s / 2, observer=observer)
+    curves = sensitivities(stitcher, offered.space, probe, limit_s=profile_s / 2, observer=observer)
     clock.stop()
     return Prepared(
-        data, score, traced, stitcher, device, offered, example, ranges, dense_onnx, dense_cost, predictor, curves
+        data, score, traced, stitcher, device, offered.space, example, ranges, dense_onnx, dense_cost, predictor, curves
     )
 
 

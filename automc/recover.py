@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from automc.compress.quantize import Quantized, set_ranges
+from automc.compression.quantize import Quantized, set_ranges
 from automc.errors import AutomcError
 from automc.evaluate.data import inputs_of
 from automc.prepare import Prepared
@@ -29,7 +29,6 @@ __all__ = ["recover"]
 
 TEMPERATURE = 2.0
 _RATE = 2e-3
-_TIMED_STEPS = 3
 
 
 class _Normed(nn.Sequential):
@@ -75,14 +74,11 @@ def _train(
     optimizer = torch.optim.AdamW(student.parameters(), lr=_RATE, weight_decay=1e-4)
     best = copy.deepcopy(student.state_dict())
     start = last = time.perf_counter()
-    steps = math.inf
     for step in itertools.count():
-        if step == _TIMED_STEPS:
-            per_step = (time.perf_counter() - start) / _TIMED_STEPS
-            steps = max(_TIMED_STEPS + 1, (deadline - start) / per_step)
-        if step >= steps or time.perf_counter() > deadline:
+        progress = (last - start) / max(1e-9, deadline - start)
+        if progress >= 1.0:
             return
-        rate = _RATE * min(1.0, (step + 1) / 10) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
+        rate = _RATE * min(1.0, (step + 1) / 10) * 0.5 * (1 + math.cos(math.pi * progress))
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss = _step(student, teacher, next(batches), optimizer)
@@ -106,7 +102,7 @@ def _step(
     loss = distillation_loss(student(*inputs), target)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    value = float(loss)
+    value = loss.item()
     if math.isfinite(value):
         nn.utils.clip_grad_norm_(student.parameters(), 5.0)
         optimizer.step()

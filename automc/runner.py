@@ -7,7 +7,7 @@ import datetime
 import os
 import platform
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,8 +21,9 @@ from automc.certify import Certified
 from automc.engine import Engine, Settings
 from automc.errors import AutomcError, InputError
 from automc.evaluate.data import Data
+from automc.evaluate.faults import check_inputs, raise_faults
 from automc.evaluate.models import load_model, model_digest
-from automc.evaluate.task import as_data, load_data, load_score
+from automc.evaluate.task import Score, as_data, load_data, load_score
 from automc.export.torch_export import build_pt2
 from automc.prepare import Clock, Prepared, prepare
 from automc.protocols import Observer
@@ -31,7 +32,7 @@ from automc.rundir import RunDir
 from automc.track.mlflow import MLflowTracker
 from automc.track.null import NullTracker
 from automc.trial import Trial
-from automc.units import parse_quantity
+from automc.units import parse_duration
 
 if TYPE_CHECKING:
     from automc.job import Job
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 __all__ = ["Run", "Task"]
 
 EVALUATION_BATCH = 64
-PROFILE_S = 40.0
 _LIBRARIES = ("torch", "onnxruntime", "onnx", "torch-pruning", "numpy", "scipy", "scikit-learn", "mlflow")
 
 
@@ -49,8 +49,7 @@ class Task:
 
     model: nn.Module
     data: Data
-    score: Callable[[Any, Any], float]
-    score_name: str
+    score: Score
     batch_size: int
     settings: Settings
 
@@ -61,11 +60,13 @@ class Task:
         demo = model is None and job.model is None
         batch_size = job.batch_size or (BATCH_SIZE if demo else 1)
         settings = _settings(job, batch_size)
+        _duration(job.profile, "profile")
         loaded = model if model is not None else load_model(job.model, Path(job.weights) if job.weights else None)
         size = max(EVALUATION_BATCH, batch_size)
         chosen = as_data(data, size, job.seed) if data is not None else load_data(job.data, size, job.seed)
-        scored = load_score(job.evaluate) if score is None else score
-        return cls(loaded, chosen, scored, getattr(scored, "name", "score"), batch_size, settings)
+        scored = load_score(job.evaluate) if score is None else Score(getattr(score, "__name__", "score"), score)
+        raise_faults(check_inputs(loaded, chosen, scored))
+        return cls(loaded, chosen, scored, batch_size, settings)
 
 
 def _settings(job: Job, batch_size: int) -> Settings:
@@ -81,15 +82,10 @@ def _settings(job: Job, batch_size: int) -> Settings:
 
 
 def _duration(text: str, option: str) -> float:
-    if text.strip() in ("0", "off", "none"):
-        return 0.0
     try:
-        metric, seconds = parse_quantity(text)
+        return parse_duration(text)
     except ValueError:
-        metric, seconds = "", 0.0
-    if metric != "latency_s" or seconds < 0:
-        raise InputError(f"{option} {text!r} is not a duration.", remedy="Write 90s, 10m or 1h; 0 is off.")
-    return seconds
+        raise InputError(f"{option} {text!r} is not a duration.", remedy="Write 90s, 10m or 1h; 0 is off.") from None
 
 
 class Run:
@@ -122,7 +118,7 @@ class Run:
         clock = Clock()
         prepared = prepare(
             self.task.model, self.task.data, self.task.score, self.device, batch_size=self.task.batch_size,
-            space=self.job.space, seed=self.job.seed, profile_s=PROFILE_S, observer=self.observer, clock=clock,
+            space=self.job.space, seed=self.job.seed, profile_s=_duration(self.job.profile, "profile"), observer=self.observer, clock=clock,
         )  # fmt: skip
         known = folder.trials()
         engine = Engine(prepared, self.task.settings, self.observer, clock, known=known)
@@ -185,7 +181,7 @@ class Run:
             device=self.device.name,
             agent=self.job.agent,
             seed=self.job.seed,
-            score_name=self.task.score_name,
+            score_name=self.task.score.name,
             batch_size=self.task.batch_size,
             budget=self.job.budget,
             limits=limits,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from automc.channels import Coupling, couple
-from automc.compress.prune import remove_channels, zero_consumers
+from automc.compression.prune import remove_channels, zero_consumers
 from automc.errors import AutomcError, InputError
 from automc.graph import ChannelGroup, Channels, LayerGraph, LayerKind, LayerSpec, LeftAlone
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["METRICS", "format_quantity", "format_value", "parse_quantity"]
+__all__ = ["METRICS", "format_quantity", "format_value", "parse_duration", "parse_quantity"]
 
 METRICS = ("latency_s", "energy_j", "size_bytes", "macs")
 
@@ -54,6 +54,20 @@ def parse_quantity(text: str) -> tuple[str, float]:
         raise ValueError(f"{text!r} is not a number with a unit (known units: {', '.join(sorted(_UNITS))})")
     metric, factor = _UNITS[match[2].lower()]
     return metric, float(match[1]) * factor
+
+
+def parse_duration(text: str) -> float:
+    """Read "90s", "10m" or "1h" as seconds; "0" and "off" are 0.
+
+    Raises:
+        ValueError: not a duration, or below zero.
+    """
+    if text.strip().lower() in ("0", "off", "none"):
+        return 0.0
+    metric, seconds = parse_quantity(text)
+    if metric != "latency_s" or not 0 <= seconds < float("inf"):
+        raise ValueError(f"{text!r} is not a duration")
+    return seconds
 
 
 def format_quantity(metric: str, value: float) -> str:

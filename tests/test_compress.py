@@ -9,10 +9,10 @@ from networks import NETWORKS, images, make
 from torch import nn
 
 from automc.calibrate import LayerStats, calibrate
-from automc.compress.apply import Stitcher
-from automc.compress.lowrank import factorise, tucker_ranks
-from automc.compress.obs import Consumer, elimination_order, refit
-from automc.compress.quantize import Quantized, best_range, fake_quantize_weight, quantized_layers
+from automc.compression.apply import Stitcher
+from automc.compression.lowrank import factorise, tucker_ranks
+from automc.compression.obs import Consumer, elimination_order, refit
+from automc.compression.quantize import Quantized, best_range, fake_quantize_weight, quantized_layers
 from automc.errors import InputError
 from automc.policy import LowRank, Policy, Prune, Quantize
 from automc.trace import trace

@@ -10,7 +10,7 @@ import torch
 from networks import NETWORKS, images, make
 
 from automc.calibrate import calibrate
-from automc.compress.apply import Stitcher
+from automc.compression.apply import Stitcher
 from automc.devices.cpu import Cpu
 from automc.evaluate.accuracy import Deployed
 from automc.export.onnx import build_onnx, layer_of

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from automc.compress.apply import Stitcher
+from automc.compression.apply import Stitcher
 from automc.devices.device import Session
 from automc.evaluate.data import inputs_of
 from automc.policy import Policy

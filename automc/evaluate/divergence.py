@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from automc.compress.apply import Stitcher
+from automc.compression.apply import Stitcher
 from automc.policy import Prune
 from automc.protocols import Observer
 from automc.space import Domain, SearchSpace

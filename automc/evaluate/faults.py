@@ -14,7 +14,7 @@ from automc.evaluate.inputs import Fault, check_data, check_inputs, check_match,
 from automc.evaluate.models import load_model
 from automc.evaluate.task import load_data, load_score
 from automc.registry import names
-from automc.units import parse_quantity
+from automc.units import parse_duration
 
 __all__ = ["Fault", "check_inputs", "find_faults", "raise_faults"]
 
@@ -109,13 +109,9 @@ def _number_faults(*, seed: int, **counts: int | None) -> Iterator[Fault]:
 
 def _duration_faults(**durations: str | None) -> Iterator[Fault]:
     for option, text in durations.items():
-        if text is None or text.strip() in ("0", "off", "none"):
-            continue
         try:
-            metric, seconds = parse_quantity(text)
+            parse_duration(text or "0")
         except ValueError:
-            metric, seconds = "", 0.0
-        if metric != "latency_s" or seconds < 0:
             yield Fault(f"{option} {text!r} is not a duration.", "Write 90s, 10m or 1h; 0 is off.")
 
 

@@ -21,7 +21,7 @@ from onnxruntime.quantization import QDQQuantizer, QuantType
 from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
 from torch import Tensor, nn
 
-from automc.compress.quantize import Quantized, best_range, float_model, sample
+from automc.compression.quantize import Quantized, best_range, float_model, sample
 from automc.errors import AutomcError
 
 __all__ = ["OPSET", "build_onnx", "export_float", "layer_of"]

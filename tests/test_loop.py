@@ -12,7 +12,7 @@ from automc.evaluate.accuracy import Cached
 from automc.execute.serial import Serial
 from automc.policy import Policy, Prune
 from automc.protocols import Costs
-from automc.search import Loop
+from automc.loop import Loop
 from automc.space import Codes, Domain, SearchSpace
 from automc.trial import Cost, Trial
 

@@ -1,6 +1,6 @@
 """Structured pruning: taking channels out of modules.
 
-`remove_channels` changes shapes only; the weights that make up for the loss come from `automc.compress.obs`.
+`remove_channels` changes shapes only; the weights that make up for the loss come from `automc.compression.obs`.
 """
 
 from __future__ import annotations

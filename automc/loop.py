@@ -33,14 +33,15 @@ class Loop:
     batch: int = 4
     out_of_time: Callable[[], bool] = lambda: False
 
-    def run(self, n_trials: int, known: Sequence[Trial] = ()) -> Iterator[Trial]:
+    def run(self, n_trials: int, known: Sequence[Trial] = (), number: int | None = None) -> Iterator[Trial]:
         """Yield new trials, each already told to the agent, until `n_trials` exist with the `known` ones.
 
         Ends early when the agent has nothing left to propose or `out_of_time` says so. Policies of `known` are never
-        evaluated again: an agent that proposes one is told its result.
+        evaluated again: an agent that proposes one is told its result. New trials are numbered from `number` on, by
+        default after the known ones.
         """
         done = {trial.policy.digest: trial for trial in known}
-        number = 1 + max((trial.number for trial in known), default=-1)
+        number = 1 + max((trial.number for trial in known), default=-1) if number is None else number
         self.agent.tell(list(known))
         idle = 0
         while len(done) < n_trials and not self.out_of_time() and idle < 10:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from automc.calibrate import LayerStats
-from automc.compress.lowrank import factorise, stats_covariance
-from automc.compress.obs import Consumer, elimination_order, refit
-from automc.compress.prune import dropped, remove_channels
-from automc.compress.quantize import Quantized, set_ranges
+from automc.compression.lowrank import factorise, stats_covariance
+from automc.compression.obs import Consumer, elimination_order, refit
+from automc.compression.prune import dropped, remove_channels
+from automc.compression.quantize import Quantized, set_ranges
 from automc.errors import InputError
 from automc.graph import ChannelGroup
 from automc.policy import LowRank, Policy, Prune, Quantize
