@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,18 +17,19 @@ from numpy.typing import NDArray
 from automc.graph import LayerGraph
 from automc.predict.kernel_model import KernelModel
 from automc.predict.kernels import BLOCKED, INT8, PLAIN, count, kept
-from automc.predict.layers import FILE_COLUMNS, TRANSITIONS, WIDTH, LayerTable, learn, transition
+from automc.predict.layers import FILE_COLUMNS, TRANSITIONS, WIDTH, Formats, LayerTable, learn, transition
 from automc.predict.roofline import Floats
 from automc.predict.structure import Step, Structure
 from automc.space import Codes, SearchSpace
 
 __all__ = ["Counted", "Flow"]
 
-Formats = NDArray[np.uint8]
-Rows = NDArray[np.bool_]
+Rows: TypeAlias = NDArray[np.bool_]
 
 _FORMATS = {PLAIN: "plain", BLOCKED: "blocked", INT8: "int8"}
 _UNARY = frozenset({"Clip", "HardSigmoid", "HardSwish", "LeakyRelu", "PRelu", "Relu", "Sigmoid", "Tanh"})
+_FOLDED = frozenset({"Pad"})
+"""Operators that become part of the fp32 convolution which alone reads them."""
 _FUSED = frozenset({"Clip", "Relu"})
 _KEEPS_BLOCKS = frozenset({*_UNARY, "Add", "AveragePool", "Concat", "GlobalAveragePool", "MaxPool", "Mul", "Sum"})
 _KEEPS_INT8 = frozenset(
@@ -67,7 +69,7 @@ class Flow:
         self.tables = tables
         self.model = model
         ops = sorted({step.op for step in structure.steps if step.layer < 0})
-        kinds = [*TRANSITIONS, *(f"{op}:{fmt}" for op in ops for fmt in _FORMATS.values())]
+        kinds = [*TRANSITIONS, *(f"{op}:{fmt}" for op in ops for fmt in (*_FORMATS.values(), "quantized"))]
         self.names = tuple(f"{kind}:{what}" for kind in kinds for what in ("count", "elements"))
         self.count_columns = list(range(0, len(self.names), 2))
         self._column = {kind: 2 * index for index, kind in enumerate(kinds)}
@@ -88,7 +90,7 @@ class Flow:
                 walk.layer(step)
             else:
                 walk.operator(step)
-        return Counted(walk.layers, walk.glue, walk.times)
+        return Counted(walk.layers, walk.glue.T, walk.times.T)
 
     def elements(self, tensor: int, codes: Codes) -> Floats:
         """(count,) elements of a tensor, batch included."""
@@ -100,6 +102,10 @@ class Flow:
     def column(self, kind: str) -> int:
         """The column that counts `kind`; the next one holds its elements."""
         return self._column[kind]
+
+    def only_layers_read(self, tensor: int) -> bool:
+        """Whether nothing but layers reads a tensor."""
+        return sum(tensor in step.inputs for step in self.structure.steps) == len(self._readers[tensor])
 
     def readers(self, tensor: int) -> list[int]:
         """The layers that read a tensor."""
@@ -121,25 +127,24 @@ class _Walk:
         self.born: list[Formats] = [np.zeros(count, dtype=np.uint8)] * tensors
         self.native = list(self.born)
         self.have = list(self.born)
-        self.glue = np.zeros((count, len(flow.names)))
-        self.times = np.zeros((count, len(flow.tables)))
+        self.glue = np.zeros((len(flow.names), count))
+        self.times = np.zeros((len(flow.tables), count))
         self.layers: Floats = np.zeros((count, WIDTH))
 
     def layer(self, step: Step) -> None:
         """Run a layer; on integers also where its policy says fp32, if it reads and feeds nothing but integers."""
         table, keys = self.flow.tables[step.layer], self.keys[step.layer]
         source = step.inputs[0]
-        values, formats = table.lookup(keys)
         implied = (self.native[source] == INT8) & self._any_int8(self.flow.behind(step.output)) & ~self.int8[step.layer]
+        cold = (implied | self.int8[step.layer]) & (self.born[source] != INT8)
+        values, formats = table.lookup(np.where(implied, table.choices.int8_key(keys), keys) + cold)
         if implied.any():
-            twin_values, twin_formats = table.lookup(np.where(implied, table.choices.int8_key(keys), keys))
-            twin_values[:, FILE_COLUMNS] = values[:, FILE_COLUMNS]
-            values, formats = twin_values, twin_formats
-        self.convert(source, formats[:, 0].astype(np.uint8))
+            values[:, FILE_COLUMNS] = table.lookup(keys)[0][:, FILE_COLUMNS]
+        self.convert(source, formats[:, 0])
         self.layers += values
-        self.glue[:, : 2 * len(TRANSITIONS)] += values[:, WIDTH - 2 * len(TRANSITIONS) :]
-        self.times[:, step.layer] = values[:, 0]
-        self.write(step.output, formats[:, 1].astype(np.uint8))
+        self.glue[: 2 * len(TRANSITIONS)] += values[:, WIDTH - 2 * len(TRANSITIONS) :].T
+        self.times[step.layer] = values[:, 0]
+        self.write(step.output, formats[:, 1])
 
     def operator(self, step: Step) -> None:
         """Run another operator, in the format that its inputs allow."""
@@ -149,14 +154,20 @@ class _Walk:
             formats[np.all([native == BLOCKED for native in natives], axis=0)] = BLOCKED
         if step.op in _KEEPS_INT8:
             born = np.all([self.born[tensor] == INT8 for tensor in step.inputs], axis=0)
-            quantized = np.all([native == INT8 for native in natives], axis=0)
-            formats[born | (quantized & self._any_int8(self.flow.behind(step.output)))] = INT8
+            integer = np.all([native == INT8 for native in natives], axis=0)
+            formats[born | (integer & self._any_int8(self.flow.behind(step.output)))] = INT8
+        quantized = self._any_int8(self.flow.readers(step.output)) & (formats != INT8)
+        folded = np.full(len(self.codes), False)
+        if step.op in _FOLDED and self.flow.only_layers_read(step.output):
+            folded = ~quantized & (formats != INT8)
+            formats = np.where(folded, natives[0], formats)
         for tensor in step.inputs:
             self.convert(tensor, formats)
         sizes = [self.flow.elements(tensor, self.codes) for tensor in (*step.inputs, step.output)]
         elements = np.max(sizes, axis=0)
         for code, name in _FORMATS.items():
-            self._add(self.flow.column(f"{step.op}:{name}"), formats == code, elements)
+            self._add(self.flow.column(f"{step.op}:{name}"), (formats == code) & ~folded & ~quantized, elements)
+        self._add(self.flow.column(f"{step.op}:quantized"), quantized, elements)
         self.write(step.output, formats)
 
     def write(self, tensor: int, formats: Formats) -> None:
@@ -185,8 +196,9 @@ class _Walk:
         self.have[tensor] = have | wanted
 
     def _add(self, column: int, rows: Rows, elements: Floats) -> None:
-        self.glue[:, column] += rows
-        self.glue[:, column + 1] += rows * elements
+        if rows.any():
+            self.glue[column] += rows
+            self.glue[column + 1] += rows * elements
 
     def _any_int8(self, layers: Sequence[int]) -> Rows:
         if not layers:

@@ -26,10 +26,10 @@ class Glue:
     @classmethod
     def fit(cls, features: Floats, times_s: dict[str, Floats], totals_s: Floats) -> Glue:
         """Learn from models: (models, features) counts, per operator kind (models,) seconds, and (models,) whole latencies."""
-        scale = np.maximum(features.max(axis=0, initial=0.0), 1e-30)
+        met = features.any(axis=0)
         weights = np.zeros(features.shape[1])
         for times in times_s.values():
-            weights += _share(features / scale, times / totals_s, totals_s) / scale
+            weights[met] += _share(features[:, met], times / totals_s, totals_s)
         return cls(weights, tuple(times_s))
 
     def predict(self, features: Floats) -> Floats:
@@ -40,7 +40,7 @@ class Glue:
 def _share(design: Floats, shares: Floats, totals_s: Floats, ridge: float = 1e-2) -> Floats:
     """Non-negative weights of one operator kind, errors relative to the whole model, with a small ridge."""
     rows = design / totals_s[:, None]
-    size = np.maximum(np.linalg.norm(rows, axis=0), 1e-30)
+    size = np.linalg.norm(rows, axis=0)
     penalty = ridge * np.eye(design.shape[1])
     solution, _ = nnls(np.vstack([rows / size, penalty]), np.concatenate([shares, np.zeros(design.shape[1])]))
     return np.asarray(solution / size, dtype=np.float64)

@@ -15,7 +15,7 @@ from automc.space import Codes, SearchSpace
 __all__ = ["BLOCKED", "COLUMNS", "INT8", "PLAIN", "Ints", "Kernels", "LayerChoices", "Layouts", "layer_kernels"]
 
 Ints = NDArray[np.int64]
-COLUMNS = ("kind", "cin", "cout", "window", "stride", "in_positions", "out_positions", "groups", "int8")
+COLUMNS = ("kind", "cin", "cout", "window", "stride", "in_positions", "out_positions", "groups", "int8", "cold")
 KINDS = ("conv", "pointwise", "depthwise", "grouped", "linear")
 
 PLAIN, BLOCKED, INT8 = 1, 2, 4
@@ -28,7 +28,11 @@ _INT8_BLOCK = 16
 
 @dataclass(frozen=True)
 class Kernels:
-    """Kernels as rows of integers, columns as in COLUMNS; positions are per sample."""
+    """Kernels as rows of integers, columns as in COLUMNS; positions are per sample.
+
+    `cold` marks an integer kernel behind a conversion: what it reads and writes is not where the kernel before it left its tensors, and
+    with ONNX Runtime it takes up to 40 % longer than between integer kernels.
+    """
 
     rows: Ints
 
@@ -116,11 +120,11 @@ class LayerChoices:
         )
 
     def keys(self, codes: Codes) -> Ints:
-        """(count,) one integer per policy that says all about the layer: cin, cout, rank code, bits code."""
+        """(count,) one even integer per policy that says all about the layer: cin, cout, rank code, bits code; odd is cold."""
         cin, cout = count(self.inputs, codes), count(self.outputs, codes)
         keys = cin * (self.spec.out_channels + 1) + cout
         keys = keys * len(self.low_rank[1]) + _code(self.low_rank[0], codes)
-        return keys * len(self.quantize[1]) + _code(self.quantize[0], codes)
+        return 2 * (keys * len(self.quantize[1]) + _code(self.quantize[0], codes))
 
     def is_int8(self, codes: Codes) -> NDArray[np.bool_]:
         """(count,) whether each policy quantises the layer."""
@@ -133,18 +137,28 @@ class LayerChoices:
         count = len(self.quantize[1])
         if count < 2:
             return keys
-        plain = (keys % count == 0) & (keys // count % len(self.low_rank[1]) == 0)
-        return np.where(plain, keys + 1, keys)
+        choice = keys // 2
+        plain = (choice % count == 0) & (choice // count % len(self.low_rank[1]) == 0)
+        return np.where(plain, keys + 2, keys)
 
-    def read(self, key: int) -> tuple[int, int, LowRank | None, Quantize | None]:
-        """(cin, cout, rank, bits) of a key."""
+    @property
+    def key_count(self) -> int:
+        """One more than the largest key."""
+        widths = (self.spec.in_channels + 1) * (self.spec.out_channels + 1)
+        return 2 * widths * len(self.low_rank[1]) * len(self.quantize[1])
+
+    def kernels(self, key: int) -> Kernels:
+        """The kernels of a key, in order."""
+        key, cold = divmod(key, 2)
         key, bits = divmod(key, len(self.quantize[1]))
         key, rank = divmod(key, len(self.low_rank[1]))
         cin, cout = divmod(key, self.spec.out_channels + 1)
-        return cin, cout, self.low_rank[1][rank], self.quantize[1][bits]
+        return layer_kernels(self.spec, cin, cout, self.low_rank[1][rank], self.quantize[1][bits], cold=bool(cold))
 
 
-def layer_kernels(spec: LayerSpec, cin: int, cout: int, rank: LowRank | None, bits: Quantize | None) -> Kernels:
+def layer_kernels(
+    spec: LayerSpec, cin: int, cout: int, rank: LowRank | None, bits: Quantize | None, *, cold: bool = False
+) -> Kernels:
     """The kernels of a layer, in order: itself, or its factors.
 
     svd: k x k (or linear) cin -> rank, then 1 x 1 rank -> cout. tucker: 1 x 1 cin -> rank_in, k x k rank_in -> rank, 1 x 1
@@ -171,7 +185,8 @@ def layer_kernels(spec: LayerSpec, cin: int, cout: int, rank: LowRank | None, bi
             (0, first, inner, window, stride, here, there, 1, int8),
             (1, inner, cout, 1, 1, there, there, 1, int8),
         ]
-    return Kernels(np.array(rows, dtype=np.int64))
+    first_cold = [int(cold and int8 == 1)] + [0] * (len(rows) - 1)
+    return Kernels(np.column_stack([np.array(rows, dtype=np.int64), first_cold]))
 
 
 def kept(parts: Sequence[tuple[str, int]], graph: LayerGraph, space: SearchSpace) -> tuple[tuple[int, Ints], ...]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from automc.predict.kernel_model import KernelModel
-from automc.predict.kernels import Ints, Kernels, LayerChoices, Layouts, layer_kernels
+from automc.predict.kernels import Ints, Kernels, LayerChoices, Layouts
 from automc.predict.roofline import Floats
 from automc.space import Codes
 
@@ -24,6 +25,11 @@ WIDTH = 5 + 2 * len(TRANSITIONS)
 FILE_COLUMNS = [3, 4]
 """Those that tell what the file holds, whatever the runtime makes of it."""
 
+Formats: TypeAlias = NDArray[np.uint8]
+
+_DIRECT = 1 << 19
+"""Up to so many possible keys a table finds rows by index, beyond by bisection."""
+
 _FROM_TO = {(2, 1): 0, (4, 1): 1, (1, 2): 2, (4, 2): 3, (1, 4): 4, (2, 4): 5}
 
 
@@ -37,7 +43,7 @@ class LayerTable:
     """What each distinct choice for a layer implies. Grows as choices are met; lookups are vectorised.
 
     Columns of `values`: seconds, kernels, macs, weights and biases in bytes, int8 kernels, then count and elements of
-    each of TRANSITIONS between the factors of the layer. Columns of `formats`: format read, format written, kernels of fp32.
+    each of TRANSITIONS between the factors of the layer. Columns of `formats`: format read, format written.
     """
 
     choices: LayerChoices
@@ -45,22 +51,27 @@ class LayerTable:
     batch_size: int
     keys: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     values: Floats = field(default_factory=lambda: np.zeros((0, WIDTH)))
-    formats: Ints = field(default_factory=lambda: np.zeros((0, 2), dtype=np.int64))
+    formats: Formats = field(default_factory=lambda: np.zeros((0, 2), dtype=np.uint8))
+
+    def __post_init__(self) -> None:
+        size = self.choices.key_count
+        self._row_of = np.full(size, -1, dtype=np.int32) if size <= _DIRECT else None
 
     def fresh(self, keys: Ints) -> Ints:
-        """The different keys among `keys`, and their integer twins, that the table does not hold."""
-        if len(self.keys) and np.array_equal(self.keys[self._find(keys)], keys):
+        """The different keys among `keys`, their integer twins, and both when cold, that the table does not hold."""
+        if len(self.keys) and np.array_equal(self.keys[self.find(keys)], keys):
             return keys[:0]
-        return np.setdiff1d(np.concatenate([keys, self.choices.int8_key(keys)]), self.keys)
+        warm = np.concatenate([keys, self.choices.int8_key(keys)])
+        return np.setdiff1d(np.concatenate([warm, warm + 1]), self.keys)
 
-    def lookup(self, keys: Ints) -> tuple[Floats, Ints]:
+    def lookup(self, keys: Ints) -> tuple[Floats, Formats]:
         """((count, WIDTH) values, (count, 2) formats) of keys that the table holds."""
-        where = self._find(keys)
+        where = self.find(keys)
         return self.values[where], self.formats[where]
 
     def kernels(self, key: int) -> Kernels:
         """The kernels of a key, in order."""
-        return layer_kernels(self.choices.spec, *self.choices.read(key))
+        return self.choices.kernels(key)
 
     def add(self, keys: Ints, kernels: Sequence[Kernels], times_s: Floats) -> None:
         """Take in fresh keys, their kernels, and (all their kernels,) seconds."""
@@ -69,13 +80,18 @@ class LayerTable:
         self.keys = np.concatenate([self.keys, keys])[order]
         self.values = np.concatenate([self.values, values])[order]
         self.formats = np.concatenate([self.formats, formats])[order]
+        if self._row_of is not None:
+            self._row_of[self.keys] = np.arange(len(self.keys))
 
-    def _find(self, keys: Ints) -> NDArray[np.intp]:
+    def find(self, keys: Ints) -> NDArray[np.signedinteger]:
+        """(count,) row of each key; any row for a key that the table does not hold."""
+        if self._row_of is not None:
+            return self._row_of[keys]
         return np.minimum(np.searchsorted(self.keys, keys), max(len(self.keys) - 1, 0))
 
-    def _rows(self, kernels: Sequence[Kernels], times: Floats) -> tuple[Floats, Ints]:
+    def _rows(self, kernels: Sequence[Kernels], times: Floats) -> tuple[Floats, Formats]:
         ends = np.cumsum([len(k) for k in kernels])
-        values, formats = np.zeros((len(kernels), WIDTH)), np.zeros((len(kernels), 2), dtype=np.int64)
+        values, formats = np.zeros((len(kernels), WIDTH)), np.zeros((len(kernels), 2), dtype=np.uint8)
         for row, (each, end) in enumerate(zip(kernels, ends.tolist(), strict=True)):
             values[row, :5] = self._sums(each, times[end - len(each) : end])
             reads, writes = self.layouts.formats(each)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from automc.devices.device import NodeTime
 from automc.graph import LayerGraph
 from automc.predict.calibration import Calibration
 from automc.predict.flow import Flow
@@ -23,6 +24,8 @@ from automc.space import Codes, SearchSpace
 
 __all__ = ["FittedModel", "Priced", "Samples", "Setting"]
 
+
+_CONVERSIONS = frozenset({"DequantizeLinear", "QuantizeLinear", "Transpose"})
 
 TOLERATED_DISAGREEMENT = 0.03
 """Of kernel times with the latency of their whole model, as a fraction."""
@@ -136,14 +139,20 @@ def _measured(candidate: Candidate, code: Codes, tables: dict[str, LayerTable], 
     """The kernels of a candidate as the policy says; whether they are integer as the runtime ran them."""
     rows, times = [np.zeros((0, len(COLUMNS)), dtype=np.int64)], []
     expected = {name: table.kernels(int(table.choices.keys(code[None])[0])) for name, table in tables.items()}
-    for node, place in zip(candidate.nodes, candidate.places, strict=True):
+    before = [None, *candidate.nodes[:-1]]
+    for node, previous, place in zip(candidate.nodes, before, candidate.places, strict=True):
         if place is not None and place[0] in expected and place[1] < len(expected[place[0]]):
             row = expected[place[0]].rows[place[1] : place[1] + 1].copy()
-            if node.inputs:
-                row[0, COLUMNS.index("int8")] = node.inputs[0].dtype in ("uint8", "int8")
+            row[0, COLUMNS.index("int8")] = _is_int8(node)
+            row[0, COLUMNS.index("cold")] = _is_int8(node) and not (previous and _is_int8(previous))
             rows.append(row)
             times.append(node.time_s * scale)
     return Kernels(np.concatenate(rows)), np.maximum(np.array(times), 1e-9)
+
+
+def _is_int8(node: NodeTime) -> bool:
+    """Whether a kernel computes on integers; conversions do not count."""
+    return bool(node.inputs) and node.inputs[0].dtype in ("uint8", "int8") and node.op not in _CONVERSIONS
 
 
 def _scales(candidates: Sequence[Candidate], latency_s: Floats) -> Floats:

@@ -51,11 +51,11 @@ class Residuals:
 
 
 def _describe(kernels: Kernels, layouts: Layouts) -> Floats:
-    """(count, 11) shapes, and how far channels are from full blocks."""
+    """(count, 12) shapes, and how far channels are from full blocks."""
     block = max(layouts.block, 1)
     cin, cout = kernels["cin"], kernels["cout"]
     columns = (
         kernels["kind"], layouts.modes(kernels), kernels["window"], kernels["stride"], cin, cout,
-        cin % block, -cout % block, kernels["out_positions"], kernels["cin"] * kernels["window"], kernels.macs,
+        cin % block, -cout % block, kernels["out_positions"], cin * kernels["window"], kernels.macs, kernels["cold"],
     )  # fmt: skip
     return np.stack(columns, axis=1).astype(np.float64)

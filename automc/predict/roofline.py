@@ -20,6 +20,7 @@ __all__ = ["FEATURES", "Floats", "Rooflines", "relative_nnls"]
 Floats = NDArray[np.float64]
 FEATURES = (
     "constant", "padded_macs", "macs", "in_bytes", "out_bytes", "weight_bytes", "patch_bytes", "outputs", "gathers",
+    "cold_bytes", "cold_gathers",
 )  # fmt: skip
 _PASS = 4
 """Blocks of output channels that a kernel computes while it reads its input once (MLAS)."""
@@ -96,6 +97,8 @@ def features(kernels: Kernels, layouts: Layouts, batch_size: int) -> Floats:
         size * there * wide_in * window * -(-wide_out // (_PASS * block)),
         there * wide_out,
         there * window,
+        kernels["cold"] * size * (here * cin + there * cout),
+        kernels["cold"] * there * window,
     )
     return np.stack([np.asarray(column, dtype=np.float64) for column in columns], axis=1)
 

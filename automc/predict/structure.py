@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,7 +61,7 @@ def read_structure(dense_onnx: bytes, graph: LayerGraph) -> Structure:
     """
     try:
         model = onnx.load_from_string(dense_onnx)
-        inferred = onnx.shape_inference.infer_shapes(model)
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
     except Exception as error:  # protobuf and onnx raise families of their own
         raise InputError(f"The dense model is not readable ONNX: {error}") from error
     reader = _Reader(inferred.graph, graph)
@@ -101,6 +102,7 @@ class _Reader:
             if value.name not in self.constants:
                 self._tensor(value.name, None, 1)
         self.inputs = len(self.tensors)
+        self.batch = next((shape[0] for v in proto.input if (shape := self.shapes.get(v.name))), 1)
 
     def add(self, node: Any) -> None:
         sources = [self.ids[name] for name in node.input if name in self.ids]
@@ -115,19 +117,25 @@ class _Reader:
         if layer >= 0:
             self.seen.add(layer)
             spec = self.graph.layers[layer]
-            source = self.tensors[sources[0]]
-            self.tensors[sources[0]] = TensorInfo(source.elements, spec.inputs, spec.in_channels)
+            elements = self.batch * math.prod(spec.in_shape)
+            self.tensors[sources[0]] = TensorInfo(elements, spec.inputs, spec.in_channels)
         for name in node.output:
             if name:
-                self._tensor(name, channels, width)
+                self._tensor(name, channels, width, self._size(layer, sources))
         self.steps.append(Step(node.op_type, layer, tuple(dict.fromkeys(sources)), self.ids[node.output[0]]))
 
-    def _tensor(self, name: str, channels: Channels | None, width: int) -> None:
+    def _tensor(self, name: str, channels: Channels | None, width: int, otherwise: int = 1) -> None:
+        """Note a tensor; `otherwise` are its elements where ONNX could not infer its shape."""
         self.ids[name] = len(self.tensors)
-        elements = 1
-        for size in self.shapes.get(name, ()):
-            elements *= max(size, 1)
+        shape = self.shapes.get(name, (0,))
+        elements = math.prod(shape) or otherwise
         self.tensors.append(TensorInfo(elements, channels, width))
+
+    def _size(self, layer: int, sources: Sequence[int]) -> int:
+        """Elements of what a node writes, by the layer's shape or by what it reads."""
+        if layer >= 0:
+            return self.batch * math.prod(self.graph.layers[layer].out_shape)
+        return max(self.tensors[index].elements for index in sources)
 
     def _layer(self, node: Any) -> int:
         if node.op_type not in LAYER_OPS:
