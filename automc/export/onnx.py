@@ -104,8 +104,7 @@ def quantize_proto(
     proto = _with_inferred_shapes(proto)
     nodes = _integer_nodes(proto.graph, set(layers))
     tensors = {name for node in nodes for name in (*node.input, *node.output) if name}
-    constants = {initializer.name for initializer in proto.graph.initializer}
-    ranges = _ranges(proto, sorted(tensors - constants), calibration)
+    ranges = _ranges(proto, sorted(tensors - _constants(proto.graph)), calibration)
     quantizer = QDQQuantizer(
         proto,
         per_channel=True,
@@ -140,22 +139,30 @@ def _float_outputs(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _integer_nodes(graph: onnx.GraphProto, layers: set[str]) -> list[onnx.NodeProto]:
-    """The nodes that run on integers: those of `layers`, and carriers all of whose inputs such nodes make."""
-    chosen: list[onnx.NodeProto] = []
-    integer: set[str] = set()
-    constants = {initializer.name for initializer in graph.initializer}
+    """The nodes that run on integers: those of `layers`, and carriers that read nothing but integer tensors.
+
+    A tensor is integer when an integer node writes it, or when one reads it: it is then converted for all its readers.
+    """
+    constants = _constants(graph)
+    own = [node for node in graph.node if node.op_type in _INTEGER_OPS and layer_of(node) in layers]
+    integer = {name for node in own for name in (*node.input, *node.output) if name not in constants}
+    chosen = []
     for node in graph.node:
         activations = [name for name in node.input if name and name not in constants]
-        own = node.op_type in _INTEGER_OPS and layer_of(node) in layers
-        carried = node.op_type in _CARRIER_OPS and bool(activations) and all(name in integer for name in activations)
-        if own or carried:
+        carries = node.op_type in _CARRIER_OPS and bool(activations) and integer.issuperset(activations)
+        if node in own or carries:
             chosen.append(node)
             integer.update(node.output)
-    following = {name for node in chosen for name in node.output}
-    for node in graph.node:  # the activation that the runtime fuses into an integer layer
-        if node.op_type in ("Relu", "Clip") and node.input[0] in following and node not in chosen:
-            chosen.append(node)
     return chosen
+
+
+def _constants(graph: onnx.GraphProto) -> set[str]:
+    """Names of initializers and of everything computed from constants alone."""
+    constants = {initializer.name for initializer in graph.initializer}
+    for node in graph.node:
+        if constants.issuperset(name for name in node.input if name):
+            constants.update(node.output)
+    return constants
 
 
 def _ranges(proto: onnx.ModelProto, tensors: Sequence[str], calibration: Sequence[Tensor]) -> TensorsData:
