@@ -98,11 +98,13 @@ class _Writer:
         return self.op("DequantizeLinear", [self.op("QuantizeLinear", [source, scale, zero]), scale, zero])
 
     def read_by(self, source: str, layer: str) -> str:
-        wanted = self.policy.get(layer, Quantize) and source not in self.integer
-        return self.quantized(source, f"{layer}.in") if wanted else source
+        if source in self.integer or not self.policy.get(layer, Quantize):
+            return source
+        self.integer.add(pair := self.quantized(source, f"{layer}.in"))
+        return pair
 
     def carried(self, kind: str, sources: Sequence[str], **attributes: Any) -> str:
-        """An operator that stays between Q/DQ pairs if all that it reads came out of one as it was made."""
+        """An operator that stays between Q/DQ pairs if all that it reads comes out of one."""
         made = self.op(kind, sources, **attributes)
         if not all(source in self.integer for source in sources):
             return made

@@ -1,8 +1,9 @@
 """Follow activations through the dense graph in the formats that they exist in: fp32, fp32 in channel blocks, int8.
 
 Where a reader wants another format, a conversion of the tensor's elements is counted; operators are counted in the format they work in.
-The rules are those of quantise/dequantise (QDQ) models: a tensor that any integer layer reads is quantised for all its readers,
-and whatever then stands between integer tensors runs on integers itself, a layer with fp32 weights included.
+The rules are those of the exporter's quantise/dequantise (QDQ) models and of ONNX Runtime: a tensor that an integer layer writes or reads
+is integer for all its readers; an operator that reads only such tensors writes one; a layer with fp32 weights runs on
+integers when it reads an integer tensor and its activation is one.
 """
 
 from __future__ import annotations
@@ -153,9 +154,7 @@ class _Walk:
         if step.op in _KEEPS_BLOCKS:
             formats[np.all([native == BLOCKED for native in natives], axis=0)] = BLOCKED
         if step.op in _KEEPS_INT8:
-            born = np.all([self.born[tensor] == INT8 for tensor in step.inputs], axis=0)
-            integer = np.all([native == INT8 for native in natives], axis=0)
-            formats[born | (integer & self._any_int8(self.flow.behind(step.output)))] = INT8
+            formats[np.all([native == INT8 for native in natives], axis=0)] = INT8
         quantized = self._any_int8(self.flow.readers(step.output)) & (formats != INT8)
         folded = np.full(len(self.codes), False)
         if step.op in _FOLDED and self.flow.only_layers_read(step.output):
