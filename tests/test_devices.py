@@ -80,6 +80,22 @@ def test_a_machine_that_stays_busy_is_marked_noisy() -> None:
     assert len(measured.rounds_s["m"]) == 6
 
 
+def test_interrupted_runs_count_by_their_processor_time() -> None:
+    machine = Machine({"m": 0.1}, busy=lambda now: 1.0 if now < 0.25 else 3.0)
+    worked = 0.0
+
+    def run() -> None:
+        nonlocal worked
+        machine.runs["m"]()
+        worked += 0.1
+
+    clocks = {"clock": lambda: machine.now, "cpu_clock": lambda: worked}
+    measured = interleave({"m": run}, Protocol(rounds=6), sentinel=lambda: 1e-3, **clocks)
+    assert measured.median_s("m") == pytest.approx(0.1)
+    assert measured.noisy
+    assert "processor time" in measured.notes[0]
+
+
 def test_the_time_limit_ends_the_rounds() -> None:
     machine = Machine({"m": 1.0})
     assert len(machine.measure(rounds=50, time_limit_s=6).rounds_s["m"]) in range(3, 7)

@@ -56,6 +56,7 @@ class Flow:
     Attributes:
         names: of the columns of `Counted.glue`.
         count_columns: those of them that count operators.
+        int8_columns: those of them that count integer tensors made between layers.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Flow:
         kinds = [*TRANSITIONS, *(f"{op}:{fmt}" for op in ops for fmt in (*_FORMATS.values(), "quantized"))]
         self.names = tuple(f"{kind}:{what}" for kind in kinds for what in ("count", "elements"))
         self.count_columns = list(range(0, len(self.names), 2))
+        self.int8_columns = [i for i, name in enumerate(self.names) if name.endswith("int8:count")]
         self._column = {kind: 2 * index for index, kind in enumerate(kinds)}
         self._channels = [
             None if t.channels is None else (t.channels.fixed, kept(t.channels.parts, graph, space))

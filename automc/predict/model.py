@@ -11,7 +11,7 @@ import numpy as np
 from automc.devices.device import NodeTime
 from automc.graph import LayerGraph
 from automc.predict.calibration import Calibration
-from automc.predict.flow import Flow
+from automc.predict.flow import Counted, Flow
 from automc.predict.glue import Glue
 from automc.predict.kernel_model import KernelModel
 from automc.predict.kernels import COLUMNS, Kernels, LayerChoices, Layouts
@@ -118,17 +118,20 @@ class FittedModel:
         )
         self.glue = Glue.fit(counted.glue, {**samples.glue_s, "(neighbours)": excess}, samples.latency_s)
         self.calibration = Calibration.fit(self._terms(counted.layers, counted.glue), samples.latency_s)
-        dense = float(len(setting.graph.layers))
-        self.size = SizeModel.fit(
-            counted.layers[:, 3], counted.layers[:, 1], counted.layers[:, 4], samples.size_bytes, dense
-        )
+        self.size = SizeModel.fit(counted.layers[:, 3], self._parts(counted), samples.size_bytes)
 
     def price(self, codes: Codes) -> Priced:
         """Price (count, domains) codes."""
         counted = self.flow.count(codes)
         latency = self.calibration.predict(self._terms(counted.layers, counted.glue))
-        size = self.size.predict(counted.layers[:, 3], counted.layers[:, 1], counted.layers[:, 4])
+        size = self.size.predict(counted.layers[:, 3], self._parts(counted))
         return Priced(latency, size, counted.layers[:, 2], counted.times_s)
+
+    def _parts(self, counted: Counted) -> Floats:
+        """(count, 3) kernels beyond the dense model's, integer kernels, integer tensors between layers."""
+        added = np.maximum(counted.layers[:, 1] - len(self.setting.graph.layers), 0.0)
+        between = counted.glue[:, self.flow.int8_columns].sum(axis=1)
+        return np.stack([added, counted.layers[:, 4], between], axis=1)
 
     def _terms(self, layers: Floats, glue: Floats) -> Floats:
         nodes = layers[:, 1] + glue[:, self.flow.count_columns].sum(axis=1)

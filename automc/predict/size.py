@@ -14,22 +14,21 @@ __all__ = ["SizeModel"]
 
 @dataclass(frozen=True)
 class SizeModel:
-    """bytes = weights + what the dense file holds besides + per factor node added + per integer kernel."""
+    """bytes = weights + a constant + so much per node that factors add, per integer kernel, and per integer tensor between layers."""
 
-    overhead: float
-    per_kernel: float
-    per_int8: float
-    dense_kernels: float
+    weights: Floats
 
     @classmethod
-    def fit(cls, weight_bytes: Floats, kernels: Floats, int8: Floats, sizes: Floats, dense_kernels: float) -> SizeModel:
-        """From built candidates, (models,) each."""
-        left = sizes - weight_bytes
-        design = np.stack([np.ones(len(left)), np.maximum(kernels - dense_kernels, 0.0), int8], axis=1)
-        solution, _ = nnls(design, np.maximum(left, 0.0))
-        return cls(float(solution[0]), float(solution[1]), float(solution[2]), dense_kernels)
+    def fit(cls, weight_bytes: Floats, counts: Floats, sizes: Floats) -> SizeModel:
+        """From built candidates: (models,) bytes of weights, (models, 3) counts of those parts, (models,) bytes in all."""
+        left = np.maximum(sizes - weight_bytes, 0.0)
+        solution, _ = nnls(_design(counts), left)
+        return cls(np.asarray(solution, dtype=np.float64))
 
-    def predict(self, weight_bytes: Floats, kernels: Floats, int8: Floats) -> Floats:
+    def predict(self, weight_bytes: Floats, counts: Floats) -> Floats:
         """(count,) bytes."""
-        added = np.maximum(kernels - self.dense_kernels, 0.0)
-        return np.asarray(weight_bytes + self.overhead + self.per_kernel * added + self.per_int8 * int8)
+        return np.asarray(weight_bytes + _design(counts) @ self.weights, dtype=np.float64)
+
+
+def _design(counts: Floats) -> Floats:
+    return np.column_stack([np.ones(len(counts)), counts])
