@@ -114,10 +114,11 @@ def _recorder(layer: LayerSpec, accumulator: _Accumulator, samples: int, generat
     per_sample = max(1, math.ceil(wanted / max(1, samples)))
 
     def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        columns = unfold(module, inputs[0].detach())
-        if columns.shape[1] > per_sample:
-            chosen = torch.randperm(columns.shape[1], generator=generator)[:per_sample]
-            columns = columns[:, chosen]
+        positions = layer.positions
+        chosen = torch.arange(positions)
+        if positions > per_sample:
+            chosen = torch.randperm(positions, generator=generator)[:per_sample]
+        columns = unfold(module, inputs[0].detach(), chosen)
         flat = columns.reshape(-1, features)
         if not bool(torch.isfinite(flat).all()):
             raise InputError(
@@ -129,18 +130,29 @@ def _recorder(layer: LayerSpec, accumulator: _Accumulator, samples: int, generat
     return record
 
 
-def unfold(module: nn.Module, inputs: Tensor) -> Tensor:
-    """(batch, positions, features) columns that a convolution or linear layer multiplies its weights with."""
+def unfold(module: nn.Module, inputs: Tensor, positions: Tensor) -> Tensor:
+    """(batch, positions, features) columns that a convolution or linear layer multiplies its weights with.
+
+    `positions` are output positions, row by row for a convolution; only their columns are gathered.
+    """
     if isinstance(module, nn.Linear):
-        return inputs.reshape(len(inputs), -1, inputs.shape[-1])
+        return inputs.reshape(len(inputs), -1, inputs.shape[-1])[:, positions]
     assert isinstance(module, nn.Conv2d)
-    if isinstance(module.padding, str):
+    padded = F.pad(inputs, _padding(module))
+    height, width = module.kernel_size[0], module.kernel_size[1]
+    steps = [torch.arange(k) * d for k, d in zip(module.kernel_size, module.dilation, strict=True)]
+    columns_out = (padded.shape[3] - module.dilation[1] * (width - 1) - 1) // module.stride[1] + 1
+    rows = (positions // columns_out) * module.stride[0]
+    columns = (positions % columns_out) * module.stride[1]
+    picked = padded[:, :, (rows[:, None] + steps[0])[:, :, None], (columns[:, None] + steps[1])[:, None, :]]
+    return picked.transpose(1, 2).reshape(len(inputs), len(positions), -1, height * width).flatten(2)
+
+
+def _padding(module: nn.Conv2d) -> tuple[int, int, int, int]:
+    """(left, right, top, bottom) zeros around the input."""
+    if module.padding == "same":
         total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-        if module.padding == "same":
-            left = [t // 2 for t in total]
-            inputs = F.pad(inputs, (left[1], total[1] - left[1], left[0], total[0] - left[0]))
-        padding: tuple[int, ...] = (0, 0)
-    else:
-        padding = tuple(module.padding)
-    columns = F.unfold(inputs, module.kernel_size, module.dilation, padding, module.stride)
-    return columns.transpose(1, 2)
+        return total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2
+    if module.padding == "valid":
+        return 0, 0, 0, 0
+    return int(module.padding[1]), int(module.padding[1]), int(module.padding[0]), int(module.padding[0])

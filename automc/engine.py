@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -16,7 +16,7 @@ from automc.errors import AutomcError
 from automc.evaluate.accuracy import Cached, Stitched
 from automc.execute.serial import Serial
 from automc.loop import Loop
-from automc.policy import Policy
+from automc.policy import Policy, Quantize
 from automc.prepare import Clock, Prepared
 from automc.protocols import Agent, Costs, Observer, Predictor, Problem
 from automc.recover import recover
@@ -30,6 +30,10 @@ FINALISTS = 3
 MAX_ROUNDS = 4
 TOLERATED_LOSS = 0.005
 """Where the dense model already holds the budget, the winner is the fastest that loses no more than this of its score."""
+
+
+NOTICEABLE = 0.002
+"""A difference in score worth another round of measuring."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +53,19 @@ class Settings:
 class Central:
     """A predictor that promises what it expects: agents may aim at the budget itself, since finalists are measured.
 
-    Aiming with the upper end of the interval would leave out the best policies by the width of the interval.
+    Aiming with the upper end of the interval would leave out the best policies by the width of the interval. `bias` is how much
+    longer than predicted the last finalists took: what agents find at the edge of a budget is what the predictor
+    prices too low.
     """
 
     inner: Predictor
+    bias: float = 1.0
 
     def predict(self, codes: Codes) -> Costs:
         """The inner predictor's costs with the interval closed."""
         costs = self.inner.predict(codes)
-        return replace(costs, latency_low_s=costs.latency_s, latency_high_s=costs.latency_s)
+        latency_s = self.bias * costs.latency_s
+        return replace(costs, latency_s=latency_s, latency_low_s=latency_s, latency_high_s=latency_s)
 
 
 @dataclass
@@ -80,6 +88,7 @@ class Engine:
 
     def __post_init__(self) -> None:
         self._start = time.monotonic()
+        self._bias = 1.0
         self._next = 1 + max((trial.number for trial in self.known), default=-1)
         self.certifier = Certifier(self.prepared, self.settings.budget, self.settings.batch_size, self.settings.seed)
         self.limits = self.prepared.limits(self.settings.budget)
@@ -152,7 +161,7 @@ class Engine:
         problem = Problem(
             space=self.prepared.space,
             budget=self._target(),
-            predictor=Central(self.prepared.predictor),
+            predictor=Central(self.prepared.predictor, self._bias),
             sensitivity=self.prepared.sensitivity,
             dense_score=self.dense.validation,
             n_trials=self.settings.trials,
@@ -180,19 +189,27 @@ class Engine:
 
     def _finalists(self) -> list[Candidate]:
         """The most promising trials not yet measured: the best scores, and the least sum of single-choice losses."""
-        measured = {c.candidate.policy.digest for c in self.certified}
-        scored = [t for t in self.done if t.state == "complete" and t.policy.digest not in measured and len(t.policy)]
+        scored = [t for t in self.done if t.state == "complete" and not self._is_measured(t.policy) and len(t.policy)]
         holding = [t for t in scored if self._likely(t)]
         if not holding:
             nearest = sorted(scored, key=lambda t: self.limits.violation(t.cost))
-            return [self._candidate(t.policy) for t in nearest[:FINALISTS]] if self.best is None else []
+            return self._candidates(t.policy for t in nearest) if self.best is None else []
         ranked = sorted(holding, key=lambda t: (-_score(t), self._loss(t.policy)))
         gentlest = min(holding, key=lambda t: self._loss(t.policy))
-        policies = dict.fromkeys(t.policy for t in (*ranked[: FINALISTS - 1], gentlest, *ranked[:FINALISTS]))
-        return [self._candidate(policy) for policy in list(policies)[:FINALISTS]]
+        return self._candidates(t.policy for t in (*ranked[: FINALISTS - 1], gentlest, *ranked[:FINALISTS]))
 
-    def _candidate(self, policy: Policy) -> Candidate:
-        return Candidate(policy, self.prepared.stitcher.apply(policy))
+    def _candidates(self, policies: Iterable[Policy]) -> list[Candidate]:
+        """The first FINALISTS different ones, with every layer that runs on integers named."""
+        explicit = list(dict.fromkeys(self._explicit(policy) for policy in policies))[:FINALISTS]
+        return [Candidate(policy, self.prepared.stitcher.apply(policy)) for policy in explicit]
+
+    def _is_measured(self, policy: Policy) -> bool:
+        return self._explicit(policy).digest in {c.candidate.policy.digest for c in self.certified}
+
+    def _explicit(self, policy: Policy) -> Policy:
+        """The policy with every layer that runs on integers named."""
+        rounded = self.prepared.stitcher.integer_layers(policy)
+        return Policy.of([*(c for c in policy if not isinstance(c[1], Quantize)), *rounded.items()])
 
     def _loss(self, policy: Policy) -> float:
         """Sum of the losses of the policy's single choices: a better guide to the recovered score than the score before."""
@@ -219,7 +236,10 @@ class Engine:
         return Trial(self._next - 1, finalist.policy, finalist.cost, finalist.validation, seconds=seconds, stage=stage)
 
     def _correct(self) -> None:
-        """Refit the predictor to what was measured, and price the trials anew."""
+        """Refit the predictor to what was measured, price the trials anew, and aim lower by what the last ones missed."""
+        latest = [c for c in self.certified[-FINALISTS:] if len(c.candidate.policy)]
+        misses = [c.certificate.latency_s * self._drift(c) / (c.finalist.predicted_latency_s or np.nan) for c in latest]
+        self._bias = max(1.0, self._bias, float(np.nanmedian(misses))) if misses else self._bias
         pairs = [
             (c.candidate.policy, c.certificate.latency_s * self._drift(c))
             for c in self.certified
@@ -238,14 +258,13 @@ class Engine:
         """Whether an unmeasured trial that should hold the budget scored clearly better than the winner."""
         best = self.best
         assert best is not None
-        measured = {c.candidate.policy.digest for c in self.certified}
-        left = [t for t in self.done if t.state == "complete" and t.policy.digest not in measured]
-        stitched = self._stitched.known.get(best.candidate.policy.digest, best.finalist.validation)
-        return any(self._likely(t) and _score(t) > stitched + 1e-9 for t in left)
+        left = [t for t in self.done if t.state == "complete" and not self._is_measured(t.policy)]
+        return any(self._likely(t) and _score(t) > best.finalist.validation + NOTICEABLE for t in left)
 
     def _likely(self, trial: Trial) -> bool:
         """Whether the trial holds the budget if it takes as long as predicted; measuring it will tell."""
-        return self.limits.holds(replace(trial.cost, latency_interval_s=None))
+        latency_s = None if trial.cost.latency_s is None else self._bias * trial.cost.latency_s
+        return self.limits.holds(replace(trial.cost, latency_s=latency_s, latency_interval_s=None))
 
     def _recover(self) -> Iterator[Trial]:
         """Fine-tune the two best finalists that hold, half the time shared, half for the better of them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from automc.devices.device import Device
 from automc.evaluate.accuracy import gather
 from automc.evaluate.data import Data
 from automc.evaluate.divergence import sensitivities
-from automc.export.onnx import build_onnx
+from automc.export.onnx import build_onnx, export_float, integer_closure
 from automc.offer import offer
 from automc.policy import Policy
 from automc.predict.predictor import LearnedPredictor
@@ -120,9 +121,13 @@ def prepare(
     count = len(inputs[0])
     batches = [tuple(t[i : i + 64] for t in inputs) for i in range(0, count, 64)]
     stats = calibrate(traced, batches, count)
-    stitcher = Stitcher(traced, stats, ranges, reduce_range=device.capabilities().reduce_range)
+    dense = export_float(traced.model, example)
+    dense_onnx = dense.SerializeToString()
+    stitcher = Stitcher(
+        traced, stats, ranges, reduce_range=device.capabilities().reduce_range,
+        closure=lru_cache(maxsize=4096)(lambda layers: integer_closure(dense, layers)),
+    )  # fmt: skip
     build = _builder(device, example, ranges)
-    dense_onnx = build(traced.model)
     clock.start("profile")
     arrays = [tensor.numpy() for tensor in example]
     profile = profile_model(

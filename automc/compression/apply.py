@@ -7,7 +7,7 @@ the factors for each rank, remembered as they are first needed. A policy is then
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
 import torch
@@ -28,6 +28,7 @@ __all__ = ["Stitcher"]
 Indices = tuple[int, ...]
 
 _CACHE = 512
+_INT8 = Quantize(8, 8)
 _CHECK = "`automc check` lists what can be compressed."
 
 
@@ -37,6 +38,7 @@ class Stitcher:
     Args:
         range_batch: inputs from which the activation ranges of integer layers are set, in each candidate anew.
         reduce_range: integer weights use 7 bits, for processors whose 8-bit kernels saturate.
+        closure: the layers that the runtime runs on 8-bit integers when those given do; they are rounded as well.
     """
 
     def __init__(
@@ -46,11 +48,13 @@ class Stitcher:
         range_batch: Sequence[Tensor],
         *,
         reduce_range: bool = False,
+        closure: Callable[[frozenset[str]], frozenset[str]] = lambda layers: layers,
     ) -> None:
         self.traced = traced
         self.stats = stats
         self.range_batch = tuple(range_batch)
         self.reduce_range = reduce_range
+        self.closure = closure
         self._orders: dict[str, tuple[list[int], list[float]]] = {}
         self._weights = lru_cache(maxsize=_CACHE)(self._refit)
         self._factors = lru_cache(maxsize=_CACHE)(self._factorise)
@@ -78,11 +82,17 @@ class Stitcher:
             for name, spec in policy:
                 if isinstance(spec, LowRank):
                     self._replace_by_factors(model, name, spec, kept)
-            for name, spec in policy:
-                if isinstance(spec, Quantize):
-                    self._quantize(model, name, spec)
+            for name, spec in self.integer_layers(policy).items():
+                self._quantize(model, name, spec)
             set_ranges(model, [self.range_batch])
         return model
+
+    def integer_layers(self, policy: Policy) -> dict[str, Quantize]:
+        """The layers that run rounded: those that the policy names, and those that the runtime adds to them."""
+        named = {name: spec for name, spec in policy if isinstance(spec, Quantize)}
+        eight = frozenset(name for name, spec in named.items() if spec == _INT8)
+        added = self.closure(eight) - named.keys() if eight else frozenset()
+        return {**named, **{name: _INT8 for name in self.traced.graph.layer if name in added}}
 
     def _kept(self, policy: Policy) -> dict[str, tuple[int, ...]]:
         kept = {}

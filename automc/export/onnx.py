@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from automc.compression.quantize import Quantized, best_range, float_model, sample
 from automc.errors import AutomcError
 
-__all__ = ["OPSET", "build_onnx", "export_float", "layer_of"]
+__all__ = ["OPSET", "build_onnx", "export_float", "integer_closure", "layer_of"]
 
 OPSET = 18
 _INTEGER_OPS = ("Conv", "Gemm", "MatMul")
@@ -154,6 +154,38 @@ def _integer_nodes(graph: onnx.GraphProto, layers: set[str]) -> list[onnx.NodePr
             chosen.append(node)
             integer.update(node.output)
     return chosen
+
+
+def integer_closure(proto: onnx.ModelProto, layers: Iterable[str]) -> frozenset[str]:
+    """`layers`, and those that ONNX Runtime then runs on integers too: the ones between integer tensors.
+
+    Args:
+        proto: the dense model in floating point.
+    """
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in proto.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    closed = frozenset(layers)
+    while True:
+        integer = {n for node in _integer_nodes(proto.graph, set(closed)) for n in (*node.input, *node.output)}
+        between = {
+            layer_of(node)
+            for node in proto.graph.node
+            if node.op_type in _INTEGER_OPS
+            and node.input[0] in integer
+            and _behind_activation(node, readers) in integer
+        }
+        if between <= closed:
+            return closed
+        closed |= between
+
+
+def _behind_activation(node: onnx.NodeProto, readers: Mapping[str, Sequence[onnx.NodeProto]]) -> str:
+    """The tensor that a layer writes, or that its only reader does where it is an activation which the runtime fuses."""
+    following = readers.get(node.output[0], [])
+    fused = len(following) == 1 and following[0].op_type in ("Relu", "Clip")
+    return following[0].output[0] if fused else node.output[0]
 
 
 def _constants(graph: onnx.GraphProto) -> set[str]:
