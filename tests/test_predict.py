@@ -125,6 +125,17 @@ def test_corrections_are_exact_and_pull_the_neighbours(predictor: LearnedPredict
     assert twice.predict(codes[:1]).latency_s[0] == 2.0
 
 
+@pytest.mark.parametrize("domains", [0, 1])
+def test_a_space_of_hardly_any_choice(domains: int) -> None:
+    small = replace(SPACE, domains=SPACE.domains[6 : 6 + domains])
+    device = synthetic.ClosedFormDevice(noise=0.0)
+    made = profile_model(device, synthetic.build, GRAPH, small, synthetic.inputs(), DENSE)
+    learned = LearnedPredictor.fit(made, GRAPH, small, DENSE, synthetic.BATCH)
+    costs = learned.predict(np.zeros((1, domains), dtype=np.int64))
+    assert costs.latency_s[0] == pytest.approx(synthetic.true_latency_s(DENSE), rel=0.05)
+    assert np.isfinite([learned.report.mape, learned.report.kernel_mape, costs.latency_high_s[0]]).all()
+
+
 def test_the_order_and_number_of_codes_do_not_matter(predictor: LearnedPredictor) -> None:
     codes = SPACE.sample(9000, np.random.default_rng(1))
     together = predictor.predict(codes)

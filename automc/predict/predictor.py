@@ -56,8 +56,8 @@ class LearnedPredictor:
         errors, kernel_errors = _held_out(samples, setting)
         model = FittedModel(samples, setting)
         report = PredictorReport(
-            mape=float(np.mean(np.abs(np.expm1(errors)))),
-            kernel_mape=float(np.mean(np.abs(np.expm1(kernel_errors)))),
+            mape=_mape(errors),
+            kernel_mape=_mape(kernel_errors),
             noise_floor=profile.measurement.noise_floor,
             kernels=len(model.kernel_model.exact),
             models=len(samples.codes),
@@ -104,6 +104,11 @@ class LearnedPredictor:
         priced = self.model.price(codes)
         seconds = np.array([seconds for _, seconds in self.anchors])
         return Corrections.of(priced.layers_s, np.log(seconds / priced.latency_s))
+
+
+def _mape(errors: Floats) -> float:
+    """Mean absolute percentage error of log ratios, as a fraction; 0 where nothing could be held out."""
+    return float(np.mean(np.abs(np.expm1(errors)))) if len(errors) else 0.0
 
 
 def _held_out(samples: Samples, setting: Setting) -> tuple[Floats, Floats]:

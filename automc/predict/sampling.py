@@ -16,13 +16,14 @@ __all__ = ["stratified"]
 def stratified(space: SearchSpace, count: int, seed: int = 0) -> Codes:
     """(<= count, domains) different codes: dense, each knob alone at several strengths, knobs together, random mixtures.
 
+    About half are mixtures, which are the hardest to predict and what agents propose, so that errors on held-out candidates do not flatter.
     In order of use: whoever can measure only a part takes the first ones.
     """
     rng = np.random.default_rng(seed)
     recipes = _recipes(space, rng)
     rows = [space.dense, *(recipes[index % len(recipes)]() for index in range(4 * count))]
-    unique = dict.fromkeys(tuple(row.tolist()) for row in rows)
-    return np.array(list(unique)[:count], dtype=np.int64).reshape(-1, len(space))
+    unique = list(dict.fromkeys(tuple(row.tolist()) for row in rows))[:count]
+    return np.array(unique, dtype=np.int64).reshape(len(unique), len(space))
 
 
 def _recipes(space: SearchSpace, rng: np.random.Generator) -> list[Callable[[], Codes]]:
@@ -59,18 +60,21 @@ def _recipes(space: SearchSpace, rng: np.random.Generator) -> list[Callable[[], 
         row[bits[first:last]] = space.cardinalities[bits[first:last]] - 1
         return row
 
+    def mixture(low: float, high: float) -> Ints:
+        return anywhere([*prune, *rank, *bits], rng.uniform(low, high))
+
     return [
         every_bit,
+        lambda: mixture(0.5, 1.0),
         lambda: draw(rng.uniform(0.3, 0.7), prune),
+        lambda: mixture(0.2, 0.5),
         lambda: anywhere(rank, 0.7),
-        lambda: anywhere([*prune, *rank, *bits], rng.uniform(0.3, 1.0)),
+        lambda: mixture(0.3, 1.0),
         lambda: draw(rng.uniform(0.2, 0.8), prune) + every_bit(),
-        lambda: draw(rng.uniform(0.7, 1.0), prune),
         lambda: draw(rng.uniform(0.2, 0.8), prune) + stretch(),
-        lambda: anywhere([*prune, *rank, *bits], rng.uniform(0.1, 0.4)),
+        lambda: mixture(0.2, 0.6),
         lambda: draw(rng.uniform(0.1, 0.9), prune) + anywhere(rank, rng.uniform(0.2, 0.6)),
-        lambda: draw(rng.uniform(0.0, 0.4), prune) + anywhere(rank, 0.3) + stretch(),
-        lambda: draw(rng.uniform(0.1, 0.5), prune, 0.6),
+        lambda: mixture(0.4, 1.0),
         lambda: anywhere([*prune, *bits], rng.uniform(0.3, 0.9)),
     ]
 
