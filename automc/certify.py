@@ -15,6 +15,7 @@ from automc.budget import Budget
 from automc.compression.quantize import float_model
 from automc.devices.measure import Measurement
 from automc.evaluate.accuracy import Deployed
+from automc.export.verify import verify
 from automc.policy import Policy
 from automc.prepare import Prepared
 from automc.result import Certificate, Finalist
@@ -77,6 +78,7 @@ class Certifier:
     ) -> Certified:
         predicted = self.prepared.predictor.predict(self.prepared.space.encode([candidate.policy]))[0]
         cost = self._cost(candidate.model, onnx, measured, name)
+        error = verify(self.prepared.device.session(onnx), candidate.model, self.prepared.example)
         validation, test = self.scores(onnx)
         holds = limits.holds(cost)
         finalist = Finalist(
@@ -100,6 +102,7 @@ class Certifier:
             holds=holds,
             noise_floor=measured.noise_floor,
             environment=self._environment(measured),
+            export_error=error,
             rounds_s={key: measured.rounds_s[key] for key in (name, "dense")},
         )
         return Certified(candidate, finalist, certificate, onnx)

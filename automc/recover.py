@@ -2,8 +2,7 @@
 
 The student learns the dense model's softened outputs (Hinton et al. 2015, arXiv 1503.02531). Integer layers train through
 their rounding with straight-through gradients; layers whose batch norm was folded get one back, set to the statistics of what
-they put out now, and it is folded again at the end. The step count is fixed after the first steps are timed, so that the cosine
-schedule ends when the time does.
+they put out now, and it is folded again at the end. The cosine schedule runs over the time given, not over a step count.
 """
 
 from __future__ import annotations
@@ -28,7 +27,9 @@ from automc.prepare import Prepared
 __all__ = ["recover"]
 
 TEMPERATURE = 2.0
-_RATE = 2e-3
+_RATE = 0.01
+_LOSS_AT_FULL_RATE = 0.3
+"""Models that start nearer to the dense one than this learn at a lower rate, which falls with the root of the loss."""
 
 
 class _Normed(nn.Sequential):
@@ -71,14 +72,15 @@ def _train(
 ) -> None:
     for parameter in student.parameters():
         parameter.requires_grad_(True)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=_RATE, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(student.parameters(), lr=_RATE, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    full_rate = _RATE
     best = copy.deepcopy(student.state_dict())
     start = last = time.perf_counter()
     for step in itertools.count():
         progress = (last - start) / max(1e-9, deadline - start)
         if progress >= 1.0:
             return
-        rate = _RATE * min(1.0, (step + 1) / 10) * 0.5 * (1 + math.cos(math.pi * progress))
+        rate = full_rate * min(1.0, (step + 1) / 10) * 0.5 * (1 + math.cos(math.pi * progress))
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss = _step(student, teacher, next(batches), optimizer)
@@ -87,6 +89,8 @@ def _train(
                 raise AutomcError("Fine-tuning starts with a loss that is not finite.", remedy="Use --recover 0.")
             student.load_state_dict(best)
             return
+        if step == 0:
+            full_rate = _RATE * min(1.0, max(0.1, math.sqrt(loss / _LOSS_AT_FULL_RATE)))
         if step % 20 == 0:
             best = copy.deepcopy(student.state_dict())
         now = time.perf_counter()

@@ -25,6 +25,7 @@ class Certificate:
         noise_floor: split-half repeatability of the rounds, as a fraction.
         rounds_s: model name -> the median of each round; "dense" is the uncompressed model.
         environment: processor, runtime and version, threads, operating system, time.
+        export_error: relative root mean square error of the exported model's outputs against the PyTorch model's.
     """
 
     limits: Mapping[str, float]
@@ -37,6 +38,7 @@ class Certificate:
     holds: bool
     noise_floor: float
     environment: Mapping[str, str]
+    export_error: float = 0.0
     rounds_s: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:

@@ -40,7 +40,7 @@ D = TypeVar("D")
 T = TypeVar("T")
 
 MAY_DIFFER = frozenset(
-    {"created", "json", "quiet", "recover", "runs", "timeout", "tracking", "trials", "versions", "workers"}
+    {"created", "json", "profile", "quiet", "recover", "runs", "timeout", "tracking", "trials", "versions", "workers"}
 )
 """Settings that a rerun under the same name may change: they say how long to search, not what for."""
 

@@ -194,6 +194,7 @@ class Run:
             dense_meets_budget=engine.dense.holds,
             left_alone=tuple((left.name, left.reason) for left in prepared.traced.graph.left_alone),
             seconds=clock.seconds,
+            widths=prepared.traced.graph.widths,
         )
 
     def _tracker(self, folder: RunDir) -> MLflowTracker | NullTracker:

@@ -21,7 +21,21 @@ from automc.units import METRICS, format_quantity, format_value
 
 from . import words
 
-__all__ = ["Axis", "hypervolume", "pareto", "policy_map", "predicted_vs_measured", "progress", "score_range"]
+__all__ = [
+    "BLACK",
+    "BLUE",
+    "GREEN",
+    "ORANGE",
+    "SKY",
+    "VERMILLION",
+    "Axis",
+    "hypervolume",
+    "pareto",
+    "policy_map",
+    "predicted_vs_measured",
+    "progress",
+    "score_range",
+]
 
 BLACK, ORANGE, SKY, GREEN, BLUE, VERMILLION = "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00"
 _BASES = {"latency_s": "s", "energy_j": "J", "size_bytes": "B", "macs": "MACs"}

@@ -97,6 +97,7 @@ def test_every_option_reaches_the_job(jobs: list[Job]) -> None:
         "timeout": "5m",
         "seed": "3",
         "recover": "0",
+        "profile": "20s",
         "name": "mine",
         "runs": "elsewhere",
         "tracking-uri": "sqlite:///x.db",

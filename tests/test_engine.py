@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -59,9 +58,8 @@ def trained() -> nn.Module:
 
 
 @pytest.fixture(autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTOMC_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-    yield
 
 
 def compress(folder: Path, **changes: object) -> automc.Compressed:

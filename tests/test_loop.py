@@ -10,9 +10,9 @@ import pytest
 
 from automc.evaluate.accuracy import Cached
 from automc.execute.serial import Serial
+from automc.loop import Loop
 from automc.policy import Policy, Prune
 from automc.protocols import Costs
-from automc.loop import Loop
 from automc.space import Codes, Domain, SearchSpace
 from automc.trial import Cost, Trial
 

@@ -17,7 +17,7 @@ from automc.policy import LowRank, Policy, Prune, Quantize
 from automc.predict.predictor import LearnedPredictor
 from automc.predict.profile import Profile, profile_model
 from automc.predict.sampling import stratified
-from automc.predict.structure import layer_of, read_structure, scope_of
+from automc.predict.structure import layer_of, read_structure
 from automc.protocols import Predictor
 
 GRAPH, SPACE = synthetic.graph(), synthetic.space()
@@ -217,7 +217,6 @@ def test_structure_follows_layers_and_names() -> None:
     structure = read_structure(DENSE, GRAPH)
     assert [step.layer for step in structure.steps if step.layer >= 0] == [0, 1, 2, 3, 4, 5]
     assert layer_of("layer1.conv.weight", ["layer1", "layer1.conv", "layer10"]) == "layer1.conv"
-    assert scope_of("/layer1/layer1.0/fc/MatMul") == "layer1.0.fc"
     missing = replace(GRAPH, layers=(*GRAPH.layers, replace(GRAPH.layers[0], name="ghost")))
     with pytest.raises(InputError, match="ghost"):
         read_structure(DENSE, missing)

@@ -37,6 +37,7 @@ _MODEL = "FILE.py:FUNCTION or MODULE:FUNCTION that returns the model, torchvisio
 _DATA = "digits, npz:FILE, imagefolder:DIR, cifar10:DIR, or FILE.py:FUNCTION that returns the loaders. Default: digits."
 _EVALUATE = "FILE.py:FUNCTION of (model, loader) that returns a score, higher is better. Default: accuracy."
 _RECOVER = "Time to fine-tune the finalists for, in all; 0 = off."
+_PROFILE = "Time to measure the device with this model, the first time."
 _TRACKING = "MLflow server or store. Default: $MLFLOW_TRACKING_URI, or sqlite:///mlflow.db here."
 
 JOB_OPTIONS = (
@@ -68,6 +69,7 @@ JOB_OPTIONS = (
     click.Option(["--timeout"], type=duration, metavar="DURATION", help="Stop searching after this long, such as 10m."),
     click.Option(["--seed"], type=int, default=0, show_default=True, help="The same seed proposes the same trials."),
     click.Option(["--recover"], type=duration, default="1m", show_default=True, metavar="DURATION", help=_RECOVER),
+    click.Option(["--profile"], default="40s", show_default=True, metavar="DURATION", help=_PROFILE),
     click.Option(
         ["--name"], help="Name of the run; a name that exists is resumed. Default: made from the model and time."
     ),

@@ -38,6 +38,7 @@ def find_faults(
     timeout: str | None = None,
     seed: int = 0,
     recover: str | None = None,
+    profile: str | None = None,
     name: str | None = None,
     runs: str | Path | None = None,
     tracking_uri: str | None = None,
@@ -54,7 +55,7 @@ def find_faults(
         if plug_in is not None and plug_in not in names(kind):
             faults.append(Fault.of(UnknownNameError(kind, plug_in, names(kind))))
     faults.extend(_number_faults(threads=threads, trials=trials, batch_size=batch_size, seed=seed))
-    faults.extend(_duration_faults(timeout=timeout, recover=recover))
+    faults.extend(_duration_faults(timeout=timeout, recover=recover, profile=profile))
     faults.extend(_folder_faults(runs, name))
     faults.extend(_task_faults(model, Path(weights) if weights else None, data, evaluate, batch_size))
     return faults

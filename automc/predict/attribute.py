@@ -14,7 +14,8 @@ from typing import Any
 import onnx
 
 from automc.devices.device import NodeTime
-from automc.predict.structure import LAYER_OPS, layer_of, scope_of
+from automc.export.onnx import layer_of as module_of
+from automc.predict.structure import LAYER_OPS, layer_of
 
 __all__ = ["Place", "attribute"]
 
@@ -66,13 +67,13 @@ def _place(node: Any, constants: dict[str, str], layers: Sequence[str], factors:
     weights = [constants[name] for name in node.input if name in constants]
     layer = next((owner for name in weights if (owner := layer_of(name, layers))), None)
     if layer is None and weights:
-        layer = _by_scope(node.name, layers)
+        layer = _by_scope(node, layers)
     if layer is None:
         return None
     factors[layer] += 1
     return layer, factors[layer] - 1
 
 
-def _by_scope(node_name: str, layers: Sequence[str]) -> str | None:
-    scope = scope_of(node_name)
+def _by_scope(node: Any, layers: Sequence[str]) -> str | None:
+    scope = module_of(node)
     return scope if scope in layers else layer_of(scope, layers)

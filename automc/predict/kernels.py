@@ -12,7 +12,20 @@ from automc.graph import LayerGraph, LayerSpec
 from automc.policy import LowRank, Prune, Quantize
 from automc.space import Codes, SearchSpace
 
-__all__ = ["BLOCKED", "COLUMNS", "INT8", "PLAIN", "Ints", "Kernels", "LayerChoices", "Layouts", "layer_kernels"]
+__all__ = [
+    "BLOCKED",
+    "COLUMNS",
+    "INT8",
+    "KINDS",
+    "PLAIN",
+    "Ints",
+    "Kernels",
+    "LayerChoices",
+    "Layouts",
+    "count",
+    "kept",
+    "layer_kernels",
+]
 
 Ints = NDArray[np.int64]
 COLUMNS = ("kind", "cin", "cout", "window", "stride", "in_positions", "out_positions", "groups", "int8", "cold")

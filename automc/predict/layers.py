@@ -14,7 +14,7 @@ from automc.predict.kernels import Ints, Kernels, LayerChoices, Layouts
 from automc.predict.roofline import Floats
 from automc.space import Codes
 
-__all__ = ["TRANSITIONS", "FILE_COLUMNS", "WIDTH", "LayerTable", "learn", "transition"]
+__all__ = ["FILE_COLUMNS", "TRANSITIONS", "WIDTH", "Formats", "LayerTable", "learn", "transition"]
 
 TRANSITIONS = ("blocked>plain", "int8>plain", "plain>blocked", "int8>blocked", "plain>int8", "blocked>int8")
 """Conversions of an activation that a runtime inserts where a reader wants another format."""

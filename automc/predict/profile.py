@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from automc import __version__
 from automc.devices.device import Array, Capabilities, Device, NodeTime, cache_dir, digest
 from automc.devices.measure import Measurement
 from automc.errors import AutomcError
@@ -104,7 +105,7 @@ def profile_key(device: Device, space: SearchSpace, inputs: Sequence[Array], den
     """Identifies device, model, batch and space: what a profile may be reused for."""
     shapes = json.dumps([list(array.shape) for array in inputs])
     domains = [[d.target, d.knob, [spec and dataclasses.asdict(spec) for spec in d.choices]] for d in space.domains]
-    return digest(device.key, dense_onnx, shapes, json.dumps(domains))
+    return digest(__version__, device.key, dense_onnx, shapes, json.dumps(domains))
 
 
 def _build(

@@ -11,9 +11,10 @@ import onnx
 from onnx import numpy_helper
 
 from automc.errors import InputError
+from automc.export.onnx import layer_of as module_of
 from automc.graph import Channels, LayerGraph
 
-__all__ = ["Step", "Structure", "TensorInfo", "layer_of", "read_structure"]
+__all__ = ["LAYER_OPS", "Step", "Structure", "TensorInfo", "layer_of", "read_structure"]
 
 LAYER_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _NO_WORK = frozenset({"Constant", "Identity", "Shape", "Dropout"})
@@ -80,14 +81,6 @@ def layer_of(name: str, names: Sequence[str]) -> str | None:
     return max(owners, key=len, default=None)
 
 
-def scope_of(node_name: str) -> str:
-    """The module path in the name that torch gives a node: "/layer1/layer1.0/fc/MatMul" -> "layer1.0.fc"."""
-    path = ""
-    for part in node_name.strip("/").split("/")[:-1]:
-        path = part if not path or part.startswith(f"{path}.") else f"{path}.{part}"
-    return path
-
-
 class _Reader:
     def __init__(self, proto: Any, graph: LayerGraph) -> None:
         self.graph = graph
@@ -144,7 +137,7 @@ class _Reader:
         if not weights:
             return -1
         named = [layer for layer in self.index if weights[0] == f"{layer}.weight"]
-        return self.index[named[0]] if named else self.index.get(scope_of(node.name), -1)
+        return self.index[named[0]] if named else self.index.get(module_of(node), -1)
 
     def _channels(self, node: Any, layer: int, sources: Sequence[int]) -> tuple[Channels | None, int]:
         if layer >= 0:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import IO, Any
 
-__all__ = ["Parent", "Worker"]
+__all__ = ["Message", "Parent", "Worker"]
 
 Message = Mapping[str, Any]
 _NICENESS = 5
