@@ -49,6 +49,9 @@ def test_integer_layers_run_on_integers_and_stay_close(name: str, tmp_path: obje
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = f"{tmp_path}/optimised.onnx"
     onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    written = onnx.load_from_string(file).graph
+    used = {name for node in written.node for name in node.input}
+    assert {initializer.name for initializer in written.initializer} <= used
     kernels = [node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node]
     integer = [k for k in kernels if k in ("QLinearConv", "QGemm", "MatMulIntegerToFloat", "QLinearMatMul")]
     assert len(integer) >= 0.8 * len(layers), kernels

@@ -135,6 +135,9 @@ def _float_outputs(proto: onnx.ModelProto) -> onnx.ModelProto:
             last.output[0] = output.name
             graph.node.remove(encode)
             graph.node.remove(decode)
+    used = {name for node in graph.node for name in node.input}
+    for initializer in [i for i in graph.initializer if i.name not in used]:
+        graph.initializer.remove(initializer)
     return proto
 
 
