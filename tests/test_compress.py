@@ -139,6 +139,31 @@ def test_compensated_pruning_beats_plain_removal(name: str) -> None:
     assert error[0] < error[1]
 
 
+class PreNorm(nn.Module):
+    """A batch norm before its convolution, as in a DenseNet, which nothing can fold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.second = nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12), nn.Conv2d(12, 5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = torch.relu(self.first(x))
+        return self.second(self.norm(hidden)).mean((2, 3))
+
+
+def test_norms_that_stay_are_recalibrated_after_a_factorisation() -> None:
+    torch.manual_seed(0)
+    found = trace(PreNorm().eval(), (images(4),))
+    stitch = Stitcher(found, calibrate(found, [(images(64),)], 64), (images(64),))
+    model = stitch.apply(Policy.of([("first", LowRank(2))]))
+    norm = model.get_submodule("norm")
+    assert isinstance(norm, nn.BatchNorm2d)
+    with torch.no_grad():
+        hidden = torch.relu(model.get_submodule("first")(images(64)))
+    torch.testing.assert_close(norm.running_mean, hidden.mean((0, 2, 3)))
+    assert not model.training
+
+
 def test_the_empty_policy_is_the_dense_model() -> None:
     stitch = stitcher("residual")
     assert torch.equal(stitch.apply(Policy())(images(3)), stitch.traced.model(images(3)))

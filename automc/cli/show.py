@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rich.table import Table
 from automc.cli import text
 from automc.cli.report import print_json, stdout
 from automc.cli.table import budget_lines, heading, result_table
-from automc.policy import Policy
+from automc.policy import Policy, Prune
 from automc.result import Summary
 from automc.rundir import RunDir
 from automc.trial import Cost
@@ -48,7 +49,7 @@ def show(run: str, folder: str, as_json: bool) -> None:
     if points:
         console.print(_front_table(points, summary))
     if summary is not None and summary.best is not None:
-        console.print(_policy_table(summary.best.policy))
+        console.print(_policy_table(summary.best.policy, summary.widths))
     if summary is not None and summary.left_alone:
         console.print(_left_alone_table(summary))
 
@@ -84,11 +85,12 @@ def _front_table(points: list[dict[str, Any]], summary: Summary | None) -> Table
     return table
 
 
-def _policy_table(policy: Policy) -> Table:
+def _policy_table(policy: Policy, widths: Mapping[str, int]) -> Table:
     """One row per target, one column per knob; what is not listed stays as it was."""
     labels: dict[str, dict[str, str]] = {}
     for target, spec in policy:
-        labels.setdefault(target, {})[spec.knob] = spec.label
+        whole = f" of {widths[target]}" if isinstance(spec, Prune) and target in widths else ""
+        labels.setdefault(target, {})[spec.knob] = spec.label + whole
     table = Table(
         title=f"Policy {policy.digest}: what changed, layer by layer", title_justify="left", box=box.SIMPLE_HEAD
     )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from automc.calibrate import LayerStats
 from automc.compression.lowrank import factorise, stats_covariance
+from automc.compression.norms import recalibrate
 from automc.compression.obs import Consumer, elimination_order, refit
 from automc.compression.prune import dropped, remove_channels
 from automc.compression.quantize import Quantized, set_ranges
@@ -82,6 +83,8 @@ class Stitcher:
             for name, spec in policy:
                 if isinstance(spec, LowRank):
                     self._replace_by_factors(model, name, spec, kept)
+            if any(not isinstance(spec, Quantize) for _, spec in policy):
+                recalibrate(model, self.range_batch)
             for name, spec in self.integer_layers(policy).items():
                 self._quantize(model, name, spec)
             set_ranges(model, [self.range_batch])

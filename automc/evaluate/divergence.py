@@ -18,7 +18,7 @@ from automc.space import Domain, SearchSpace
 
 __all__ = ["divergence", "sensitivities"]
 
-_MIN_SAMPLES = 32
+_MIN_SAMPLES = 16
 
 
 def divergence(reference: Tensor, outputs: Tensor) -> float:
@@ -39,9 +39,9 @@ def sensitivities(
 ) -> list[NDArray[np.float64]]:
     """One array per domain: entry c is the divergence of the model with only choice c taken, entry 0 is 0.
 
-    What would take longer than `limit_s` is thinned out: first fewer samples, then only the strongest and the middle choice
-    of each domain, the others filled in, by the pruning error of the elimination order or along the index. Arrays are made
-    non-decreasing, because a stronger choice that seems better on few samples is noise.
+    What would take longer than `limit_s` is thinned out: first fewer samples, then only the middle and the strongest choice of
+    each domain, then only the strongest, the others filled in, by the pruning error of the elimination order or along the
+    index. Arrays are made non-decreasing, because a stronger choice that seems better on few samples is noise.
     """
     start = time.perf_counter()
     with torch.inference_mode():
@@ -49,11 +49,11 @@ def sensitivities(
     per_sample = (time.perf_counter() - start) / len(inputs[0])
     count = sum(len(domain) - 1 for domain in space.domains)
     samples = int(np.clip(limit_s / max(1e-9, count * per_sample), _MIN_SAMPLES, len(inputs[0])))
-    thin = count * samples * per_sample > 1.5 * limit_s
+    overrun = count * samples * per_sample / limit_s
     inputs = [tensor[:samples] for tensor in inputs]
     with torch.inference_mode():
         reference = stitcher.traced.model(*inputs)
-    chosen = [_chosen(domain, thin) for domain in space.domains]
+    chosen = [_chosen(domain, overrun) for domain in space.domains]
     observer.stage("measure sensitivities", sum(len(codes) for codes in chosen))
     curves = []
     for column, codes in enumerate(chosen):
@@ -65,9 +65,12 @@ def sensitivities(
     return curves
 
 
-def _chosen(domain: Domain, thin: bool) -> list[int]:
+def _chosen(domain: Domain, overrun: float) -> list[int]:
+    """The choices to measure when measuring all would take `overrun` times as long as there is time."""
     last = len(domain) - 1
-    return sorted({(last + 1) // 2, last} - {0}) if thin else list(range(1, len(domain)))
+    if overrun > 3.0:
+        return [last] if last else []
+    return sorted({(last + 1) // 2, last} - {0}) if overrun > 1.5 else list(range(1, len(domain)))
 
 
 def _single(
