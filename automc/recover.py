@@ -28,6 +28,7 @@ __all__ = ["recover"]
 
 TEMPERATURE = 2.0
 _RATE = 0.01
+_SETTLING_BATCHES = 16
 _LOSS_AT_FULL_RATE = 0.3
 """Models that start nearer to the dense one than this learn at a lower rate, which falls with the root of the loss."""
 
@@ -58,7 +59,7 @@ def recover(
     normed = _unfold(student, prepared)
     student.train()
     _train(student, teacher, _batches(prepared), start + seconds, advance)
-    student.eval()
+    _settle(student, [student.get_submodule(name) for name in normed], prepared)
     for name in normed:
         _fold(student, name)
     set_ranges(student, [prepared.ranges])
@@ -121,10 +122,10 @@ def distillation_loss(outputs: Tensor, target: Tensor) -> Tensor:
     return F.mse_loss(outputs, target) / target.var().clamp_min(1e-12)
 
 
-def _batches(prepared: Prepared) -> Iterator[tuple[Tensor, ...]]:
-    """Endless augmented training inputs; calibration inputs where there is no training split."""
+def _batches(prepared: Prepared, *, augmented: bool = True) -> Iterator[tuple[Tensor, ...]]:
+    """Endless training inputs; calibration inputs where there is no training split."""
     split: Iterable[Any] = prepared.data.train if prepared.data.train is not None else prepared.data.calibration
-    augment = prepared.data.augment
+    augment = prepared.data.augment if augmented else None
     while True:
         for batch in split:
             inputs = inputs_of(batch)
@@ -161,6 +162,24 @@ def _set_statistics(student: nn.Module, layers: Sequence[nn.Module], inputs: Seq
         student(*inputs)
     for hook in hooks:
         hook.remove()
+
+
+def _settle(student: nn.Module, layers: Sequence[nn.Module], prepared: Prepared) -> None:
+    """Set the new norms' running statistics to the average over many inputs as they are, without augmentation.
+
+    The running averages of training follow the last few batches, which alone costs a point or two of accuracy.
+    """
+    norms = [layer[1] for layer in layers if isinstance(layer, _Normed)]
+    student.eval()
+    for norm in norms:
+        assert isinstance(norm, nn.BatchNorm2d)
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average
+        norm.train()
+    with torch.no_grad():
+        for inputs in itertools.islice(_batches(prepared, augmented=False), _SETTLING_BATCHES):
+            student(*inputs)
+    student.eval()
 
 
 def _last(layer: nn.Module) -> nn.Conv2d:
