@@ -19,6 +19,7 @@ from automc.devices.device import Device
 from automc.evaluate.accuracy import gather
 from automc.evaluate.data import Data
 from automc.evaluate.divergence import sensitivities
+from automc.evaluate.task import outputs_are_logits
 from automc.export.onnx import build_onnx, export_float, integer_closure
 from automc.offer import offer
 from automc.policy import Policy
@@ -145,7 +146,8 @@ def prepare(
     dense_cost = _dense_cost(device, predictor, offered.space, dense_onnx, arrays, observer)
     clock.start("sensitivities")
     probe = [tensor[:SENSITIVITY_SAMPLES] for tensor in inputs]
-    curves = sensitivities(stitcher, offered.space, probe, limit_s=profile_s / 2, observer=observer)
+    logits = outputs_are_logits(data, score, traced.model(*example))
+    curves = sensitivities(stitcher, offered.space, probe, limit_s=profile_s / 2, logits=logits, observer=observer)
     clock.stop()
     return Prepared(
         data, score, traced, stitcher, device, offered.space, example, ranges, dense_onnx, dense_cost, predictor, curves

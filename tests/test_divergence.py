@@ -9,7 +9,7 @@ from networks import images, make
 
 from automc.calibrate import calibrate
 from automc.compression.apply import Stitcher
-from automc.evaluate.divergence import divergence, sensitivities
+from automc.evaluate.divergence import distillation_loss, divergence, sensitivities
 from automc.job import Silent
 from automc.policy import Prune, Quantize
 from automc.space import Domain, SearchSpace
@@ -32,13 +32,42 @@ def stitcher() -> Stitcher:
 def test_the_divergence_of_logits_is_that_of_kullback_and_leibler() -> None:
     reference, outputs = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 1.0]])
     p, q = np.array([0.5, 0.5]), np.exp([0.0, 1.0]) / np.exp([0.0, 1.0]).sum()
-    assert divergence(reference, outputs) == pytest.approx(float((p * np.log(p / q)).sum()), rel=1e-5)
-    assert divergence(reference, reference) == 0.0
+    assert divergence(reference, outputs, logits=True) == pytest.approx(float((p * np.log(p / q)).sum()), rel=1e-5)
+    assert divergence(reference, reference, logits=True) == 0.0
 
 
 def test_other_outputs_are_compared_by_their_relative_error() -> None:
     reference = torch.randn(4, 3, 5)
-    assert divergence(reference, torch.full_like(reference, float(reference.mean()))) == pytest.approx(1.0, rel=0.1)
+    mean = torch.full_like(reference, float(reference.mean()))
+    assert divergence(reference, mean, logits=False) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_a_shift_of_all_outputs_is_an_error_of_a_regression_and_none_of_logits() -> None:
+    reference = torch.randn(8, 3)
+    assert divergence(reference, reference + 1, logits=True) == pytest.approx(0.0, abs=1e-6)
+    assert divergence(reference, reference + 1, logits=False) == pytest.approx(1 / float(reference.var(correction=0)))
+
+
+def test_logits_of_many_positions_are_compared_position_by_position() -> None:
+    reference, outputs = torch.randn(4, 3, 5), torch.randn(4, 3, 5)
+    each = [divergence(reference[:, :, i], outputs[:, :, i], logits=True) for i in range(5)]
+    assert divergence(reference, outputs, logits=True) == pytest.approx(np.mean(each))
+
+
+@pytest.mark.parametrize("logits", [True, False])
+def test_descending_on_the_distillation_loss_approaches_the_target(logits: bool) -> None:
+    target, outputs = torch.randn(8, 3), torch.zeros(8, 3, requires_grad=True)
+    assert float(distillation_loss(target, target, logits=logits)) == pytest.approx(0.0, abs=1e-6)
+    before = distillation_loss(outputs, target, logits=logits)
+    before.backward()
+    assert outputs.grad is not None
+    assert distillation_loss(outputs - 0.1 * outputs.grad, target, logits=logits) < before
+
+
+def test_the_temperature_softens_both_sides() -> None:
+    outputs, target = torch.randn(8, 3), torch.randn(8, 3)
+    loss = float(distillation_loss(outputs, target, logits=True, temperature=4.0))
+    assert loss == pytest.approx(16 * divergence(target / 4, outputs / 4, logits=True), rel=1e-4)
 
 
 class Counter(Silent):
@@ -50,7 +79,7 @@ class Counter(Silent):
 
 
 def test_stronger_choices_cost_more_and_dense_nothing() -> None:
-    curves = sensitivities(stitcher(), SPACE, (images(64),), limit_s=60.0, observer=Silent())
+    curves = sensitivities(stitcher(), SPACE, (images(64),), limit_s=60.0, logits=True, observer=Silent())
     assert [len(curve) for curve in curves] == [5, 2, 1]
     assert all(curve[0] == 0.0 for curve in curves)
     assert (np.diff(curves[0]) >= 0).all()
@@ -60,6 +89,6 @@ def test_stronger_choices_cost_more_and_dense_nothing() -> None:
 @pytest.mark.parametrize(("limit_s", "measured"), [(60.0, 5), (1e-9, 2)])
 def test_what_takes_too_long_is_thinned_out_and_filled_in(limit_s: float, measured: int) -> None:
     counter = Counter()
-    curves = sensitivities(stitcher(), SPACE, (images(64),), limit_s=limit_s, observer=counter)
+    curves = sensitivities(stitcher(), SPACE, (images(64),), limit_s=limit_s, logits=True, observer=counter)
     assert counter.total == measured
     assert (np.diff(curves[0]) > 0).all()

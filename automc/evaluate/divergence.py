@@ -16,28 +16,61 @@ from automc.policy import Prune
 from automc.protocols import Observer
 from automc.space import Domain, SearchSpace
 
-__all__ = ["divergence", "sensitivities"]
+__all__ = ["TEMPERATURE", "distillation_loss", "divergence", "sensitivities"]
+
+TEMPERATURE = 2.0
 
 _MIN_SAMPLES = 16
+_BROKEN = 1e6
+"""Divergence of outputs that are not finite."""
 
 
-def divergence(reference: Tensor, outputs: Tensor) -> float:
-    """Mean divergence per sample of `outputs` from `reference`, both (batch, ...).
+def divergence(reference: Tensor, outputs: Tensor, *, logits: bool) -> float:
+    """Mean divergence of `outputs` from `reference`, both (batch, ...).
 
-    Two-dimensional outputs with several columns are taken for logits: the Kullback-Leibler divergence of their softmax, in
-    nats. Anything else: the squared error relative to the variance of the reference.
+    Args:
+        logits: the outputs are (batch, classes, ...): the Kullback-Leibler divergence of their softmax over the classes, in nats
+            per prediction. Otherwise the squared error relative to the variance of the reference.
     """
-    if reference.dim() == 2 and reference.shape[1] > 1:
-        logs = F.log_softmax(outputs.double(), 1), F.log_softmax(reference.double(), 1)
-        return max(0.0, float(F.kl_div(*logs, reduction="batchmean", log_target=True)))
+    if logits:
+        return max(0.0, float(_kullback_leibler(outputs.double(), reference.double())))
     error = (outputs.double() - reference.double()).square().mean()
-    return float(error / reference.double().var().clamp_min(1e-12))
+    return float(error / _variance(reference.double()))
+
+
+def distillation_loss(outputs: Tensor, target: Tensor, *, logits: bool, temperature: float = TEMPERATURE) -> Tensor:
+    """What `outputs` (batch, ...) lose against the teacher's `target`, a scalar to descend on.
+
+    Args:
+        logits: the outputs are (batch, classes, ...): the divergence of the softened softmax (Hinton et al. 2015,
+            arXiv 1503.02531, times T^2 so that gradients keep their size). Otherwise the relative squared error.
+        temperature: T, above 0; what both logits are divided by.
+    """
+    if logits:
+        return _kullback_leibler(outputs / temperature, target / temperature) * temperature**2
+    return F.mse_loss(outputs, target) / _variance(target)
+
+
+def _kullback_leibler(outputs: Tensor, reference: Tensor) -> Tensor:
+    """KL(softmax(reference) || softmax(outputs)) over dimension 1, its mean over all other dimensions."""
+    logs = (F.log_softmax(tensor.movedim(1, -1).flatten(0, -2), -1) for tensor in (outputs, reference))
+    return F.kl_div(*logs, reduction="batchmean", log_target=True)
+
+
+def _variance(tensor: Tensor) -> Tensor:
+    return tensor.var(correction=0).clamp_min(1e-12)
 
 
 def sensitivities(
-    stitcher: Stitcher, space: SearchSpace, inputs: Sequence[Tensor], *, limit_s: float, observer: Observer
+    stitcher: Stitcher,
+    space: SearchSpace,
+    inputs: Sequence[Tensor],
+    *,
+    limit_s: float,
+    logits: bool,
+    observer: Observer,
 ) -> list[NDArray[np.float64]]:
-    """One array per domain: entry c is the divergence of the model with only choice c taken, entry 0 is 0.
+    """One array per domain: entry c is the `divergence` of the model with only choice c taken, entry 0 is 0.
 
     What would take longer than `limit_s` is thinned out: first fewer samples, then only the middle and the strongest choice of
     each domain, then only the strongest, the others filled in, by the pruning error of the elimination order or along the
@@ -59,7 +92,8 @@ def sensitivities(
     for column, codes in enumerate(chosen):
         known = {0: 0.0}
         for code in codes:
-            known[code] = _single(stitcher, space, column, code, inputs, reference)
+            value = divergence(reference, _outputs(stitcher, space, column, code, inputs), logits=logits)
+            known[code] = value if np.isfinite(value) else _BROKEN
             observer.advance(1.0, f"{space.domains[column].target} {space.domains[column].knob}")
         curves.append(_filled(stitcher, space.domains[column], known))
     return curves
@@ -73,16 +107,14 @@ def _chosen(domain: Domain, overrun: float) -> list[int]:
     return sorted({(last + 1) // 2, last} - {0}) if overrun > 1.5 else list(range(1, len(domain)))
 
 
-def _single(
-    stitcher: Stitcher, space: SearchSpace, column: int, code: int, inputs: Sequence[Tensor], reference: Tensor
-) -> float:
+def _outputs(stitcher: Stitcher, space: SearchSpace, column: int, code: int, inputs: Sequence[Tensor]) -> Tensor:
+    """What the model puts out with only this choice taken."""
     row = space.dense.copy()
     row[column] = code
     model: nn.Module = stitcher.apply(space.decode(row[None])[0])
     with torch.inference_mode():
-        outputs = model(*inputs)
-    value = divergence(reference, outputs)
-    return value if np.isfinite(value) else 1e6
+        outputs: Tensor = model(*inputs)
+    return outputs
 
 
 def _filled(stitcher: Stitcher, domain: Domain, known: dict[int, float]) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ from automc.errors import InputError, UnknownNameError
 from automc.evaluate.data import SPLITS, Data, Split, TensorSplit, inputs_of, sample_count, targets_of
 from automc.evaluate.functions import call, is_function, load_function
 
-__all__ = ["Data", "Score", "Split", "TensorSplit", "accuracy", "as_data", "inputs_of", "load_data", "load_score", "sample_count", "targets_of"]  # fmt: skip
+__all__ = ["Data", "Score", "Split", "TensorSplit", "accuracy", "as_data", "inputs_of", "load_data", "load_score", "outputs_are_logits", "sample_count", "targets_of"]  # fmt: skip
 
 _KINDS = ("digits", "npz:FILE", "imagefolder:DIR", "cifar10:DIR", "file.py:function")
 _RETURNS = "Return (train, calibration, validation, test), a dictionary with those names, or (calibration, validation)."
@@ -27,6 +27,11 @@ class Score:
 
     name: str
     function: Callable[[Callable[..., Any], Split], Any]
+
+    @property
+    def logits(self) -> bool:
+        """Whether this is the built-in accuracy, which takes outputs for logits; a score of the user's own may or may not."""
+        return self.function is accuracy
 
     def __call__(self, model: Callable[..., Any], loader: Split) -> float:
         """Score a model: anything that maps the batches' input tensors to the outputs.
@@ -65,6 +70,29 @@ def accuracy(model: Callable[..., Any], loader: Split) -> float:
     if not total:
         raise InputError("There is nothing to score: the split is empty.", remedy="Give it at least one batch.")
     return right / total
+
+
+def outputs_are_logits(data: Data, score: Callable[..., Any], outputs: Tensor) -> bool:
+    """Whether the softmax of a model's outputs (batch, ...) means something: a regression's outputs have the same shape.
+
+    The built-in accuracy settles it. With any other score, outputs (batch, classes) are logits where the first validation
+    targets are (batch,) integers below the number of classes.
+    """
+    if outputs.ndim < 2 or outputs.shape[1] < 2:
+        return False
+    if getattr(score, "logits", False):
+        return True
+    targets = _first_targets(data)
+    if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.is_complex() or not targets.numel():
+        return False
+    in_range = int(targets.min()) >= 0 and int(targets.max()) < outputs.shape[1]
+    return outputs.ndim == 2 and targets.ndim == 1 and in_range
+
+
+def _first_targets(data: Data) -> Any:
+    """Targets of the first validation batch, None where there are none."""
+    batch = next(iter(data.validation), None)
+    return batch[-1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
 
 
 def load_score(spec: str | None) -> Score:
