@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from automc.errors import InputError
-from automc.evaluate.data import Data, TensorSplit, inputs_of, sample_count, stratified_order, targets_of
+from automc.evaluate.data import SPLITS, Data, TensorSplit, inputs_of, sample_count, stratified_order, targets_of
 from automc.evaluate.splits import LIMITS, allot
 
 X, Y = torch.arange(10.0).view(10, 1), torch.arange(10) % 2
@@ -96,6 +98,34 @@ def test_a_shuffling_loader_does_not_change_the_digest() -> None:
         return Data(loader, loader, loader, None, "loader").digest
 
     assert digest() == digest()
+
+
+class Augmented(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """Samples that read differently each time."""
+
+    def __len__(self) -> int:
+        return len(X)
+
+    def __getitem__(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return X[row] + torch.rand(1), Y[row]
+
+
+@pytest.mark.parametrize("augmented", ["train", "calibration", "validation", "test"])
+def test_random_augmentation_does_not_change_the_digest(augmented: str) -> None:
+    def digest(offset: float) -> str:
+        plain = DataLoader(TensorDataset(X + offset, Y), batch_size=3)
+        splits: dict[str, Any] = {**dict.fromkeys(SPLITS, plain), augmented: DataLoader(Augmented(), batch_size=3)}
+        return Data(**splits, name="data").digest
+
+    assert digest(0.0) == digest(0.0)
+    assert digest(0.0) != digest(1.0)
+
+
+def test_the_size_of_the_train_split_is_part_of_the_digest() -> None:
+    def digest(count: int) -> str:
+        return Data(TensorSplit(X[:count], Y[:count], 4), [(X, Y)], [(X, Y)], None, "data").digest
+
+    assert digest(10) != digest(9)
 
 
 def test_the_example_is_the_first_calibration_batch() -> None:

@@ -237,6 +237,29 @@ def test_a_loader_that_does_not_work_is_named(loader: Any, message: str) -> None
     assert message in faults[0]
 
 
+def test_samples_of_different_sizes_are_one_fault() -> None:
+    def batches(*sides: int) -> list[Any]:
+        return [(torch.randn(1, 3, side, 8), torch.tensor([0])) for side in sides]
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    (fault,) = check_inputs(model, Data(batches(8, 7), batches(8, 8), batches(8, 9), batches(6, 5), "photos"))
+    assert fault.startswith("The samples differ in size: (3, 8, 8) (calibration) and (3, 9, 8) (validation). Resize")
+    (fault,) = check_inputs(model, Data(batches(8, 7), batches(8), batches(8), None, "photos"))
+    assert "(3, 8, 8) (train) and (3, 7, 8) (train)" in fault
+    assert check_inputs(model, Data(batches(6, 6), batches(8, 8), batches(8), None, "photos")) == []
+
+
+def test_a_last_batch_that_is_smaller_is_no_fault() -> None:
+    batches = [(X, Y), (X[:3], Y[:3])]
+    assert check_inputs(nn.Linear(3, 4), Data(None, batches, batches, None, "sound")) == []
+
+
+def test_an_own_score_called_accuracy_may_compare_with_values() -> None:
+    score = Score("accuracy", lambda model, loader: -sum(float((model(x) - y).abs().mean()) for x, y in loader))
+    batches = [(X, torch.randn(8, 4))]
+    assert check_inputs(nn.Linear(3, 4), Data(None, batches, batches, None, "regression"), score) == []
+
+
 def test_labels_outside_the_first_batch_are_found_in_memory() -> None:
     y = Y.clone()
     y[-1] = 4

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -46,19 +46,39 @@ def check_inputs(model: nn.Module, data: Data, score: Score | None = None) -> li
 
 
 def check_data(data: Data) -> Iterator[Fault]:
-    """Faults of the first batch of each split; of all inputs where they are in memory."""
+    """Faults of the first two batches of each split; of all inputs where they are in memory."""
+    sizes: dict[str, list[str]] = {}
     for name, split in data.splits.items():
         try:
-            batch = next(iter(split), None)
-            if batch is None:
-                yield Fault(f"The {name} split is empty.", "Give it at least one batch.")
-            elif not all(_finite(tensor) for tensor in (*inputs_of(batch), *_in_memory(split))):
-                yield Fault(f"The {name} inputs hold NaN or infinite values.", "Remove or replace those samples.")
+            batches = [inputs_of(batch) for batch in islice(split, 2)]
+            sizes[name] = [" and ".join(str(tuple(tensor.shape[1:])) for tensor in inputs) for inputs in batches]
+            yield from _split_faults(name, split, batches)
         except AutomcError as error:
             yield Fault.of(error)
         except Exception as error:  # a user's loader may raise anything; whatever it is belongs in the list
             remedy = "Make its loader run on its own."
             yield Fault(f"Reading the {name} split raised {type(error).__name__}: {error}.", remedy)
+    yield from _size_faults(sizes)
+
+
+def _split_faults(name: str, split: Split, batches: Sequence[tuple[Tensor, ...]]) -> Iterator[Fault]:
+    if not batches:
+        yield Fault(f"The {name} split is empty.", "Give it at least one batch.")
+    elif not all(_finite(tensor) for tensor in (*chain.from_iterable(batches), *_in_memory(split))):
+        yield Fault(f"The {name} inputs hold NaN or infinite values.", "Remove or replace those samples.")
+
+
+def _size_faults(sizes: Mapping[str, Sequence[str]]) -> Iterator[Fault]:
+    """One fault if samples differ in size; training samples may be of another size than the others."""
+    train = [("train", size) for size in sizes.get("train", ())]
+    others = [(name, size) for name, found in sizes.items() if name != "train" for size in found]
+    for group in (others, train):
+        different = next(((name, size) for name, size in group if size != group[0][1]), None)
+        if different is not None:
+            places = " and ".join(f"{size} ({name})" for name, size in (group[0], different))
+            remedy = "Resize or pad them to one size: a model is compressed for, and measured at, one input size."
+            yield Fault(f"The samples differ in size: {places}.", remedy)
+            return
 
 
 def check_weights(model: nn.Module) -> Iterator[Fault]:
@@ -100,7 +120,7 @@ def _run_faults(model: nn.Module, inputs: tuple[Tensor, ...], data: Data, score:
     fault = _output_fault(outputs, len(inputs[0]))
     if fault is not None:
         yield fault
-    elif score.name == "accuracy":
+    elif score.logits:
         yield from _label_faults(data, outputs)
 
 
