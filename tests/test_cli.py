@@ -369,6 +369,20 @@ def test_check_reports_every_fault(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_check_reports_the_faults_of_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = ["--profile", "banana", "--seed", "-1", "--name", "a/b", "--budget", "30mJ", "--evaluate", "f1"]
+    assert main(["check", *wrong]) == 2
+    shown = capsys.readouterr().out
+    for part in (
+        "profile 'banana'",
+        "seed is -1",
+        "'a/b' cannot name a run",
+        "no energy figures",
+        "'f1' is not a score",
+    ):
+        assert part in shown
+
+
 @pytest.mark.parametrize("options", [["--timeout", "5 parsecs"], ["--recover", "-1m"], ["--recover", "4MB"]])
 def test_a_duration_that_is_none_is_told_at_once(options: list[str], jobs: list[Job]) -> None:
     assert main(["search", *options]) == 2

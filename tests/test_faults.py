@@ -12,9 +12,17 @@ import torch
 from small_data import write_models, write_npz, write_python
 from torch import Tensor, nn
 
+from automc.budget import Budget
 from automc.errors import AutomcError, InputError, MissingError
 from automc.evaluate.data import Data, TensorSplit
-from automc.evaluate.faults import Fault, check_inputs, find_faults, raise_faults
+from automc.evaluate.faults import (
+    Fault,
+    check_budget,
+    check_inputs,
+    find_faults,
+    find_setting_faults,
+    raise_faults,
+)
 from automc.evaluate.task import Score
 
 
@@ -55,6 +63,13 @@ def test_the_defaults_have_no_faults() -> None:
         ({"budget": ("-3MB",)}, "The budget '-3MB' is not above zero"),
         ({"budget": ("50ms", "60%")}, "Two budgets limit latency_s. Give one limit per metric"),
         ({"budget": ()}, "No budget was given"),
+        (
+            {"budget": ("30mJ",)},
+            "The device 'cpu' has no energy figures, so it cannot hold a budget on them. Give a budget on latency (50ms), "
+            "size (4MB), MACs (20MMACs).",
+        ),
+        ({"budget": ("50ms", "50%energy"), "device": None}, "The device 'cpu' has no energy figures"),
+        ({"profile": "banana"}, "profile 'banana' is not a duration"),
         ({"agent": "nesadapt"}, "no agent called 'nesadapt'. Did you mean 'netadapt'?"),
         ({"device": "cpo"}, "no device called 'cpo'. Did you mean 'cpu'?"),
         ({"space": "defualt"}, "no space called 'defualt'. Did you mean 'default'?"),
@@ -82,6 +97,20 @@ def test_each_setting_that_is_wrong_is_one_fault(sound: dict[str, Any], change: 
     assert len(faults) == 1
     assert message in faults[0]
     assert faults[0].exit_code == 2
+
+
+def test_the_settings_are_checked_without_loading_anything(sound: dict[str, Any]) -> None:
+    unloadable = {"model": "nowhere.py:build", "data": "npz:nowhere.npz", "weights": "nowhere.pt", "evaluate": "f1"}
+    assert find_setting_faults(**{**sound, **unloadable}) == []
+    wrong = {"budget": "30mJ", "agent": "ipl", "seed": -1, "profile": "banana", "name": "a/b"}
+    faults = find_setting_faults(**{**sound, **unloadable, **wrong})
+    assert len(faults) == len(wrong)
+    assert find_faults(**{**sound, **wrong}) == faults
+
+
+def test_a_device_that_is_not_known_may_tell_every_metric() -> None:
+    assert check_budget(Budget.parse("30mJ", "50ms"), "somebodys-board") == []
+    assert len(check_budget(Budget.parse("30mJ", "50ms"), "cpu")) == 1
 
 
 @pytest.mark.parametrize(

@@ -58,13 +58,7 @@ def check(context: click.Context, /, as_json: bool, **_options: Any) -> int:
 def _faults(fields: Mapping[str, Any]) -> list[Fault]:
     from automc.evaluate.faults import find_faults
 
-    names = ("budget", "agent", "device", "space", "model", "data", "evaluate")
-    return find_faults(
-        **{name: fields[name] for name in names},
-        weights=Path(fields["weights"]) if fields["weights"] else None,
-        batch_size=_batch_size(fields),
-        runs=Path(fields["runs"]),
-    )
+    return find_faults(**{**fields, "batch_size": _batch_size(fields)})
 
 
 def _offer(fields: Mapping[str, Any]) -> Offer:

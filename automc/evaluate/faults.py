@@ -14,12 +14,21 @@ from automc.evaluate.inputs import Fault, check_data, check_inputs, check_match,
 from automc.evaluate.models import load_model
 from automc.evaluate.task import load_data, load_score
 from automc.registry import names
-from automc.units import parse_duration
+from automc.units import METRICS, parse_duration
 
-__all__ = ["Fault", "check_inputs", "find_faults", "raise_faults"]
+__all__ = ["Fault", "check_budget", "check_inputs", "find_faults", "find_setting_faults", "raise_faults"]
 
 _T = TypeVar("_T")
 _READING_BATCH = 64
+_METRICS = {"cpu": ("latency_s", "size_bytes", "macs")}
+"""Device -> what it can tell of a model. A device that is not listed may tell everything."""
+_NAMES = {"latency_s": "latency", "energy_j": "energy", "size_bytes": "size", "macs": "MACs"}
+_EXAMPLES = {
+    "latency_s": "latency (50ms)",
+    "energy_j": "energy (30mJ)",
+    "size_bytes": "size (4MB)",
+    "macs": "MACs (20MMACs)",
+}
 
 
 def find_faults(
@@ -47,18 +56,55 @@ def find_faults(
 
     Loads the model and the data and runs the model on a few samples; measures, compresses, writes and connects to nothing.
     """
-    del tracking_uri  # whether a server answers is known only by asking it
+    faults = find_setting_faults(
+        budget=budget, batch_size=batch_size, device=device, threads=threads, agent=agent, space=space, trials=trials,
+        timeout=timeout, seed=seed, recover=recover, profile=profile, name=name, runs=runs, tracking_uri=tracking_uri,
+    )  # fmt: skip
+    return [*faults, *_task_faults(model, Path(weights) if weights else None, data, evaluate, batch_size)]
+
+
+def find_setting_faults(
+    *,
+    budget: str | Sequence[str] | None = None,
+    batch_size: int | None = None,
+    device: str | None = None,
+    threads: int = 1,
+    agent: str | None = None,
+    space: str | None = None,
+    trials: int = 1,
+    timeout: str | None = None,
+    seed: int = 0,
+    recover: str | None = None,
+    profile: str | None = None,
+    name: str | None = None,
+    runs: str | Path | None = None,
+    **_others: object,
+) -> list[Fault]:
+    """The faults that show without loading the model and the data; other fields of a recipe may be given and are not read."""
     faults: list[Fault] = []
     if budget is not None:
-        _try(faults, lambda: Budget.parse(*([budget] if isinstance(budget, str) else budget)))
+        limits = _try(faults, lambda: Budget.parse(*([budget] if isinstance(budget, str) else budget)))
+        faults.extend(check_budget(limits, device or "cpu") if limits else ())
     for kind, plug_in in (("device", device), ("agent", agent), ("space", space)):
         if plug_in is not None and plug_in not in names(kind):
             faults.append(Fault.of(UnknownNameError(kind, plug_in, names(kind))))
     faults.extend(_number_faults(threads=threads, trials=trials, batch_size=batch_size, seed=seed))
     faults.extend(_duration_faults(timeout=timeout, recover=recover, profile=profile))
     faults.extend(_folder_faults(runs, name))
-    faults.extend(_task_faults(model, Path(weights) if weights else None, data, evaluate, batch_size))
     return faults
+
+
+def check_budget(budget: Budget, device_name: str) -> list[Fault]:
+    """Limits on what the device cannot tell, so that nothing could be promised about them."""
+    known = _METRICS.get(device_name, METRICS)
+    remedy = f"Give a budget on {', '.join(_EXAMPLES[metric] for metric in known)}."
+    return [
+        Fault(
+            f"The device {device_name!r} has no {_NAMES[metric]} figures, so it cannot hold a budget on them.", remedy
+        )
+        for metric in budget.metrics
+        if metric not in known
+    ]
 
 
 def raise_faults(faults: Sequence[Fault]) -> None:
