@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from networks import NETWORKS, images, make
@@ -120,3 +122,56 @@ class Branching(nn.Module):
 
 def test_control_flow_does_not_crash() -> None:
     assert [layer.name for layer in trace(Branching(), (torch.ones(2, 4),)).graph.layers] == ["one", "two"]
+
+
+class Counting(nn.Module):
+    """Two hidden layers side by side; `look` is told their widths at every pass."""
+
+    def __init__(self, look: Callable[[int, int], object]) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(4, 6)
+        self.out_a, self.out_b = nn.Linear(8, 2), nn.Linear(6, 2)
+        self.look = look
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.a(x).relu(), self.b(x).relu()
+        self.look(a.shape[1], b.shape[1])
+        out: Tensor = self.out_a(a) + self.out_b(b)
+        return out
+
+
+def _key(a: int, b: int) -> object:
+    return {8: "the only width that was thought of"}[a]
+
+
+def _attribute(a: int, b: int) -> object:
+    return None if a == 8 else a.channels  # type: ignore[attr-defined]
+
+
+def _type(a: int, b: int) -> object:
+    return None if a == 8 else len(a)  # type: ignore[arg-type]
+
+
+def _own(a: int, b: int) -> None:
+    class OddError(Exception):
+        pass
+
+    if a != 8:
+        raise OddError
+
+
+@pytest.mark.parametrize("look", [_key, _attribute, _type, _own])
+def test_a_model_that_fails_with_fewer_channels_keeps_them(look: Callable[[int, int], object]) -> None:
+    graph = trace(Counting(look), (torch.randn(2, 4),)).graph
+    assert dict(graph.widths) == {"b": 6}
+    assert "a" in {entry.name for entry in graph.left_alone}
+
+
+def test_groups_that_disturb_each_other_are_not_offered_together() -> None:
+    def either(a: int, b: int) -> None:
+        if a < 8 and b < 6:
+            raise ValueError("one of them has to stay whole")
+
+    graph = trace(Counting(either), (torch.randn(2, 4),)).graph
+    assert dict(graph.widths) == {"a": 8}
+    assert "b" in {entry.name for entry in graph.left_alone}
