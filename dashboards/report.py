@@ -55,7 +55,7 @@ def render(summary: Summary, trials: Sequence[Trial], folder: Path) -> str:
 
 
 def _sections(summary: Summary, trials: Sequence[Trial], folder: Path) -> Iterator[str]:
-    yield page.section("Before and after", _comparison(summary))
+    yield page.section("Before and after", _comparison(summary), *map(page.paragraph, summary.notes))
     yield page.section("How sure the latency is", *_trust(summary))
     if summary.best is not None:
         yield page.section("Take it home", *_export(summary, folder))
@@ -117,6 +117,8 @@ def _trust(summary: Summary) -> Iterator[str]:
             f"with the dense model: {words.known('latency_s', chosen.cost.latency_s)}, and with 95 % confidence its median "
             f"lies within {words.interval(chosen.cost)}. The upper end of that interval decides whether a budget is held."
         )
+        if chosen.noisy:
+            yield page.paragraph("The machine was busy while this was measured: measure again before relying on it.")
     yield page.paragraph(
         f"The measurements repeat to {100 * report.noise_floor:.1f} %. The predictor that led the search was off by "
         f"{100 * report.mape:.1f} % on average on models that it had not seen ({report.models} measured in all), and by "

@@ -222,6 +222,61 @@ def test_a_budget_that_the_dense_model_holds_is_said_plainly(
     assert "The dense model already holds the budget of 50.0 ms" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("reached", [True, False])
+def test_what_limits_trust_in_the_result_is_said(
+    reached: bool, ending: Callable[[Summary], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = make_summary(reached=reached)
+    best = dataclasses.replace(summary.best, noisy=True) if summary.best else None
+    smallest = dataclasses.replace(summary.smallest, noisy=True) if summary.smallest else None
+    note = "There is no [test] split."
+    ending(summary)
+    main(["search"])
+    assert "busy" not in capsys.readouterr().out
+    ending(dataclasses.replace(summary, best=best, smallest=smallest, notes=(note,)))
+    main(["search"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "The machine was busy while this was measured: measure again before relying on it." in shown
+    assert note in shown
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "shown"),
+    [
+        (None, None, "mlflow ui --backend-store-uri sqlite:///mlflow.db"),
+        ("sqlite:///x.db", "http://other", "mlflow ui --backend-store-uri sqlite:///x.db"),
+        (None, "http://server:5000", "http://server:5000"),
+        ("https://server", None, "https://server"),
+    ],
+)
+def test_the_next_step_is_where_the_record_is(
+    given: str | None,
+    environment: str | None,
+    shown: str,
+    jobs: list[Job],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if environment:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", environment)
+    assert main(["search", *(["--tracking-uri", given] if given else [])]) == 0
+    following = [line.strip() for line in capsys.readouterr().out.partition("Next:")[2].splitlines()]
+    assert shown in following
+    assert sum("mlflow" in line or "http" in line for line in following) == 1
+
+
+def test_without_tracking_no_record_is_pointed_to(jobs: list[Job], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["search", "--tracking-uri", ""]) == 0
+    assert jobs[0].tracking_uri == ""
+    assert "mlflow" not in capsys.readouterr().out
+
+
+def test_naming_the_store_imports_neither_mlflow_nor_torch() -> None:
+    script = "import sys, automc.cli.search, automc.track.mlflow; print({'mlflow', 'torch'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
 def test_a_budget_out_of_reach_shows_the_smallest_found(
     ending: Callable[[Summary], None], capsys: pytest.CaptureFixture[str]
 ) -> None:

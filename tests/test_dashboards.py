@@ -115,6 +115,21 @@ def test_the_report_says_what_won_how_sure_and_how_to_take_it_home() -> None:
         assert reason in page
 
 
+NOTE = "There is no test split: the reported score is on samples that guided the search."
+
+
+@pytest.mark.parametrize("summary", [SUMMARY, MISSED])
+def test_the_report_shows_what_limits_trust(summary: Summary) -> None:
+    quiet = _text(render(summary, TRIALS, Path("runs/one")))
+    best = dataclasses.replace(summary.best, noisy=True) if summary.best else None
+    smallest = dataclasses.replace(summary.smallest, noisy=True) if summary.smallest else None
+    noisy = dataclasses.replace(summary, best=best, smallest=smallest, notes=(NOTE,))
+    page = _text(render(noisy, TRIALS, Path("runs/one")))
+    for sentence in (NOTE, "The machine was busy while this was measured"):
+        assert sentence in page
+        assert sentence not in quiet
+
+
 def test_the_report_has_a_table_for_every_figure() -> None:
     html = render(SUMMARY, TRIALS, Path("runs/one"))
     for section in html.split("<section>")[1:]:

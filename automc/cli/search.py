@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,8 +92,11 @@ def _left_alone(summary: Summary) -> list[str]:
 
 
 def _next(summary: Summary, job: Job) -> list[str]:
+    from automc.track.mlflow import tracking_uri, ui_command
+
     runs = "" if job.runs == "runs" else f" --runs {job.runs}"
-    store = job.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    look = [f"automc show {summary.name}{runs}", f"mlflow ui --backend-store-uri {store}"]
+    look = [f"automc show {summary.name}{runs}"]
+    if job.tracking_uri != "":  # nothing was recorded there
+        look.append(ui_command(tracking_uri(job.tracking_uri)))
     take = f"automc export --run {summary.name}{runs} --format onnx --out deploy"
     return [*look, take] if summary.best else look

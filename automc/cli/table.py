@@ -34,7 +34,7 @@ def result_table(summary: Summary) -> Table:
 
 
 def budget_lines(summary: Summary) -> list[str]:
-    """Sentences on the budget: whether it was held, how sure that is, and what to do when it was not."""
+    """Sentences on the budget: whether it was held, how sure that is, what to do when it was not; then the notes on the data."""
     lines = []
     limits = " and ".join(format_quantity(metric, value) for metric, value in summary.limits.items())
     if summary.dense_meets_budget:
@@ -44,12 +44,15 @@ def budget_lines(summary: Summary) -> list[str]:
     else:
         sure = " by the upper end of its 95 % interval" if "latency_s" in summary.limits else ""
         lines.append(f"The best model holds the budget of {limits} as measured{sure}.")
+    chosen = summary.best or summary.smallest
+    if chosen is not None and chosen.noisy:
+        lines.append("The machine was busy while this was measured: measure again before relying on it.")
     report = summary.predictor
     lines.append(
         f"Predicted latencies are off by {100 * report.mape:.1f} % on held-out models and {100 * report.kernel_mape:.1f} %"
         f" on held-out kernels; the measurements themselves repeat to {100 * report.noise_floor:.1f} %."
     )
-    return lines
+    return [*lines, *summary.notes]
 
 
 def _heading(summary: Summary) -> str:
