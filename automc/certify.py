@@ -21,17 +21,24 @@ from automc.prepare import Prepared
 from automc.result import Certificate, Finalist
 from automc.trial import Cost, Source
 
-__all__ = ["Candidate", "Certified", "Certifier", "count_macs"]
+__all__ = ["Candidate", "Certified", "Certifier", "Failed", "count_macs"]
 
 Stage = Literal["dense", "finalist", "recovered"]
+_SOURCE: Mapping[str, Source] = {"latency_s": "measured", "size_bytes": "measured", "macs": "counted"}
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A compressed model that may be handed over, and its (validation, test) score before recovery if it was recovered."""
+    """A compressed model that may be handed over.
+
+    Attributes:
+        predicted: what it was expected to cost before anything like it had been measured.
+        before_recovery: its (validation, test) score before recovery, if it was recovered.
+    """
 
     policy: Policy
     model: nn.Module
+    predicted: Cost | None = None
     stage: Stage = "finalist"
     before_recovery: tuple[float, float | None] | None = None
 
@@ -46,6 +53,14 @@ class Certified:
     onnx: bytes
 
 
+@dataclass(frozen=True)
+class Failed:
+    """A candidate that could not be exported, measured or scored, and why."""
+
+    candidate: Candidate
+    reason: str
+
+
 class Certifier:
     """Exports, measures and scores finalists against one budget."""
 
@@ -56,27 +71,46 @@ class Certifier:
         self.seed = seed
         self.dense: Finalist = self._dense()
 
-    def certify(self, candidates: Sequence[Candidate]) -> list[Certified]:
-        """Measure candidates and the dense model in the same rounds, and score the exported files."""
-        files = {f"{c.policy.digest}-{c.stage}": self.prepared.build(c.model) for c in candidates}
-        models = {"dense": self.prepared.dense_onnx, **files}
+    def certify(self, candidates: Sequence[Candidate]) -> list[Certified | Failed]:
+        """Measure candidates and the dense model in the same rounds, and score the exported files.
+
+        A candidate that cannot be exported, measured or scored is reported as such, and costs the others nothing.
+        """
+        built: dict[str, tuple[Candidate, bytes]] = {}
+        failed: list[Certified | Failed] = []
+        for candidate in candidates:
+            try:
+                built[f"{candidate.policy.digest}-{candidate.stage}"] = candidate, self._export(candidate)
+            except Exception as error:
+                failed.append(Failed(candidate, f"{type(error).__name__}: {error}"))
+        if not built:
+            return failed
+        models = {"dense": self.prepared.dense_onnx, **{name: onnx for name, (_, onnx) in built.items()}}
         measured = self.prepared.device.measure(models, [t.numpy() for t in self.prepared.example], seed=self.seed)
         limits = self._limits(measured)
-        return [
-            self._certified(c, name, files[name], measured, limits) for c, name in zip(candidates, files, strict=True)
-        ]
+        return [*failed, *(self._try(c, name, onnx, measured, limits) for name, (c, onnx) in built.items())]
+
+    def _export(self, candidate: Candidate) -> bytes:
+        onnx = self.prepared.build(candidate.model)
+        self.prepared.device.session(onnx)
+        return onnx
+
+    def _try(
+        self, candidate: Candidate, name: str, onnx: bytes, measured: Measurement, limits: Budget
+    ) -> Certified | Failed:
+        try:
+            return self._certified(candidate, name, onnx, measured, limits)
+        except Exception as error:
+            return Failed(candidate, f"{type(error).__name__}: {error}")
 
     def _limits(self, measured: Measurement) -> Budget:
         """The budget in absolute values; shares of the dense latency are of the one measured in the same rounds."""
-        dense = self.prepared.dense_cost
-        return self.budget.resolve(
-            dense.with_measured_latency(measured.median_s("dense"), measured.interval_s("dense"))
-        )
+        dense = self.dense.cost.with_measured_latency(measured.median_s("dense"), measured.interval_s("dense"))
+        return self.budget.resolve(dense)
 
     def _certified(
         self, candidate: Candidate, name: str, onnx: bytes, measured: Measurement, limits: Budget
     ) -> Certified:
-        predicted = self.prepared.predictor.predict(self.prepared.space.encode([candidate.policy]))[0]
         cost = self._cost(candidate.model, onnx, measured, name)
         error = verify(self.prepared.device.session(onnx), candidate.model, self.prepared.example)
         validation, test = self.scores(onnx)
@@ -84,12 +118,13 @@ class Certifier:
         finalist = Finalist(
             policy=candidate.policy,
             cost=cost,
-            predicted_latency_s=predicted.latency_s,
+            predicted_latency_s=None if candidate.predicted is None else candidate.predicted.latency_s,
             validation=validation,
             test=test,
             holds=holds,
             stage=candidate.stage,
             before_recovery=candidate.before_recovery,
+            noisy=measured.noisy,
         )
         certificate = Certificate(
             limits={limit.metric: limit.value for limit in limits},
@@ -113,13 +148,12 @@ class Certifier:
         return {**self.prepared.device.environment(), **state}
 
     def _cost(self, model: nn.Module, onnx: bytes, measured: Measurement, name: str) -> Cost:
-        source: dict[str, Source] = {"latency_s": "measured", "size_bytes": "measured", "macs": "measured"}
         return Cost(
             latency_s=measured.median_s(name),
             size_bytes=float(len(onnx)),
             macs=count_macs(model, self.prepared),
             latency_interval_s=measured.interval_s(name),
-            source=source,
+            source=_SOURCE,
         )
 
     def scores(self, onnx: bytes) -> tuple[float, float | None]:
@@ -132,15 +166,14 @@ class Certifier:
     def _dense(self) -> Finalist:
         validation, test = self.scores(self.prepared.dense_onnx)
         cost = self.prepared.dense_cost
-        source: dict[str, Source] = {"latency_s": "measured", "size_bytes": "measured", "macs": "measured"}
         measured = Cost(
             latency_s=cost.latency_s,
             size_bytes=float(len(self.prepared.dense_onnx)),
             macs=count_macs(self.prepared.traced.model, self.prepared),
             latency_interval_s=cost.latency_interval_s,
-            source=source,
+            source=_SOURCE,
         )
-        holds = self.budget.resolve(cost).holds(measured)
+        holds = self.budget.resolve(measured).holds(measured)
         predicted = self.prepared.predictor.predict(self.prepared.space.encode([Policy()]))[0]
         return Finalist(Policy(), measured, predicted.latency_s, validation, test, holds, "dense")
 

@@ -10,62 +10,47 @@ from typing import Literal
 import numpy as np
 
 from automc import registry
+from automc.aim import Aim, Expected, learn_aim
 from automc.budget import Budget, Limit
-from automc.certify import Candidate, Certified, Certifier
+from automc.certify import Candidate, Certified, Certifier, Failed
 from automc.errors import AutomcError
 from automc.evaluate.accuracy import Cached, Stitched
 from automc.execute.serial import Serial
 from automc.loop import Loop
 from automc.policy import Policy, Quantize
+from automc.predict.predictor import LearnedPredictor
 from automc.prepare import Clock, Prepared
-from automc.protocols import Agent, Costs, Observer, Predictor, Problem
+from automc.protocols import Agent, Observer, Problem
 from automc.recover import recover
 from automc.result import Finalist
-from automc.space import Codes
 from automc.trial import Cost, Trial
 
 __all__ = ["Engine", "Settings"]
 
 FINALISTS = 3
-MAX_ROUNDS = 4
+MAX_ROUNDS = 5
 TOLERATED_LOSS = 0.005
-"""Where the dense model already holds the budget, the winner is the fastest that loses no more than this of its score."""
-
-
+"""Where the dense model already holds the budget, the winner is the fastest that loses no more than this share of its score."""
 NOTICEABLE = 0.002
-"""A difference in score worth another round of measuring."""
+"""A difference, as a share of the dense score, worth another round of measuring."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to search. `recover_s` is for all finalists together; 0 turns recovery off."""
+    """How to search. `recover_s` is for all finalists together, 0 turns recovery off; `deadline` is a time.monotonic()."""
 
     budget: Budget
     agent: str = "ilp"
     trials: int = 100
-    timeout_s: float | None = None
+    deadline: float | None = None
     seed: int = 0
     recover_s: float = 60.0
     batch_size: int = 1
 
-
-@dataclass(frozen=True)
-class Central:
-    """A predictor that promises what it expects: agents may aim at the budget itself, since finalists are measured.
-
-    Aiming with the upper end of the interval would leave out the best policies by the width of the interval. `bias` is how much
-    longer than predicted the last finalists took: what agents find at the edge of a budget is what the predictor
-    prices too low.
-    """
-
-    inner: Predictor
-    bias: float = 1.0
-
-    def predict(self, codes: Codes) -> Costs:
-        """The inner predictor's costs with the interval closed."""
-        costs = self.inner.predict(codes)
-        latency_s = self.bias * costs.latency_s
-        return replace(costs, latency_s=latency_s, latency_low_s=latency_s, latency_high_s=latency_s)
+    @property
+    def left_s(self) -> float:
+        """Seconds until the deadline, infinite where there is none."""
+        return np.inf if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
 
 @dataclass
@@ -74,7 +59,9 @@ class Engine:
 
     Attributes:
         record: told every trial as it ends, before it is yielded: the run directory and the tracker.
+        keep: called whenever finalists have been measured, so that the best so far is on disk whatever happens next.
         known: trials of an earlier attempt at the same search; they are not evaluated again.
+        measured: the trials of finalists and recovered models.
     """
 
     prepared: Prepared
@@ -82,16 +69,19 @@ class Engine:
     observer: Observer
     clock: Clock
     record: Callable[[Trial], None] = lambda _: None
+    keep: Callable[[], None] = lambda: None
     known: Sequence[Trial] = ()
     certified: list[Certified] = field(default_factory=list)
     done: list[Trial] = field(default_factory=list)
+    measured: list[Trial] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._start = time.monotonic()
-        self._bias = 1.0
         self._next = 1 + max((trial.number for trial in self.known), default=-1)
+        self._aim = Aim()
+        self._failed: set[str] = set()
+        self._predictor: LearnedPredictor = self.prepared.predictor
         self.certifier = Certifier(self.prepared, self.settings.budget, self.settings.batch_size, self.settings.seed)
-        self.limits = self.prepared.limits(self.settings.budget)
+        self.limits = self.settings.budget.resolve(self.dense.cost)
         self._stitched = Cached(Stitched(self.prepared.stitcher, self.prepared.data.validation, self.prepared.score))
 
     @property
@@ -103,8 +93,8 @@ class Engine:
     def best(self) -> Certified | None:
         """The winner so far: of what holds the budget as measured, the best validation score; the faster of equals."""
         holding = [c for c in self.certified if c.finalist.holds]
-        if self.dense.holds and holding:
-            enough = [c for c in holding if c.finalist.validation >= self.dense.validation - TOLERATED_LOSS]
+        if self.dense.holds:
+            enough = [c for c in holding if self._is_tolerable(c.finalist.validation)]
             return min(enough, key=_latency_s, default=None) or max(holding, key=_merit, default=None)
         return max(holding, key=_merit, default=None)
 
@@ -113,39 +103,43 @@ class Engine:
         """What came nearest to the budget as measured."""
         return min(self.certified, key=lambda c: self.limits.violation(c.finalist.cost), default=None)
 
+    @property
+    def front(self) -> list[Trial]:
+        """What the front is drawn from: measured models, and priced trials that were not measured."""
+        return [*self.measured, *(trial for trial in self.done if not self._is_measured(trial.policy))]
+
     def trials(self) -> Iterator[Trial]:
         """Search, certify and recover; yields each trial as it ends, finalists and recovered ones too.
 
         Raises:
             AutomcError: not a single policy could be evaluated.
         """
+        self.done = [trial for trial in self.known if trial.stage == "search"]
+        self._reprice()
         if self.dense.holds:
             self.observer.message(f"The dense model already meets {self.settings.budget}; searching for a faster one.")
             yield from self._certify([Candidate(Policy(), self.prepared.traced.model)])
-        self.done = [trial for trial in self.known if trial.stage == "search"]
         for attempt in range(MAX_ROUNDS):
             yield from self._search(attempt)
             fresh = self._finalists()
             if not fresh:
                 break
             yield from self._certify(fresh)
-            self._correct()
-            if self.best is not None and not self._better_expected():
+            self._correct(len(fresh))
+            if (self.best is not None and not self._better_expected()) or self.settings.left_s <= 0:
                 break
-        if self.settings.recover_s > 0 and self.certified:
+        if self.best is not None and min(self.settings.recover_s, self.settings.left_s) > 0:
             yield from self._recover()
         self.clock.stop()
 
     def _search(self, attempt: int) -> Iterator[Trial]:
-        """One stretch of the search; later stretches have what the first left over, and a corrected predictor."""
-        wanted = self.settings.trials if attempt else max(1, round(0.8 * self.settings.trials))
-        if attempt and self.best is None:
-            wanted = len(self.done) + max(4, self.settings.trials // 10)
+        """One stretch of the search: all trials first, a tenth more after each round that was measured."""
+        wanted = self.settings.trials if attempt == 0 else len(self.done) + max(4, self.settings.trials // 10)
         self.clock.start("search")
         self.observer.stage("search", max(0, wanted - len(self.done)))
         loop = Loop(
-            self.prepared.space, self._agent(attempt), self._stitched, Serial(), self.prepared.predictor,
-            out_of_time=self._out_of_time,
+            self.prepared.space, self._agent(attempt), self._stitched, Serial(), self._predictor,
+            out_of_time=lambda: bool(self.done) and self.settings.left_s <= 0,
         )  # fmt: skip
         for trial in loop.run(wanted, self.done, self._next):
             self._next += 1
@@ -161,7 +155,7 @@ class Engine:
         problem = Problem(
             space=self.prepared.space,
             budget=self._target(),
-            predictor=Central(self.prepared.predictor, self._bias),
+            predictor=Expected(self._predictor, self._aim),
             sensitivity=self.prepared.sensitivity,
             dense_score=self.dense.validation,
             n_trials=self.settings.trials,
@@ -177,39 +171,49 @@ class Engine:
         others = tuple(limit for limit in self.limits if limit.metric != "latency_s")
         return Budget((Limit("latency_s", 0.5 * latency_s), *others))
 
-    def _out_of_time(self) -> bool:
-        timeout = self.settings.timeout_s
-        return timeout is not None and time.monotonic() - self._start > timeout
-
     def _note(self) -> str:
-        best = max((t for t in self.done if t.score is not None and self._likely(t)), key=_score, default=None)
+        best = max((t for t in self.done if t.score is not None and self._is_likely(t)), key=_score, default=None)
         if best is None or best.cost.latency_s is None:
             return f"{len(self.done)} trials"
         return f"best {_score(best):.4f} at {1e3 * best.cost.latency_s:.1f} ms predicted"
 
     def _finalists(self) -> list[Candidate]:
-        """The most promising trials not yet measured: the best scores, and the least sum of single-choice losses."""
-        scored = [t for t in self.done if t.state == "complete" and not self._is_measured(t.policy) and len(t.policy)]
-        holding = [t for t in scored if self._likely(t)]
-        if not holding:
-            nearest = sorted(scored, key=lambda t: self.limits.violation(t.cost))
-            return self._candidates(t.policy for t in nearest) if self.best is None else []
-        ranked = sorted(holding, key=lambda t: (-_score(t), self._loss(t.policy)))
-        gentlest = min(holding, key=lambda t: self._loss(t.policy))
-        return self._candidates(t.policy for t in (*ranked[: FINALISTS - 1], gentlest, *ranked[:FINALISTS]))
+        """The most promising trials not yet measured: the best scores, and the least sum of single-choice losses.
 
-    def _candidates(self, policies: Iterable[Policy]) -> list[Candidate]:
+        Where the dense model holds the budget, the fastest of those that lose little.
+        """
+        scored = [t for t in self.done if t.state == "complete" and len(t.policy) and not self._is_measured(t.policy)]
+        likely = [t for t in scored if self._is_likely(t)]
+        if not likely:
+            nearest = sorted(scored, key=lambda t: self.limits.violation(self._aim.cost(t.cost)))
+            return self._candidates(nearest) if self.best is None else []
+        gentlest = min(likely, key=lambda t: self._loss(t.policy))
+        ranked = sorted(likely, key=lambda t: (-_score(t), self._loss(t.policy)))
+        if self.dense.holds:
+            ranked.sort(key=lambda t: (not self._is_tolerable(_score(t)), t.cost.latency_s or np.inf))
+        return self._candidates([*ranked[: FINALISTS - 1], gentlest, *ranked[FINALISTS - 1 :]])
+
+    def _candidates(self, trials: Iterable[Trial]) -> list[Candidate]:
         """The first FINALISTS different ones, with every layer that runs on integers named."""
-        explicit = list(dict.fromkeys(self._explicit(policy) for policy in policies))[:FINALISTS]
-        return [Candidate(policy, self.prepared.stitcher.apply(policy)) for policy in explicit]
-
-    def _is_measured(self, policy: Policy) -> bool:
-        return self._explicit(policy).digest in {c.candidate.policy.digest for c in self.certified}
+        predicted = {self._explicit(trial.policy): trial.cost for trial in reversed(list(trials))}
+        chosen = list(reversed(predicted.items()))[:FINALISTS]
+        return [Candidate(policy, self.prepared.stitcher.apply(policy), cost) for policy, cost in chosen]
 
     def _explicit(self, policy: Policy) -> Policy:
         """The policy with every layer that runs on integers named."""
         rounded = self.prepared.stitcher.integer_layers(policy)
         return Policy.of([*(c for c in policy if not isinstance(c[1], Quantize)), *rounded.items()])
+
+    def _is_measured(self, policy: Policy) -> bool:
+        digest = self._explicit(policy).digest
+        return digest in self._failed or digest in {c.candidate.policy.digest for c in self.certified}
+
+    def _is_likely(self, trial: Trial) -> bool:
+        """Whether the trial is expected to hold the budget; measuring it will tell."""
+        return self._aim.holds(self.limits, trial.cost)
+
+    def _is_tolerable(self, score: float) -> bool:
+        return score >= self.dense.validation - TOLERATED_LOSS * abs(self.dense.validation)
 
     def _loss(self, policy: Policy) -> float:
         """Sum of the losses of the policy's single choices: a better guide to the recovered score than the score before."""
@@ -222,71 +226,83 @@ class Engine:
         start = time.perf_counter()
         found = self.certifier.certify(candidates)
         seconds = (time.perf_counter() - start) / max(1, len(found))
-        self.certified.extend(found)
-        for certified in found:
-            trial = self._measured_trial(certified, seconds)
+        trials = [self._trial_of(one, seconds) for one in found]
+        self.certified.extend(one for one in found if isinstance(one, Certified))
+        self.measured.extend(trial for trial in trials if trial.state == "complete")
+        self.keep()
+        for trial in trials:
             self.record(trial)
             yield trial
         self.clock.stop()
 
-    def _measured_trial(self, certified: Certified, seconds: float) -> Trial:
-        finalist = certified.finalist
-        stage: Literal["finalist", "recovered"] = "recovered" if finalist.stage == "recovered" else "finalist"
+    def _trial_of(self, one: Certified | Failed, seconds: float) -> Trial:
+        stage: Literal["finalist", "recovered"] = "recovered" if one.candidate.stage == "recovered" else "finalist"
+        number, policy = self._next, one.candidate.policy
         self._next += 1
-        return Trial(self._next - 1, finalist.policy, finalist.cost, finalist.validation, seconds=seconds, stage=stage)
+        if isinstance(one, Failed):
+            self._failed.add(policy.digest)
+            self.observer.message(f"A {stage} could not be measured: {one.reason}", "warning")
+            return Trial(number, policy, Cost(), state="failed", reason=one.reason, seconds=seconds, stage=stage)
+        return Trial(number, policy, one.finalist.cost, one.finalist.validation, seconds=seconds, stage=stage)
 
-    def _correct(self) -> None:
-        """Refit the predictor to what was measured, price the trials anew, and aim lower by what the last ones missed."""
-        latest = [c for c in self.certified[-FINALISTS:] if len(c.candidate.policy)]
-        misses = [c.certificate.latency_s * self._drift(c) / (c.finalist.predicted_latency_s or np.nan) for c in latest]
-        self._bias = max(1.0, self._bias, float(np.nanmedian(misses))) if misses else self._bias
-        pairs = [
-            (c.candidate.policy, c.certificate.latency_s * self._drift(c))
-            for c in self.certified
-            if c.candidate.stage == "finalist"
-        ]
-        self.prepared.predictor = self.prepared.predictor.corrected(pairs)
-        costs = self.prepared.predictor.predict(self.prepared.space.encode([t.policy for t in self.done]))
-        self.done = [replace(trial, cost=costs[i]) for i, trial in enumerate(self.done)]
+    def _correct(self, latest: int) -> None:
+        """Refit the predictor to what was measured, aim by what it still misses, and price the trials anew."""
+        pairs = [(c.candidate.policy, self._comparable(c)) for c in self.certified if c.candidate.stage == "finalist"]
+        if pairs:
+            self._predictor, self._aim = learn_aim(self.prepared.predictor, self.prepared.space, pairs, latest)
+            self._reprice()
 
-    def _drift(self, certified: Certified) -> float:
-        """How the machine ran when this was measured, against the dense measurement that the budget was resolved with."""
-        reference: Cost = self.prepared.dense_cost
-        return (reference.latency_s or 1.0) / certified.certificate.dense_latency_s
+    def _reprice(self) -> None:
+        if self.done:
+            costs = self._predictor.predict(self.prepared.space.encode([t.policy for t in self.done]))
+            self.done = [replace(trial, cost=costs[i]) for i, trial in enumerate(self.done)]
+
+    def _comparable(self, certified: Certified) -> Cost:
+        """The measured cost; where the latency limit is a share, as if the dense model ran as when the budget was resolved."""
+        cost, limit = certified.finalist.cost, self.settings.budget.limit("latency_s")
+        if limit is not None and not limit.relative:
+            return cost
+        drift = (self.dense.cost.latency_s or 1.0) / certified.certificate.dense_latency_s
+        return replace(cost, latency_s=certified.certificate.latency_s * drift)
 
     def _better_expected(self) -> bool:
-        """Whether an unmeasured trial that should hold the budget scored clearly better than the winner."""
+        """Whether an unmeasured trial that should hold the budget beats the winner clearly."""
         best = self.best
         assert best is not None
-        left = [t for t in self.done if t.state == "complete" and not self._is_measured(t.policy)]
-        return any(self._likely(t) and _score(t) > best.finalist.validation + NOTICEABLE for t in left)
-
-    def _likely(self, trial: Trial) -> bool:
-        """Whether the trial holds the budget if it takes as long as predicted; measuring it will tell."""
-        latency_s = None if trial.cost.latency_s is None else self._bias * trial.cost.latency_s
-        return self.limits.holds(replace(trial.cost, latency_s=latency_s, latency_interval_s=None))
+        left = [
+            t for t in self.done if t.state == "complete" and not self._is_measured(t.policy) and self._is_likely(t)
+        ]
+        if self.dense.holds:
+            fast = 0.95 * best.certificate.latency_s
+            return any(self._is_tolerable(_score(t)) and (t.cost.latency_s or np.inf) < fast for t in left)
+        return any(_score(t) > best.finalist.validation + NOTICEABLE * abs(self.dense.validation) for t in left)
 
     def _recover(self) -> Iterator[Trial]:
-        """Fine-tune the two best finalists that hold, half the time shared, half for the better of them."""
-        pool = [c for c in self.certified if c.finalist.holds and len(c.candidate.policy)] or [
-            c for c in (self.smallest,) if c is not None
-        ]
+        """Fine-tune the best finalist that holds and the one with the least sum of losses, for equal times."""
+        pool = [c for c in self.certified if c.finalist.holds and len(c.candidate.policy)]
         chosen = sorted(pool, key=_merit, reverse=True)[:1]
         rest = [c for c in pool if c not in chosen]
         chosen += sorted(rest, key=lambda c: self._loss(c.candidate.policy))[:1]
+        if not chosen:
+            return
+        seconds = min(self.settings.recover_s, self.settings.left_s)
         self.clock.start("recover")
-        self.observer.stage("recover the finalists", self.settings.recover_s)
-        share = self.settings.recover_s / len(chosen)
-        recovered = []
-        for certified in chosen:
-            model = recover(
-                certified.candidate.model, self.prepared, seconds=share, seed=self.settings.seed,
-                advance=self.observer.advance,
-            )  # fmt: skip
-            before = (certified.finalist.validation, certified.finalist.test)
-            recovered.append(Candidate(certified.candidate.policy, model, "recovered", before))
+        self.observer.stage("recover the finalists", seconds)
+        recovered = [one for c in chosen if (one := self._recovered(c, seconds / len(chosen))) is not None]
         self.clock.stop()
         yield from self._certify(recovered)
+
+    def _recovered(self, certified: Certified, seconds: float) -> Candidate | None:
+        candidate, finalist = certified.candidate, certified.finalist
+        try:
+            model = recover(
+                candidate.model, self.prepared, seconds=seconds, seed=self.settings.seed, advance=self.observer.advance
+            )
+        except Exception as error:  # a model that cannot be trained is handed over as it is
+            self.observer.message(f"Recovery failed and is left out: {type(error).__name__}: {error}", "warning")
+            return None
+        before = (finalist.validation, finalist.test)
+        return replace(candidate, model=model, stage="recovered", before_recovery=before)
 
 
 def _score(trial: Trial) -> float:

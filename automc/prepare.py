@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from automc.budget import Budget
 from automc.calibrate import calibrate
 from automc.compression.apply import Stitcher
 from automc.devices.device import Device
@@ -66,7 +65,6 @@ class Prepared:
         example: inputs of one batch of the deployment's size.
         ranges: calibration inputs that set the ranges of integer layers.
         dense_cost: the dense model's cost, its latency measured.
-        predictor: replaced by its corrected successor as finalists are measured.
     """
 
     data: Data
@@ -85,10 +83,6 @@ class Prepared:
     def build(self, model: nn.Module) -> bytes:
         """The ONNX file of a compressed model, as deployed on this device."""
         return _builder(self.device, self.example, self.ranges)(model)
-
-    def limits(self, budget: Budget) -> Budget:
-        """The budget in absolute values."""
-        return budget.resolve(self.dense_cost)
 
 
 def prepare(

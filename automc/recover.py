@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from automc.compression.quantize import Quantized, set_ranges
-from automc.errors import AutomcError
+from automc.errors import AutomcError, InputError
 from automc.evaluate.data import inputs_of
 from automc.prepare import Prepared
 
@@ -29,6 +29,8 @@ __all__ = ["recover"]
 TEMPERATURE = 2.0
 _RATE = 0.01
 _SETTLING_BATCHES = 16
+_LEAST_BATCH = 16
+"""Smaller batches are put together: batch norm needs several samples."""
 _LOSS_AT_FULL_RATE = 0.3
 """Models that start nearer to the dense one than this learn at a lower rate, which falls with the root of the loss."""
 
@@ -91,7 +93,7 @@ def _train(
             student.load_state_dict(best)
             return
         if step == 0:
-            full_rate = _RATE * min(1.0, max(0.1, math.sqrt(loss / _LOSS_AT_FULL_RATE)))
+            full_rate = _RATE * min(1.0, max(0.01, math.sqrt(loss / _LOSS_AT_FULL_RATE)))
         if step % 20 == 0:
             best = copy.deepcopy(student.state_dict())
         now = time.perf_counter()
@@ -126,12 +128,17 @@ def _batches(prepared: Prepared, *, augmented: bool = True) -> Iterator[tuple[Te
     """Endless training inputs; calibration inputs where there is no training split."""
     split: Iterable[Any] = prepared.data.train if prepared.data.train is not None else prepared.data.calibration
     augment = prepared.data.augment if augmented else None
+    waiting: list[tuple[Tensor, ...]] = []
     while True:
+        empty = True
         for batch in split:
-            inputs = inputs_of(batch)
-            if len(inputs[0]) < 2:  # batch norm needs more than one sample
-                continue
-            yield (augment(inputs[0]), *inputs[1:]) if augment is not None else inputs
+            empty, inputs = False, inputs_of(batch)
+            waiting.append((augment(inputs[0]), *inputs[1:]) if augment is not None else inputs)
+            if sum(len(inputs[0]) for inputs in waiting) >= _LEAST_BATCH:
+                yield tuple(torch.cat(tensors) for tensors in zip(*waiting, strict=True))
+                waiting = []
+        if empty:
+            raise InputError("The training split is empty.", remedy="Give it inputs, or None to distil on calibration.")
 
 
 def _unfold(student: nn.Module, prepared: Prepared) -> list[str]:

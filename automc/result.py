@@ -79,6 +79,7 @@ class Finalist:
     """One exported, measured model. `before_recovery` is its (validation, test) score before fine-tuning, None if not recovered.
 
     Scores are those of the exported model, run by the runtime; `validation` served the search, `test` nothing.
+    `noisy`: the machine was busy while the latency was measured.
     """
 
     policy: Policy
@@ -89,6 +90,7 @@ class Finalist:
     holds: bool
     stage: Literal["dense", "finalist", "recovered"]
     before_recovery: tuple[float, float | None] | None = None
+    noisy: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -102,6 +104,7 @@ class Finalist:
             "holds": self.holds,
             "stage": self.stage,
             "before_recovery": list(self.before_recovery) if self.before_recovery else None,
+            "noisy": self.noisy,
         }
 
     @classmethod
@@ -117,6 +120,7 @@ class Finalist:
             holds=data["holds"],
             stage=data["stage"],
             before_recovery=(before[0], before[1]) if before else None,
+            noisy=data.get("noisy", False),
         )
 
 
@@ -131,6 +135,7 @@ class Summary:
         dense_meets_budget: the dense model already held the budget; the front was searched all the same.
         left_alone: (layer, reason) of what no policy touched.
         seconds: stage -> wall-clock seconds.
+        notes: what a reader of the scores has to know about the data, one sentence each.
         widths: channel group -> its dense width, so that a kept count can be read as a share.
     """
 
@@ -153,6 +158,7 @@ class Summary:
     left_alone: tuple[tuple[str, str], ...]
     seconds: Mapping[str, float]
     widths: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -164,6 +170,7 @@ class Summary:
         data["predictor"] = dataclasses.asdict(self.predictor)
         data["left_alone"] = [list(pair) for pair in self.left_alone]
         data["budget"] = list(self.budget)
+        data["notes"] = list(self.notes)
         return data
 
     @classmethod
@@ -177,4 +184,5 @@ class Summary:
         fields["predictor"] = PredictorReport(**data["predictor"])
         fields["left_alone"] = tuple((name, reason) for name, reason in data["left_alone"])
         fields["budget"] = tuple(data["budget"])
+        fields["notes"] = tuple(data.get("notes", ()))
         return cls(**fields)

@@ -4,7 +4,7 @@ config.yaml              everything needed to repeat the search
 trials.jsonl             one trial a line, on disk as soon as the trial ends
 front.json               the Pareto front: [{digest, number, score, cost, source}]
 summary.json             the result in one record
-models/<digest>.onnx     every exported finalist
+models/<digest>-<stage>.onnx   every exported finalist, before and after recovery
 best/policy.json         the winner's choices, predicted and measured cost, digests of model and device
 best/model.onnx          the winner as deployed; best/model.pt2 the same from torch.export
 best/certificate.json    how the winner was measured
@@ -182,13 +182,23 @@ class RunDir:
         """
         return _decoded(self.path / "summary.json", self._read_json("summary.json"), Summary.from_json)
 
-    def write_model(self, digest: str, onnx: bytes) -> Path:
-        """Keep the exported model of the policy with this digest, so that any finalist can be handed out later."""
-        return write_atomic(self.model_path(digest), onnx)
+    def write_model(self, finalist: Finalist, onnx: bytes) -> Path:
+        """Keep the exported model of a finalist, so that any of them can be handed out later."""
+        return write_atomic(self.model_path(finalist), onnx)
 
-    def model_path(self, digest: str) -> Path:
-        """Where the exported model of a policy stands, or would."""
-        return self.path / "models" / f"{digest}.onnx"
+    def model_path(self, finalist: Finalist) -> Path:
+        """Where the exported model of a finalist stands, or would: before and after recovery are two files."""
+        return self.path / "models" / f"{finalist.policy.digest}-{finalist.stage}.onnx"
+
+    def clear_best(self) -> None:
+        """Take away the winner's files of an earlier attempt.
+
+        Raises:
+            DiskError: they cannot be removed.
+        """
+        with explained(self.path / "best"):
+            for name in ("policy.json", "certificate.json", "model.onnx", "model.pt2"):
+                (self.path / "best" / name).unlink(missing_ok=True)
 
     def write_best(
         self,
@@ -210,6 +220,9 @@ class RunDir:
         files = {"model.onnx": onnx, "certificate.json": _dump(certificate.to_json())}
         if pt2 is not None:
             files["model.pt2"] = pt2
+        else:
+            with explained(best):
+                (best / "model.pt2").unlink(missing_ok=True)
         for name, data in files.items():
             write_atomic(best / name, data)
         policy = {

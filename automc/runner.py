@@ -7,6 +7,7 @@ import datetime
 import os
 import platform
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -52,21 +53,26 @@ class Task:
     score: Score
     batch_size: int
     settings: Settings
+    profile_s: float
+    is_demo: bool
 
     @classmethod
     def of(cls, job: Job, model: nn.Module | None = None, data: Any = None, score: Any = None) -> Task:
         from automc.demo.model import BATCH_SIZE
 
         demo = model is None and job.model is None
-        batch_size = job.batch_size or (BATCH_SIZE if demo else 1)
-        settings = _settings(job, batch_size)
-        _duration(job.profile, "profile")
+        if model is not None and (job.weights or job.model):
+            raise InputError("Both a module and a model to load were given.", remedy="Give one of them.")
+        batch_size = (BATCH_SIZE if demo else 1) if job.batch_size is None else job.batch_size
+        if batch_size < 1:
+            raise InputError(f"A batch size of {batch_size} is not possible.", remedy="Give 1 or more.")
+        settings, profile_s = _settings(job, batch_size), _duration(job.profile, "profile")
         loaded = model if model is not None else load_model(job.model, Path(job.weights) if job.weights else None)
         size = max(EVALUATION_BATCH, batch_size)
         chosen = as_data(data, size, job.seed) if data is not None else load_data(job.data, size, job.seed)
         scored = load_score(job.evaluate) if score is None else Score(getattr(score, "__name__", "score"), score)
         raise_faults(check_inputs(loaded, chosen, scored))
-        return cls(loaded, chosen, scored, batch_size, settings)
+        return cls(loaded, chosen, scored, batch_size, settings, profile_s, demo)
 
 
 def _settings(job: Job, batch_size: int) -> Settings:
@@ -74,7 +80,7 @@ def _settings(job: Job, batch_size: int) -> Settings:
         budget=Budget.parse(*job.budget),
         agent=job.agent,
         trials=job.trials,
-        timeout_s=None if job.timeout is None else _duration(job.timeout, "timeout"),
+        deadline=None if job.timeout is None else time.monotonic() + _duration(job.timeout, "timeout"),
         seed=job.seed,
         recover_s=_duration(job.recover, "recover"),
         batch_size=batch_size,
@@ -94,9 +100,11 @@ class Run:
     def __init__(self, job: Job, task: Task, observer: Observer) -> None:
         self.job, self.task, self.observer = job, task, observer
         self.model_name = _model_name(job, task)
-        self.name = job.name or _run_name(self.model_name, job.budget)
+        self.name = job.name or _run_name(self.model_name, job.budget, Path(job.runs))
+        self.model_digest = model_digest(task.model)
         self.summary: Summary | None = None
         self.best: Certified | None = None
+        self._kept = 0
         self.device = registry.load("device", job.device)(threads=job.threads)
         registry.load("agent", job.agent)
         registry.load("space", job.space)
@@ -118,12 +126,15 @@ class Run:
         clock = Clock()
         prepared = prepare(
             self.task.model, self.task.data, self.task.score, self.device, batch_size=self.task.batch_size,
-            space=self.job.space, seed=self.job.seed, profile_s=_duration(self.job.profile, "profile"), observer=self.observer, clock=clock,
+            space=self.job.space, seed=self.job.seed, profile_s=self.task.profile_s, observer=self.observer, clock=clock,
         )  # fmt: skip
         known = folder.trials()
+        if known:
+            self.observer.message(f"Going on with {len(known)} known trials; finalists are measured anew.")
         engine = Engine(prepared, self.task.settings, self.observer, clock, known=known)
-        limits = {limit.metric: limit.value for limit in engine.limits}
-        tracker.set_reference(engine.dense.cost, engine.dense.validation, limits)
+        tracker.set_reference(
+            engine.dense.cost, engine.dense.validation, {limit.metric: limit.value for limit in engine.limits}
+        )
         for trial in known:
             tracker.log(trial)
 
@@ -131,50 +142,59 @@ class Run:
             folder.append(trial)
             tracker.log(trial)
 
-        engine.record = record
+        engine.record, engine.keep = record, lambda: self._keep(folder, engine)
         try:
             yield from engine.trials()
         finally:
-            folder.write_front(folder.trials(), ("latency_s",))
-        self.best = engine.best
-        self._hand_over(folder, tracker, engine, prepared, clock, limits)
+            folder.write_front(engine.front, self.task.settings.budget.metrics)
+        self._hand_over(folder, tracker, engine, prepared, clock)
+
+    def _keep(self, folder: RunDir, engine: Engine, pt2: bytes | None = None) -> None:
+        """Put every measured model on disk, and the best so far where people look for it."""
+        for certified in engine.certified[self._kept :]:
+            folder.write_model(certified.finalist, certified.onnx)
+        self._kept = len(engine.certified)
+        best = engine.best
+        if best is None:
+            folder.clear_best()
+        elif best is not self.best or pt2 is not None:
+            folder.write_best(
+                best.finalist, best.onnx, best.certificate, model_digest=self.model_digest, device_digest=self.device.key,
+                predicted=best.candidate.predicted, pt2=pt2,
+            )  # fmt: skip
+        self.best = best
 
     def _hand_over(
-        self,
-        folder: RunDir,
-        tracker: MLflowTracker | NullTracker,
-        engine: Engine,
-        prepared: Prepared,
-        clock: Clock,
-        limits: Mapping[str, float],
+        self, folder: RunDir, tracker: MLflowTracker | NullTracker, engine: Engine, prepared: Prepared, clock: Clock
     ) -> None:
         """Write the models, the summary and the report, and tell the tracker."""
         clock.start("export")
         self.observer.stage("write the results", None)
-        for certified in engine.certified:
-            folder.write_model(certified.finalist.policy.digest, certified.onnx)
-        if self.best is not None:
-            folder.write_best(
-                self.best.finalist, self.best.onnx, self.best.certificate,
-                model_digest=model_digest(self.task.model), device_digest=self.device.key,
-                predicted=prepared.predictor.predict(prepared.space.encode([self.best.finalist.policy]))[0],
-                pt2=self._pt2(self.best, prepared),
-            )  # fmt: skip
+        self._keep(folder, engine, self._pt2(engine.best, prepared))
         clock.stop()
-        self.summary = self._summary(engine, prepared, clock, limits)
+        self.summary = self._summary(engine, prepared, clock)
         folder.write_summary(self.summary)
         registry.load("figures", "plotly").write_report(self.summary, folder.trials(), folder.report)
         tracker.finish(self.summary, folder.path, "FINISHED")
 
-    def _pt2(self, best: Certified, prepared: Prepared) -> bytes | None:
+    def _pt2(self, best: Certified | None, prepared: Prepared) -> bytes | None:
+        if best is None:
+            return None
         try:
             return build_pt2(best.candidate.model, prepared.example)
         except AutomcError as error:
             self.observer.message(str(error), "warning")
             return None
 
-    def _summary(self, engine: Engine, prepared: Prepared, clock: Clock, limits: Mapping[str, float]) -> Summary:
-        smallest = engine.smallest
+    def _summary(self, engine: Engine, prepared: Prepared, clock: Clock) -> Summary:
+        """Where there is a winner, the dense latency and the limits are those of the rounds that it was measured in."""
+        smallest, best, dense = engine.smallest, engine.best, engine.dense
+        shown = best or smallest
+        limits: Mapping[str, float] = {limit.metric: limit.value for limit in engine.limits}
+        if shown is not None:
+            latency = shown.certificate.dense_latency_s, shown.certificate.dense_latency_interval_s
+            dense = dataclasses.replace(dense, cost=dense.cost.with_measured_latency(*latency))
+            limits = shown.certificate.limits
         return Summary(
             name=self.name,
             model=self.model_name,
@@ -185,8 +205,8 @@ class Run:
             batch_size=self.task.batch_size,
             budget=self.job.budget,
             limits=limits,
-            dense=engine.dense,
-            best=engine.best.finalist if engine.best else None,
+            dense=dense,
+            best=best.finalist if best else None,
             smallest=smallest.finalist if smallest else None,
             finalists=tuple(c.finalist for c in engine.certified),
             predictor=prepared.predictor.report,
@@ -195,6 +215,7 @@ class Run:
             left_alone=tuple((left.name, left.reason) for left in prepared.traced.graph.left_alone),
             seconds=clock.seconds,
             widths=prepared.traced.graph.widths,
+            notes=self.task.data.notes,
         )
 
     def _tracker(self, folder: RunDir) -> MLflowTracker | NullTracker:
@@ -213,7 +234,7 @@ class Run:
             **dataclasses.asdict(self.job),
             "name": self.name,
             "batch_size": self.task.batch_size,
-            "model_digest": model_digest(self.task.model),
+            "model_digest": self.model_digest,
             "data_digest": self.task.data.digest,
             "device_key": self.device.key,
             "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -228,10 +249,13 @@ class Run:
 
 
 def _model_name(job: Job, task: Task) -> str:
-    spec = job.model or (type(task.model).__name__ if task.data.name != "digits" else "demo")
+    spec = job.model or ("demo" if task.is_demo else type(task.model).__name__)
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", os.path.basename(spec).rpartition(":")[2] or spec)
 
 
-def _run_name(model: str, budget: Sequence[str]) -> str:
-    limits = "-".join(re.sub(r"[^A-Za-z0-9.]+", "pct", text) for text in budget)
-    return f"{model}-{limits}-{datetime.datetime.now().strftime('%Y%m%d-%H%M%S')}"
+def _run_name(model: str, budget: Sequence[str], runs: Path) -> str:
+    """A name that no run in the folder has yet."""
+    limits = "-".join(re.sub(r"[^A-Za-z0-9.]+", "", text.replace("%", "pct")) for text in budget)
+    name = f"{model}-{limits}-{datetime.datetime.now().strftime('%Y%m%d-%H%M%S')}"
+    taken = (runs / name).exists()
+    return next(f"{name}-{i}" for i in range(2, 1000) if not (runs / f"{name}-{i}").exists()) if taken else name

@@ -12,7 +12,7 @@ from automc.units import METRICS
 
 __all__ = ["Cost", "Source", "State", "Trial"]
 
-Source = Literal["measured", "predicted", "simulated"]
+Source = Literal["measured", "counted", "predicted", "simulated"]
 State = Literal["complete", "infeasible", "failed"]
 
 

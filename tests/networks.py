@@ -130,6 +130,24 @@ class Shared(nn.Module):
         return self.head(self.twice(F.relu(self.twice(self.stem(x)))))
 
 
+class Lists(nn.Module):
+    """Layers in lists, nested lists and dictionaries, under names that exporters shorten to the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([conv(3, 8), conv(8, 12)])
+        self.blocks = nn.ModuleList([nn.ModuleList([conv(12, 12), conv(12, 8)]), nn.ModuleList([conv(8, 12)])])
+        self.left = nn.ModuleDict({"conv": conv(12, 10), "conv_1": conv(10, 12), "a/b": conv(12, 8)})
+        self.right = nn.ModuleDict({"conv": conv(8, 12), "layers": nn.ModuleList([conv(12, 14), conv(14, 16)])})
+        self.head = Head(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [*self.layers, *self.blocks[0], *self.blocks[1], *self.left.values(), self.right["conv"]]
+        for part in [*parts, *self.right["layers"]]:
+            x = part(x)
+        return self.head(x)
+
+
 NETWORKS = {
     "plain": plain,
     "residual": lambda: Residual(pad=False).eval(),
@@ -139,6 +157,7 @@ NETWORKS = {
     "shuffle": lambda: Shuffle().eval(),
     "attention": lambda: Attention().eval(),
     "shared": lambda: Shared().eval(),
+    "lists": lambda: Lists().eval(),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -210,6 +211,52 @@ def test_recovery_brings_a_strongly_pruned_model_back() -> None:
     assert error(recovered) < 0.7 * error(pruned)
     assert [p.shape for p in recovered.parameters()] == [p.shape for p in pruned.parameters()]
     assert not any(isinstance(module, nn.BatchNorm2d) for module in recovered.modules())
+
+
+def test_a_failing_recovery_costs_nothing_but_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> nn.Module:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("automc.engine.recover", broken)
+    result = compress(tmp_path)
+    assert result.certificate.holds
+    assert {finalist.stage for finalist in result.summary.finalists} == {"finalist"}
+    taken = export_run(tmp_path / "run", budget=None, knee=False, format="onnx", out=tmp_path)
+    assert taken.read_bytes() == result.onnx
+
+
+def test_a_finalist_that_cannot_be_exported_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from automc.certify import Certifier
+
+    export, calls = Certifier._export, []
+
+    def once(self: Certifier, candidate: Any) -> bytes:
+        calls.append(candidate)
+        if len(calls) == 1:
+            raise RuntimeError("operator unknown")
+        return export(self, candidate)
+
+    monkeypatch.setattr(Certifier, "_export", once)
+    result = compress(tmp_path, recover="0", agent="random")  # proposes policies that differ in more than their integers
+    assert result.certificate.holds
+    failed = [trial for trial in RunDir(tmp_path / "run").trials() if trial.state == "failed"]
+    assert [trial.reason for trial in failed] == ["RuntimeError: operator unknown"]
+
+
+def test_loaders_that_yield_single_samples_can_be_distilled_from(tmp_path: Path) -> None:
+    x, y = samples(40, 5)
+    single = Data(TensorSplit(x, y, 1), data().calibration, data().validation, None, name="single")
+    result = automc.compress(trained(), data=single, runs=str(tmp_path), budget="70%", **{**OPTIONS, "recover": "1s"})
+    assert {finalist.stage for finalist in result.summary.finalists} == {"finalist", "recovered"}
+    assert result.summary.best is not None
+    assert result.summary.best.test is None
+
+
+def test_a_module_and_a_model_to_load_are_not_both_taken(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="Both a module"):
+        automc.compress(trained(), data=data(), weights="w.safetensors", runs=str(tmp_path))
+    with pytest.raises(InputError, match="batch size of 0"):
+        automc.compress(trained(), data=data(), batch_size=0, runs=str(tmp_path))
 
 
 def test_a_job_with_a_slip_spends_and_writes_nothing(tmp_path: Path) -> None:

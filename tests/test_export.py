@@ -7,14 +7,18 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from networks import NETWORKS, images, make
+from networks import NETWORKS, conv, images, make
+from torch import nn
 
 from automc.calibrate import calibrate
 from automc.compression.apply import Stitcher
+from automc.compression.quantize import Quantized, best_range
 from automc.devices.cpu import Cpu
+from automc.errors import AutomcError
 from automc.evaluate.accuracy import Deployed
-from automc.export.onnx import build_onnx, layer_of
+from automc.export.onnx import build_onnx, export_float, layer_of, tensor_values
 from automc.export.torch_export import build_pt2
+from automc.export.verify import INTEGER_TOLERANCE, relative_error
 from automc.policy import LowRank, Policy, Prune, Quantize
 from automc.trace import trace
 
@@ -40,7 +44,7 @@ def test_the_file_computes_what_the_pruned_and_factorised_model_computes(name: s
     np.testing.assert_allclose(run(file, images(4)), model(images(4)).numpy(), atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["plain", "residual", "dense", "mobile", "attention"])
+@pytest.mark.parametrize("name", ["plain", "residual", "dense", "mobile", "attention", "lists"])
 def test_integer_layers_run_on_integers_and_stay_close(name: str, tmp_path: object) -> None:
     stitch = stitcher(name)
     layers = [layer.name for layer in stitch.traced.graph.layers if layer.quantize]
@@ -59,11 +63,80 @@ def test_integer_layers_run_on_integers_and_stay_close(name: str, tmp_path: obje
     assert np.abs(run(file, images(4)) - reference).max() <= 0.15 * np.abs(reference).max()
 
 
-def test_nodes_are_named_after_the_modules_they_come_from() -> None:
-    stitch = stitcher("residual")
+@pytest.mark.parametrize("name", ["residual", "lists"])
+def test_nodes_are_named_after_the_modules_they_come_from(name: str) -> None:
+    stitch = stitcher(name)
     file = onnx.load_from_string(build_onnx(stitch.traced.model, (images(4),), (images(4),), reduce_range=False))
     layers = {layer_of(node) for node in file.graph.node if node.op_type in ("Conv", "Gemm")}
     assert layers == set(stitch.traced.graph.layer)
+
+
+def test_a_module_called_twice_keeps_its_name_and_does_not_take_that_of_another() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part, self.part_1 = conv(3, 3), conv(3, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.part_1(self.part(self.part(x)))
+
+    nodes = [node for node in export_float(Twice().eval(), (images(1),)).graph.node if node.op_type == "Conv"]
+    assert [layer_of(node) for node in nodes] == ["part.0", "part.0", "part_1.0"]
+
+
+def test_only_the_layer_that_the_policy_names_becomes_integer() -> None:
+    stitch = stitcher("lists")
+    for layer in ("layers.1.0", "blocks.0.1.0", "left.conv.0", "right.conv.0"):
+        model = stitch.apply(Policy.of([(layer, Quantize(8, 8))]))
+        graph = onnx.load_from_string(build_onnx(model, (images(4),), (images(32),), reduce_range=False)).graph
+        decoded = {name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+        layers = [node for node in graph.node if node.op_type in ("Conv", "Gemm")]
+        assert [layer_of(node) for node in layers if node.input[1] in decoded] == [layer]
+
+
+def test_an_integer_layer_without_a_node_is_an_error() -> None:
+    class Bypassed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = Quantized(nn.Conv2d(3, 4, 1), 8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            inner = self.layer.inner if isinstance(self.layer, Quantized) else self.layer
+            return torch.einsum("oi,bihw->bohw", inner.weight.flatten(1), x)
+
+    with pytest.raises(AutomcError, match="no node for the integer layer 'layer'"):
+        build_onnx(Bypassed(), (images(4),), (images(4),), reduce_range=False)
+
+
+def test_integer_ranges_come_from_all_samples_whatever_the_batch_size() -> None:
+    model = make("plain")
+    inputs = images(32) * torch.linspace(0.1, 3.0, 32)[:, None, None, None]
+    values = {}
+    for batch in (1, 5, 32):
+        proto = export_float(model, (images(batch),))
+        tensors = [node.output[0] for node in proto.graph.node if node.op_type in ("Conv", "Gemm")]
+        values[batch] = [tensor_values(proto, ["input", *tensors], (inputs,))[name] for name in ("input", *tensors)]
+    for found in zip(values[1], values[5], values[32], strict=True):
+        assert len({(round(float(v.min()), 4), round(float(v.max()), 4)) for v in found}) == 1
+        assert max(len(v) for v in found) < 40_000
+        for low_high in found[:2]:
+            np.testing.assert_allclose(best_range(low_high), best_range(found[2]), atol=0.06 * float(np.ptp(found[2])))
+
+
+@pytest.mark.parametrize("bits", [(4, 8), (8, 4), (3, 3), (7, 8)])
+def test_layers_of_other_bits_are_exported_as_they_are_rounded_in_pytorch(bits: tuple[int, int]) -> None:
+    model = stitcher("residual").apply(Policy.of([("a1.0", Quantize(*bits)), ("b2.0", Quantize(*bits))]))
+    file = build_onnx(model, (images(4),), (images(32),), reduce_range=False)
+    assert "QuantizeLinear" not in {node.op_type for node in onnx.load_from_string(file).graph.node}
+    np.testing.assert_allclose(run(file, images(4)), model(images(4)).numpy(), atol=1e-3)
+
+
+def test_layers_of_other_bits_stand_beside_integer_ones() -> None:
+    model = stitcher("residual").apply(Policy.of([("a1.0", Quantize(3, 8)), ("b2.0", Quantize(8, 8))]))
+    file = build_onnx(model, (images(4),), (images(32),), reduce_range=False)
+    assert "QuantizeLinear" in {node.op_type for node in onnx.load_from_string(file).graph.node}
+    expected = model(images(4))
+    assert relative_error(torch.from_numpy(run(file, images(4))), expected) <= INTEGER_TOLERANCE
 
 
 def test_a_deployed_model_takes_any_number_of_samples() -> None:
@@ -82,3 +155,12 @@ def test_the_pt2_file_loads_and_computes_the_same(tmp_path: object) -> None:
         file.write(build_pt2(model, (images(4),)))
     loaded = torch.export.load(path).module()
     torch.testing.assert_close(loaded(images(4)), model(images(4)), atol=1e-5, rtol=1e-5)
+
+
+def test_a_pt2_file_that_computes_something_else_is_an_error() -> None:
+    class Noisy(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + torch.rand_like(x)
+
+    with pytest.raises(AutomcError, match="pt2 file differs"):
+        build_pt2(Noisy(), (images(2),))

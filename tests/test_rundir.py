@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,9 +138,25 @@ def test_best_holds_what_a_stranger_needs(run: RunDir) -> None:
     assert (run.path / "best" / "model.onnx").read_bytes() == b"onnx"
 
 
-def test_finalists_are_kept_by_digest(run: RunDir) -> None:
-    assert run.write_model("abc", b"onnx") == run.model_path("abc")
-    assert run.model_path("abc").read_bytes() == b"onnx"
+def test_finalists_are_kept_before_and_after_recovery(run: RunDir) -> None:
+    recovered = make_summary().best
+    assert recovered is not None
+    before = replace(recovered, stage="finalist")
+    run.write_model(before, b"before")
+    run.write_model(replace(recovered, stage="recovered"), b"after")
+    assert run.model_path(before).read_bytes() == b"before"
+
+
+def test_the_files_of_an_earlier_winner_go_with_it(run: RunDir) -> None:
+    summary = make_summary()
+    assert summary.best is not None
+    certificate = make_certificate(summary)
+    run.write_best(summary.best, b"onnx", certificate, model_digest="m1", device_digest="d1", pt2=b"pt2")
+    run.write_best(summary.best, b"onnx", certificate, model_digest="m1", device_digest="d1")
+    assert not (run.path / "best" / "model.pt2").exists()
+    run.clear_best()
+    assert not list((run.path / "best").iterdir())
+    run.clear_best()
 
 
 def test_runs_are_listed_newest_first_and_found_by_name(tmp_path: Path) -> None:

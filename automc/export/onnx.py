@@ -6,11 +6,16 @@ a search exports dozens of candidates. Models that it cannot export go through t
 
 from __future__ import annotations
 
+import ast
+import copy
 import io
 import logging
+import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
+from urllib.parse import quote, unquote
 
 import numpy as np
 import onnx
@@ -21,7 +26,7 @@ from onnxruntime.quantization import QDQQuantizer, QuantType
 from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
 from torch import Tensor, nn
 
-from automc.compression.quantize import Quantized, best_range, float_model, sample
+from automc.compression.quantize import Quantized, best_range, fake_quantize_weight, float_model
 from automc.errors import AutomcError
 
 __all__ = ["OPSET", "build_onnx", "export_float", "integer_closure", "layer_of"]
@@ -33,12 +38,18 @@ _CARRIER_OPS = (
     "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze",
 )  # fmt: skip
 """Operators that run on integers when all that they read is integer already, and so spare two conversions."""
+_MAX_RUNS = 128
+_SAMPLE = 16_384
+_REPEATED = re.compile(r"_\d+$")
 
 
 def build_onnx(
     model: nn.Module, example: Sequence[Tensor], calibration: Sequence[Tensor], *, reduce_range: bool
 ) -> bytes:
-    """The serialised ONNX model of a compressed model, as deployed: fixed batch, integer layers as QDQ.
+    """The serialised ONNX model of a compressed model, as deployed: fixed batch, 8-bit layers as QDQ.
+
+    There are integer kernels for 8-bit activations and 8-bit weights (7-bit ones under `reduce_range`) alone. Layers with
+    other bits stay in floating point: their weights and inputs are rounded as in PyTorch, which costs time and gains none.
 
     Args:
         model: what `Stitcher.apply` or recovery returned.
@@ -46,13 +57,37 @@ def build_onnx(
         calibration: inputs that set the ranges of the integer tensors.
 
     Raises:
-        AutomcError: neither exporter can express the model.
+        AutomcError: neither exporter can express the model, or the file has no node for an integer layer.
     """
-    proto = export_float(float_model(model), example)
-    integer = {name for name, module in model.named_modules() if isinstance(module, Quantized)}
+    weight_bits = 7 if reduce_range else 8
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, Quantized)}
+    integer = {n for n, layer in layers.items() if (layer.weight_bits, layer.activation_bits) == (weight_bits, 8)}
+    plain = float_model(model)
+    for name in layers.keys() - integer:
+        plain.set_submodule(name, _Rounded(layers[name]).eval())
+    proto = export_float(plain, example)
     if not integer:
         return proto.SerializeToString()
     return quantize_proto(proto, integer, calibration, reduce_range=reduce_range).SerializeToString()
+
+
+class _Rounded(nn.Module):
+    """What a `Quantized` layer computes, in operators that ONNX has for any number of bits."""
+
+    def __init__(self, layer: Quantized) -> None:
+        super().__init__()
+        self.inner = copy.deepcopy(layer.inner)
+        self.inner.weight = nn.Parameter(fake_quantize_weight(layer.inner.weight, layer.weight_bits).detach())
+        self.scale, self.zero = float(layer.scale), int(layer.zero)
+        self.last = 2**layer.activation_bits - 1
+        self.rounds_input = layer.rounds_input
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.rounds_input:
+            codes = torch.clamp(torch.round(inputs / self.scale) + self.zero, 0, self.last)
+            inputs = (codes - self.zero) * self.scale
+        result: Tensor = self.inner(inputs)
+        return result
 
 
 def export_float(model: nn.Module, example: Sequence[Tensor]) -> onnx.ModelProto:
@@ -67,7 +102,8 @@ def export_float(model: nn.Module, example: Sequence[Tensor]) -> onnx.ModelProto
     with warnings.catch_warnings(), torch.no_grad(), _quiet():
         warnings.simplefilter("ignore")
         try:
-            torch.onnx.export(model, tuple(example), cast(Any, buffer), dynamo=False, **options)
+            with _full_scopes(model):
+                torch.onnx.export(model, tuple(example), cast(Any, buffer), dynamo=False, **options)
             return onnx.load_from_string(buffer.getvalue())
         except Exception as first:  # whatever the tracer raises, the other exporter may still manage
             try:
@@ -82,17 +118,43 @@ def export_float(model: nn.Module, example: Sequence[Tensor]) -> onnx.ModelProto
                 ) from second
 
 
-def layer_of(node: onnx.NodeProto) -> str:
-    """The module that a node comes from, "" where the exporter did not say.
+@contextmanager
+def _full_scopes(model: nn.Module) -> Iterator[None]:
+    """Let TorchScript name scopes by the whole path of a module.
 
-    TorchScript names nodes "/layer1/layer1.0/conv1/Conv"; torch.export keeps the scopes in the node's metadata.
+    It shortens `left.conv` and `right.conv` both to "conv", whose nodes then cannot be told apart.
+    """
+
+    def rename(*_: object) -> None:
+        scopes = torch.jit._trace._trace_module_map
+        for name, module in model.named_modules():
+            if scopes is not None and name:
+                scopes[module] = f"{torch.typename(type(module))}::{_scope(name)}"
+
+    hook = model.register_forward_pre_hook(rename)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _scope(name: str) -> str:
+    """A module's name without slashes, and marked where its end looks like the number of a repeated call."""
+    return quote(name, safe="") + ("!" if _REPEATED.search(name) else "")
+
+
+def layer_of(node: onnx.NodeProto) -> str:
+    """The module that a node of `export_float` comes from, "" where the exporter did not say.
+
+    TorchScript names nodes "/stage/stage.0/stage.0.conv/Conv", with "stage.0.conv_1" for the second call of a module;
+    torch.export keeps the scopes in the node's metadata.
     """
     if node.name.startswith("/"):
-        scopes = node.name.split("/")[1:-1]
-        return ".".join(scope.rpartition(".")[2] for scope in scopes)
+        scope = node.name.split("/")[-2]
+        return unquote(_REPEATED.sub("", scope).removesuffix("!"))
     for entry in node.metadata_props:
         if entry.key == "pkg.torch.onnx.name_scopes":
-            scopes = [scope.strip(" '\"") for scope in entry.value.strip("[]").split(",")]
+            scopes: list[str] = ast.literal_eval(entry.value)
             return scopes[-2] if len(scopes) > 1 else ""
     return ""
 
@@ -100,9 +162,20 @@ def layer_of(node: onnx.NodeProto) -> str:
 def quantize_proto(
     proto: onnx.ModelProto, layers: Iterable[str], calibration: Sequence[Tensor], *, reduce_range: bool
 ) -> onnx.ModelProto:
-    """`proto` with the nodes of `layers`, and the carriers between them, in QDQ form."""
+    """`proto` with the nodes of `layers`, and the carriers between them, in QDQ form.
+
+    Raises:
+        AutomcError: no node of the file belongs to one of `layers`.
+    """
     proto = _with_inferred_shapes(proto)
-    nodes = _integer_nodes(proto.graph, set(layers))
+    wanted = set(layers)
+    missing = wanted - {layer_of(node) for node in proto.graph.node if node.op_type in _INTEGER_OPS}
+    if missing:
+        raise AutomcError(
+            f"The exported model has no node for the integer layer {min(missing)!r}.",
+            remedy="Exclude the layer from quantization, or call it as a module in the model's forward.",
+        )
+    nodes = _integer_nodes(proto.graph, wanted)
     tensors = {name for node in nodes for name in (*node.input, *node.output) if name}
     ranges = _ranges(proto, sorted(tensors - _constants(proto.graph)), calibration)
     quantizer = QDQQuantizer(
@@ -213,20 +286,42 @@ def _ranges(proto: onnx.ModelProto, tensors: Sequence[str], calibration: Sequenc
 def tensor_values(
     proto: onnx.ModelProto, tensors: Sequence[str], inputs: Sequence[Tensor]
 ) -> Mapping[str, NDArray[np.float32]]:
-    """Samples of the values of intermediate tensors, the model run once per fixed-size batch of `inputs`."""
+    """About 16,384 values of each intermediate tensor over all of `inputs`, and its extremes.
+
+    The model runs at its own batch size, on at most 128 batches spread evenly over `inputs`.
+    """
     tapped = onnx.ModelProto()
     tapped.CopyFrom(proto)
-    present = {output.name for output in tapped.graph.output} | {i.name for i in tapped.graph.input}
+    given = [i.name for i in tapped.graph.input]
+    present = {output.name for output in tapped.graph.output}.union(given)
     tapped.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in present)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(tapped.SerializeToString(), options, providers=["CPUExecutionProvider"])
     batch = proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value
-    wanted = [name for name in tensors if name not in {i.name for i in tapped.graph.input}]
-    feeds = {i.name: _fit(t, batch) for i, t in zip(proto.graph.input, inputs, strict=True)}
-    outputs = dict(zip(wanted, session.run(wanted, feeds), strict=True)) if wanted else {}
-    outputs.update({name: feeds[name] for name in tensors if name in feeds})
-    return {name: sample(torch.from_numpy(np.asarray(value))) for name, value in outputs.items()}
+    wanted = [name for name in tensors if name not in given]
+    runs = min(_MAX_RUNS, -(-len(inputs[0]) // batch))
+    found: dict[str, list[NDArray[np.float32]]] = {name: [] for name in tensors}
+    for run in range(runs):
+        start = run * -(-len(inputs[0]) // batch) // runs * batch
+        feeds = {name: _fit(tensor[start:], batch) for name, tensor in zip(given, inputs, strict=True)}
+        values = dict(zip(wanted, session.run(wanted, feeds), strict=True)) if wanted else {}
+        for name in tensors:
+            found[name].append(_thinned(values.get(name, feeds.get(name)), run, runs))
+    return {name: _with_extremes(parts) for name, parts in found.items()}
+
+
+def _thinned(values: Any, run: int, runs: int) -> NDArray[np.float32]:
+    """The extremes of one run's values, then this run's share of the sample, from other positions in each run."""
+    flat = np.asarray(values, dtype=np.float32).ravel()
+    step = max(1, flat.size * runs // _SAMPLE)
+    return np.concatenate([[flat.min(), flat.max()], flat[run % step :: step]], dtype=np.float32)
+
+
+def _with_extremes(parts: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """All runs' samples with the extremes of all runs once: counting those of each run would give outliers weight."""
+    ends = np.concatenate([part[:2] for part in parts])
+    return np.concatenate([[ends.min(), ends.max()], *(part[2:] for part in parts)], dtype=np.float32)
 
 
 def _fit(tensor: Tensor, batch: int) -> NDArray[Any]:

@@ -40,12 +40,11 @@ def export_run(run_dir: Path, *, budget: str | None, knee: bool, format: str, ou
     if format == "policy":
         data = {**finalist.policy.to_json(), "measured": finalist.cost.to_json(), "validation": finalist.validation}
         return write_atomic(out / f"{stem}.policy.json", json.dumps(data, indent=1) + "\n")
-    source = run.model_path(finalist.policy.digest)
-    if format == "pt2":
-        best = summary.best
-        if best is None or best.policy.digest != finalist.policy.digest:
-            raise InputError("A pt2 file was kept for the winner only.", remedy="Export this one with --format onnx.")
-        source = run.path / "best" / "model.pt2"
+    source = run.model_path(finalist)
+    if finalist == summary.best:
+        source = run.path / "best" / f"model.{format}"
+    elif format == "pt2":
+        raise InputError("A pt2 file was kept for the winner only.", remedy="Export this one with --format onnx.")
     if not source.is_file():
         raise InputError(f"The run {run.name!r} kept no {format} file of this model.", remedy="Run the search again.")
     return write_atomic(out / f"{stem}.{format}", source.read_bytes())
@@ -56,16 +55,15 @@ def _chosen(summary: Summary, budget: str | None, at_knee: bool) -> Finalist:
         if summary.best is None:
             raise InputError("Nothing held this run's budget, so it has no winner.", remedy="Use --budget or --knee.")
         return summary.best
-    latest = {finalist.policy.digest: finalist for finalist in summary.finalists}  # recovered ones come last
-    if not latest:
+    measured = summary.finalists
+    if not measured:
         raise InputError("This run measured no finalists.", remedy="Run the search again.")
     if at_knee:
-        trials = [Trial(i, f.policy, f.cost, f.validation) for i, f in enumerate(latest.values())]
-        return latest[knee(trials).policy.digest]
+        return measured[knee([Trial(i, f.policy, f.cost, f.validation) for i, f in enumerate(measured)]).number]
     limits = Budget.parse(budget or "").resolve(summary.dense.cost)
-    holding = [f for f in latest.values() if limits.holds(f.cost)]
+    holding = [f for f in measured if limits.holds(f.cost)]
     if not holding:
-        known = ", ".join(format_quantity("latency_s", f.cost.latency_s or 0.0) for f in latest.values())
+        known = ", ".join(format_quantity("latency_s", f.cost.latency_s or 0.0) for f in measured)
         raise InputError(
             f"No measured model of this run holds {budget} (they take {known}).",
             remedy=f"Search again with --budget {budget}.",

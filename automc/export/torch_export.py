@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from automc.errors import AutomcError
+from automc.export.verify import FLOAT_TOLERANCE, relative_error
 
 __all__ = ["build_pt2"]
 
@@ -18,7 +19,7 @@ def build_pt2(model: nn.Module, example: Sequence[Tensor]) -> bytes:
     """The bytes of a .pt2 file, loadable with `torch.export.load`, for inputs of the shapes of `example`.
 
     Raises:
-        AutomcError: torch.export cannot express the model.
+        AutomcError: torch.export cannot express the model, or the file computes something else on `example`.
     """
     buffer = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
@@ -30,4 +31,11 @@ def build_pt2(model: nn.Module, example: Sequence[Tensor]) -> bytes:
                 f"torch.export cannot express the model: {str(error).splitlines()[0]}.", remedy="Export it as ONNX."
             ) from error
         torch.export.save(program, buffer)
+        buffer.seek(0)
+        difference = relative_error(torch.export.load(buffer).module()(*example), model(*example))
+    if not difference <= FLOAT_TOLERANCE:
+        raise AutomcError(
+            f"The pt2 file differs from the PyTorch model by {difference:.2g} of its outputs (allowed: {FLOAT_TOLERANCE:g}).",
+            remedy="Export it as ONNX; models whose output is random, or depends on what they saw before, cannot be kept.",
+        )
     return buffer.getvalue()
