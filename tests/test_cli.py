@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 import yaml
 from records import make_summary, make_trials
 
-from automc.cli.main import cli, main
+from automc.cli.main import main
 from automc.errors import AutomcError, BudgetUnreachableError, InputError, MissingError
 from automc.job import Job
 from automc.protocols import Observer
@@ -271,12 +270,6 @@ def test_without_tracking_no_record_is_pointed_to(jobs: list[Job], capsys: pytes
     assert "mlflow" not in capsys.readouterr().out
 
 
-def test_naming_the_store_imports_neither_mlflow_nor_torch() -> None:
-    script = "import sys, automc.cli.search, automc.track.mlflow; print({'mlflow', 'torch'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
-
-
 def test_a_budget_out_of_reach_shows_the_smallest_found(
     ending: Callable[[Summary], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -334,21 +327,6 @@ def test_an_unexpected_error_keeps_its_traceback_under_debug(
     assert "Traceback" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", list(cli.commands))
-def test_help_ends_with_two_examples(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([verb, "--help"]) == 0
-    examples = capsys.readouterr().out.partition("Examples:")[2].strip().splitlines()
-    assert len(examples) == 2
-    assert all(line.strip().startswith(f"automc {verb}") for line in examples)
-
-
-def test_the_verbs_stand_in_the_order_of_use(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--help"]) == 0
-    shown = capsys.readouterr().out.partition("Commands:")[2]
-    order = [shown.index(f"  {verb} ") for verb in ("check", "search", "runs", "show", "export")]
-    assert order == sorted(order)
-
-
 def test_runs_lists_what_is_recorded(recorded: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     RunDir.create(recorded.path.parent / "unfinished", {"seed": 1}).close()
     assert main(["runs"]) == 0
@@ -359,11 +337,6 @@ def test_runs_lists_what_is_recorded(recorded: RunDir, capsys: pytest.CaptureFix
     records = {record["name"]: record for record in json.loads(capsys.readouterr().out)["runs"]}
     assert records["digits-50ms"]["finished"]
     assert not records["unfinished"]["finished"]
-
-
-def test_runs_says_how_to_make_the_first(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["runs"]) == 0
-    assert "automc search" in capsys.readouterr().out
 
 
 def test_show_prints_the_front_and_the_policy(recorded: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
@@ -414,59 +387,7 @@ def test_export_refuses_what_it_cannot_choose(arguments: list[str], recorded: Ru
     assert not Path("deploy").exists()
 
 
-def test_check_reports_every_fault(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    assert main(["check", "--model", "nowhere.py:f", "--budget", "50 parsecs", "--data", "npz:nothing.npz"]) == 2
-    shown = capsys.readouterr().out
-    for part in ("nowhere.py", "50 parsecs", "nothing.npz"):
-        assert part in shown
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_check_reports_the_faults_of_every_option(capsys: pytest.CaptureFixture[str]) -> None:
-    wrong = ["--profile", "banana", "--seed", "-1", "--name", "a/b", "--budget", "30mJ", "--evaluate", "f1"]
-    assert main(["check", *wrong]) == 2
-    shown = capsys.readouterr().out
-    for part in (
-        "profile 'banana'",
-        "seed is -1",
-        "'a/b' cannot name a run",
-        "no energy figures",
-        "'f1' is not a score",
-    ):
-        assert part in shown
-
-
 @pytest.mark.parametrize("options", [["--timeout", "5 parsecs"], ["--recover", "-1m"], ["--recover", "4MB"]])
 def test_a_duration_that_is_none_is_told_at_once(options: list[str], jobs: list[Job]) -> None:
     assert main(["search", *options]) == 2
     assert jobs == []
-
-
-def test_check_says_what_a_search_would_work_with(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", "--json"]) == 0
-    record = json.loads(capsys.readouterr().out)
-    assert record["faults"] == []
-    offered = record["offer"]
-    assert offered["layers"] == 22  # ResNet-20: 19 convolutions, two projections, one linear layer
-    assert all(knob["targets"] > 0 and knob["choices"] >= knob["targets"] for knob in offered["knobs"].values())
-    assert main(["check"]) == 0
-    shown = capsys.readouterr().out
-    assert "22 layers" in shown
-    assert all(f"  {name}: " in shown for name, _reason in offered["left_alone"])
-
-
-def test_check_ends_with_the_exit_code_of_what_is_missing(tmp_path: Path) -> None:
-    (tmp_path / "runs").write_text("a file where the folder should be")
-    assert main(["check"]) == 4
-
-
-def test_libraries_are_silent_and_automc_is_not() -> None:
-    script = (
-        "import logging, warnings; from automc.cli.quiet import silence_libraries; silence_libraries();"
-        "logging.getLogger('mlflow').warning('a log line'); warnings.warn('a warning');"
-        "warnings.warn_explicit('ours', UserWarning, 'x.py', 1, module='automc.track.mlflow')"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stderr.strip() == "Warning: ours"

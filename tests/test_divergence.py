@@ -1,4 +1,4 @@
-"""How far outputs are apart, and what each single choice costs."""
+"""How far outputs are apart, which of them are logits, and what each single choice costs."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 from networks import images, make
+from torch import Tensor
 
 from automc.calibrate import calibrate
 from automc.compression.apply import Stitcher
+from automc.evaluate.data import Data
 from automc.evaluate.divergence import distillation_loss, divergence, sensitivities
+from automc.evaluate.task import Score, load_score, outputs_are_logits
 from automc.job import Silent
 from automc.policy import Prune, Quantize
 from automc.space import Domain, SearchSpace
@@ -92,3 +95,37 @@ def test_what_takes_too_long_is_thinned_out_and_filled_in(limit_s: float, measur
     curves = sensitivities(stitcher(), SPACE, (images(64),), limit_s=limit_s, logits=True, observer=counter)
     assert counter.total == measured
     assert (np.diff(curves[0]) > 0).all()
+
+
+OUTPUTS = torch.randn(4, 3)
+CLASSES, VALUES = torch.tensor([0, 2, 1, 0]), torch.randn(4, 3)
+
+
+@pytest.mark.parametrize(
+    ("targets", "outputs", "expected"),
+    [
+        (CLASSES, OUTPUTS, True),
+        (VALUES, OUTPUTS, False),
+        (VALUES.round().long(), OUTPUTS, False),
+        (CLASSES + 1, OUTPUTS, False),
+        (CLASSES, torch.randn(4, 1), False),
+        (CLASSES, torch.randn(4), False),
+        (CLASSES, torch.randn(4, 3, 5), False),
+        (None, OUTPUTS, False),
+    ],
+)
+def test_the_targets_of_an_own_score_tell_logits_from_values(
+    targets: Tensor | None, outputs: Tensor, expected: bool
+) -> None:
+    batches = [torch.randn(4, 2)] if targets is None else [(torch.randn(4, 2), targets)]
+    data = Data(None, batches, batches, None, "data")
+    own = Score("accuracy", lambda model, loader: 1.0)  # a name proves nothing
+    assert outputs_are_logits(data, own, outputs) is expected
+
+
+def test_the_built_in_accuracy_scores_logits_at_every_position() -> None:
+    data = Data(None, [], [], None, "data")
+    assert load_score(None).logits
+    assert not Score("accuracy", lambda model, loader: 1.0).logits
+    assert outputs_are_logits(data, load_score(None), torch.randn(4, 3, 5, 5))
+    assert not outputs_are_logits(data, load_score(None), torch.randn(4))

@@ -14,7 +14,7 @@ from torch import Tensor
 from automc.errors import AutomcError, InputError, MissingError, UnknownNameError
 from automc.evaluate.arrays import IMAGENET_MEAN, IMAGENET_STD, crop_and_flip
 from automc.evaluate.data import SPLITS, Data, TensorSplit
-from automc.evaluate.task import Score, accuracy, as_data, load_data, load_score, outputs_are_logits
+from automc.evaluate.task import accuracy, as_data, load_data, load_score
 
 LOADERS = """
 import torch
@@ -385,37 +385,3 @@ def test_a_score_may_be_a_tensor(tmp_path: Path) -> None:
 def test_a_score_that_is_no_function_is_refused() -> None:
     with pytest.raises(InputError, match="'f1' is not a score"):
         load_score("f1")
-
-
-OUTPUTS = torch.randn(4, 3)
-CLASSES, VALUES = torch.tensor([0, 2, 1, 0]), torch.randn(4, 3)
-
-
-@pytest.mark.parametrize(
-    ("targets", "outputs", "expected"),
-    [
-        (CLASSES, OUTPUTS, True),
-        (VALUES, OUTPUTS, False),
-        (VALUES.round().long(), OUTPUTS, False),
-        (CLASSES + 1, OUTPUTS, False),
-        (CLASSES, torch.randn(4, 1), False),
-        (CLASSES, torch.randn(4), False),
-        (CLASSES, torch.randn(4, 3, 5), False),
-        (None, OUTPUTS, False),
-    ],
-)
-def test_the_targets_of_an_own_score_tell_logits_from_values(
-    targets: Tensor | None, outputs: Tensor, expected: bool
-) -> None:
-    batches = [torch.randn(4, 2)] if targets is None else [(torch.randn(4, 2), targets)]
-    data = Data(None, batches, batches, None, "data")
-    own = Score("accuracy", lambda model, loader: 1.0)  # a name proves nothing
-    assert outputs_are_logits(data, own, outputs) is expected
-
-
-def test_the_built_in_accuracy_scores_logits_at_every_position() -> None:
-    data = Data(None, [], [], None, "data")
-    assert load_score(None).logits
-    assert not Score("accuracy", lambda model, loader: 1.0).logits
-    assert outputs_are_logits(data, load_score(None), torch.randn(4, 3, 5, 5))
-    assert not outputs_are_logits(data, load_score(None), torch.randn(4))

@@ -53,8 +53,8 @@ def distillation_loss(outputs: Tensor, target: Tensor, *, logits: bool, temperat
 
 def _kullback_leibler(outputs: Tensor, reference: Tensor) -> Tensor:
     """KL(softmax(reference) || softmax(outputs)) over dimension 1, its mean over all other dimensions."""
-    logs = (F.log_softmax(tensor.movedim(1, -1).flatten(0, -2), -1) for tensor in (outputs, reference))
-    return F.kl_div(*logs, reduction="batchmean", log_target=True)
+    found, wanted = (F.log_softmax(tensor.movedim(1, -1).flatten(0, -2), -1) for tensor in (outputs, reference))
+    return F.kl_div(found, wanted, reduction="batchmean", log_target=True)
 
 
 def _variance(tensor: Tensor) -> Tensor:

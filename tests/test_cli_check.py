@@ -1,0 +1,99 @@
+"""`automc check` from the command line, its help, and what it imports and silences."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from automc.cli.main import cli, main
+
+
+@pytest.fixture(autouse=True)
+def _loud(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Silencing libraries is for processes that end; here it would outlive the test. Runs are recorded in tmp_path."""
+    monkeypatch.setattr("automc.cli.main.silence_libraries", lambda: None)
+    monkeypatch.delenv("AUTOMC_DEBUG", raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_naming_the_store_imports_neither_mlflow_nor_torch() -> None:
+    script = "import sys, automc.cli.search, automc.track.mlflow; print({'mlflow', 'torch'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_check_reports_every_fault(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["check", "--model", "nowhere.py:f", "--budget", "50 parsecs", "--data", "npz:nothing.npz"]) == 2
+    shown = capsys.readouterr().out
+    for part in ("nowhere.py", "50 parsecs", "nothing.npz"):
+        assert part in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_check_reports_the_faults_of_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = ["--profile", "banana", "--seed", "-1", "--name", "a/b", "--budget", "30mJ", "--evaluate", "f1"]
+    assert main(["check", *wrong]) == 2
+    shown = capsys.readouterr().out
+    for part in (
+        "profile 'banana'",
+        "seed is -1",
+        "'a/b' cannot name a run",
+        "no energy figures",
+        "'f1' is not a score",
+    ):
+        assert part in shown
+
+
+def test_check_says_what_a_search_would_work_with(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["faults"] == []
+    offered = record["offer"]
+    assert offered["layers"] == 22  # ResNet-20: 19 convolutions, two projections, one linear layer
+    assert all(knob["targets"] > 0 and knob["choices"] >= knob["targets"] for knob in offered["knobs"].values())
+    assert main(["check"]) == 0
+    shown = capsys.readouterr().out
+    assert "22 layers" in shown
+    assert all(f"  {name}: " in shown for name, _reason in offered["left_alone"])
+
+
+def test_check_ends_with_the_exit_code_of_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file where the folder should be")
+    assert main(["check"]) == 4
+
+
+def test_libraries_are_silent_and_automc_is_not() -> None:
+    script = (
+        "import logging, warnings; from automc.cli.quiet import silence_libraries; silence_libraries();"
+        "logging.getLogger('mlflow').warning('a log line'); warnings.warn('a warning');"
+        "warnings.warn_explicit('ours', UserWarning, 'x.py', 1, module='automc.track.mlflow')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "Warning: ours"
+
+
+@pytest.mark.parametrize("verb", list(cli.commands))
+def test_help_ends_with_two_examples(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--help"]) == 0
+    examples = capsys.readouterr().out.partition("Examples:")[2].strip().splitlines()
+    assert len(examples) == 2
+    assert all(line.strip().startswith(f"automc {verb}") for line in examples)
+
+
+def test_the_verbs_stand_in_the_order_of_use(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out.partition("Commands:")[2]
+    order = [shown.index(f"  {verb} ") for verb in ("check", "search", "runs", "show", "export")]
+    assert order == sorted(order)
+
+
+def test_runs_says_how_to_make_the_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs"]) == 0
+    assert "automc search" in capsys.readouterr().out
