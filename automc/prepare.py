@@ -63,6 +63,7 @@ class Prepared:
 
     Attributes:
         example: inputs of one batch of the deployment's size.
+        logits: the outputs are logits of classes, to be compared by their softmax.
         ranges: calibration inputs that set the ranges of integer layers.
         dense_cost: the dense model's cost, its latency measured.
     """
@@ -79,6 +80,7 @@ class Prepared:
     dense_cost: Cost
     predictor: LearnedPredictor
     sensitivity: list[NDArray[np.float64]]
+    logits: bool
 
     def build(self, model: nn.Module) -> bytes:
         """The ONNX file of a compressed model, as deployed on this device."""
@@ -144,7 +146,19 @@ def prepare(
     curves = sensitivities(stitcher, offered.space, probe, limit_s=profile_s / 2, logits=logits, observer=observer)
     clock.stop()
     return Prepared(
-        data, score, traced, stitcher, device, offered.space, example, ranges, dense_onnx, dense_cost, predictor, curves
+        data,
+        score,
+        traced,
+        stitcher,
+        device,
+        offered.space,
+        example,
+        ranges,
+        dense_onnx,
+        dense_cost,
+        predictor,
+        curves,
+        logits,
     )
 
 

@@ -16,17 +16,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from automc.compression.quantize import Quantized, set_ranges
 from automc.errors import AutomcError, InputError
 from automc.evaluate.data import inputs_of
+from automc.evaluate.divergence import distillation_loss
 from automc.prepare import Prepared
 
 __all__ = ["recover"]
 
-TEMPERATURE = 2.0
 _RATE = 0.01
 _SETTLING_BATCHES = 16
 _LEAST_BATCH = 16
@@ -60,7 +59,7 @@ def recover(
     start = time.perf_counter()
     normed = _unfold(student, prepared)
     student.train()
-    _train(student, teacher, _batches(prepared), start + seconds, advance)
+    _train(student, teacher, _batches(prepared), start + seconds, prepared.logits, advance)
     _settle(student, [student.get_submodule(name) for name in normed], prepared)
     for name in normed:
         _fold(student, name)
@@ -71,7 +70,12 @@ def recover(
 
 
 def _train(
-    student: nn.Module, teacher: nn.Module, batches: Iterator[tuple[Tensor, ...]], deadline: float, advance: Any
+    student: nn.Module,
+    teacher: nn.Module,
+    batches: Iterator[tuple[Tensor, ...]],
+    deadline: float,
+    logits: bool,
+    advance: Callable[[float], None],
 ) -> None:
     for parameter in student.parameters():
         parameter.requires_grad_(True)
@@ -86,7 +90,7 @@ def _train(
         rate = full_rate * min(1.0, (step + 1) / 10) * 0.5 * (1 + math.cos(math.pi * progress))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = _step(student, teacher, next(batches), optimizer)
+        loss = _step(student, teacher, next(batches), optimizer, logits)
         if not math.isfinite(loss):
             if step == 0:
                 raise AutomcError("Fine-tuning starts with a loss that is not finite.", remedy="Use --recover 0.")
@@ -102,11 +106,11 @@ def _train(
 
 
 def _step(
-    student: nn.Module, teacher: nn.Module, inputs: tuple[Tensor, ...], optimizer: torch.optim.Optimizer
+    student: nn.Module, teacher: nn.Module, inputs: tuple[Tensor, ...], optimizer: torch.optim.Optimizer, logits: bool
 ) -> float:
     with torch.no_grad():
         target = teacher(*inputs)
-    loss = distillation_loss(student(*inputs), target)
+    loss = distillation_loss(student(*inputs), target, logits=logits)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     value = loss.item()
@@ -114,14 +118,6 @@ def _step(
         nn.utils.clip_grad_norm_(student.parameters(), 5.0)
         optimizer.step()
     return value
-
-
-def distillation_loss(outputs: Tensor, target: Tensor) -> Tensor:
-    """Softened divergence for logits (batch, classes) (Hinton et al. 2015, eq. 1, times T^2); relative squared error otherwise."""
-    if target.dim() == 2 and target.shape[1] > 1:
-        logs = F.log_softmax(outputs / TEMPERATURE, 1), F.log_softmax(target / TEMPERATURE, 1)
-        return F.kl_div(*logs, reduction="batchmean", log_target=True) * TEMPERATURE**2
-    return F.mse_loss(outputs, target) / target.var().clamp_min(1e-12)
 
 
 def _batches(prepared: Prepared, *, augmented: bool = True) -> Iterator[tuple[Tensor, ...]]:

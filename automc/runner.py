@@ -22,7 +22,7 @@ from automc.certify import Certified
 from automc.engine import Engine, Settings
 from automc.errors import AutomcError, InputError
 from automc.evaluate.data import Data
-from automc.evaluate.faults import check_inputs, raise_faults
+from automc.evaluate.faults import check_inputs, find_setting_faults, raise_faults
 from automc.evaluate.models import load_model, model_digest
 from automc.evaluate.task import Score, as_data, load_data, load_score
 from automc.export.torch_export import build_pt2
@@ -60,12 +60,11 @@ class Task:
     def of(cls, job: Job, model: nn.Module | None = None, data: Any = None, score: Any = None) -> Task:
         from automc.demo.model import BATCH_SIZE
 
+        raise_faults(find_setting_faults(**dataclasses.asdict(job)))
         demo = model is None and job.model is None
         if model is not None and (job.weights or job.model):
             raise InputError("Both a module and a model to load were given.", remedy="Give one of them.")
         batch_size = (BATCH_SIZE if demo else 1) if job.batch_size is None else job.batch_size
-        if batch_size < 1:
-            raise InputError(f"A batch size of {batch_size} is not possible.", remedy="Give 1 or more.")
         settings, profile_s = _settings(job, batch_size), _duration(job.profile, "profile")
         loaded = model if model is not None else load_model(job.model, Path(job.weights) if job.weights else None)
         size = max(EVALUATION_BATCH, batch_size)

@@ -61,6 +61,7 @@ def test_redundant_channels_go_first() -> None:
 
 
 def test_the_sweep_error_is_that_of_the_refit() -> None:
+    torch.manual_seed(0)
     columns, weight = correlated(3000, 10, 10, seed=3), torch.randn(4, 10)
     stats = stats_of(columns)
     order, errors = elimination_order([Consumer(weight, stats, torch.arange(10)[:, None])], 10)

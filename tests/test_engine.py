@@ -237,7 +237,9 @@ def test_a_finalist_that_cannot_be_exported_is_left_out(tmp_path: Path, monkeypa
         return export(self, candidate)
 
     monkeypatch.setattr(Certifier, "_export", once)
-    result = compress(tmp_path, recover="0", agent="random")  # proposes policies that differ in more than their integers
+    result = compress(
+        tmp_path, recover="0", agent="random"
+    )  # proposes policies that differ in more than their integers
     assert result.certificate.holds
     failed = [trial for trial in RunDir(tmp_path / "run").trials() if trial.state == "failed"]
     assert [trial.reason for trial in failed] == ["RuntimeError: operator unknown"]
@@ -255,7 +257,7 @@ def test_loaders_that_yield_single_samples_can_be_distilled_from(tmp_path: Path)
 def test_a_module_and_a_model_to_load_are_not_both_taken(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Both a module"):
         automc.compress(trained(), data=data(), weights="w.safetensors", runs=str(tmp_path))
-    with pytest.raises(InputError, match="batch size of 0"):
+    with pytest.raises(InputError, match="batch_size is 0"):
         automc.compress(trained(), data=data(), batch_size=0, runs=str(tmp_path))
 
 

@@ -64,9 +64,18 @@ JOB_OPTIONS = (
     ),
     click.Option(["--space"], default="default", show_default=True, help="Which choices each layer has."),
     click.Option(
-        ["--trials"], type=click.IntRange(min=1), default=100, show_default=True, help="Policies to evaluate; a tenth more after each round of measuring that missed."
+        ["--trials"],
+        type=click.IntRange(min=1),
+        default=100,
+        show_default=True,
+        help="Policies to evaluate; a tenth more after each round of measuring that missed.",
     ),
-    click.Option(["--timeout"], type=duration, metavar="DURATION", help="Time for the whole job, such as 10m; what is begun is finished."),
+    click.Option(
+        ["--timeout"],
+        type=duration,
+        metavar="DURATION",
+        help="Time for the whole job, such as 10m; what is begun is finished.",
+    ),
     click.Option(["--seed"], type=int, default=0, show_default=True, help="The same seed proposes the same trials."),
     click.Option(["--recover"], type=duration, default="1m", show_default=True, metavar="DURATION", help=_RECOVER),
     click.Option(["--profile"], default="40s", show_default=True, metavar="DURATION", help=_PROFILE),
