@@ -92,7 +92,7 @@ def _cost_row(label: str, metric: str, before: float | None, after: float | None
 
 
 def _unreachable(summary: Summary, limits: str) -> Iterator[str]:
-    yield f"Nothing in the search space holds the budget of {limits} as measured."
+    yield f"Nothing that was measured holds the budget of {limits} as measured."
     if summary.smallest is None:
         return
     exceeded = [
