@@ -129,7 +129,7 @@ def unreachable(summary: Summary) -> str:
     asked = " and ".join(summary.budget)
     smallest = summary.smallest
     if smallest is None or smallest.cost.latency_s is None:
-        return f"Nothing in the search space holds {asked}."
+        return f"Nothing that was measured holds {asked}."
     found = f"{1e3 * smallest.cost.latency_s:.1f} ms and {(smallest.cost.size_bytes or 0) / 1e6:.2f} MB"
     return f"Nothing held {asked} as measured; the nearest takes {found}."
 

@@ -59,7 +59,7 @@ def verdict(summary: Summary) -> str:
     limits = " and ".join(format_quantity(metric, value) for metric, value in summary.limits.items())
     best, dense = summary.best, summary.dense
     if best is None:
-        return f"Nothing in the search space holds {limits} as measured.{_nearest(summary)}"
+        return f"Nothing that was measured holds {limits} as measured.{_nearest(summary)}"
     already = " The dense model held the budget already." if summary.dense_meets_budget else ""
     return f"The winner holds {limits} as measured: {_gain(best, dense)}; {_price(summary, best)}.{already}"
 

@@ -146,7 +146,7 @@ def test_the_report_needs_no_network() -> None:
 def test_the_report_of_a_miss_says_what_to_relax() -> None:
     assert MISSED.smallest is not None
     page = _text(render(MISSED, TRIALS, Path("runs/one")))
-    assert "Nothing in the search space holds 50.0 ms as measured." in page
+    assert "Nothing that was measured holds 50.0 ms as measured." in page
     assert f"needs {words.known('latency_s', MISSED.smallest.cost.latency_upper_s)}" in page
     assert "automc export" not in page
 
