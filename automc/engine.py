@@ -41,7 +41,7 @@ class Settings:
 
     budget: Budget
     agent: str = "ilp"
-    trials: int = 100
+    trials: int = 60
     deadline: float | None = None
     seed: int = 0
     recover_s: float = 60.0

@@ -42,11 +42,11 @@ class Job:
     threads: int = 1
     agent: str = "ilp"
     space: str = "default"
-    trials: int = 100
+    trials: int = 60
     timeout: str | None = None
     seed: int = 0
     recover: str = "1m"
-    profile: str = "40s"
+    profile: str = "30s"
     name: str | None = None
     runs: str = "runs"
     tracking_uri: str | None = None

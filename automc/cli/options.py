@@ -78,7 +78,7 @@ JOB_OPTIONS = (
     ),
     click.Option(["--seed"], type=int, default=0, show_default=True, help="The same seed proposes the same trials."),
     click.Option(["--recover"], type=duration, default="1m", show_default=True, metavar="DURATION", help=_RECOVER),
-    click.Option(["--profile"], default="40s", show_default=True, metavar="DURATION", help=_PROFILE),
+    click.Option(["--profile"], default="30s", show_default=True, metavar="DURATION", help=_PROFILE),
     click.Option(
         ["--name"], help="Name of the run; a name that exists is resumed. Default: made from the model and time."
     ),
