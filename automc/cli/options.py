@@ -66,7 +66,7 @@ JOB_OPTIONS = (
     click.Option(
         ["--trials"],
         type=click.IntRange(min=1),
-        default=100,
+        default=60,
         show_default=True,
         help="Policies to evaluate; a tenth more after each round of measuring that missed.",
     ),
