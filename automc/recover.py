@@ -21,17 +21,19 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from automc.compression.quantize import Quantized, set_ranges
 from automc.errors import AutomcError, InputError
 from automc.evaluate.data import inputs_of
-from automc.evaluate.divergence import distillation_loss
+from automc.evaluate.divergence import distillation_loss, divergence
 from automc.prepare import Prepared
 
 __all__ = ["recover"]
 
 _RATE = 0.01
 _SETTLING_BATCHES = 16
+_NEAR = 0.05
+"""Models that diverge less than this from the dense one train without batch statistics, whose noise would cost more."""
 _LEAST_BATCH = 16
 """Smaller batches are put together: batch norm needs several samples."""
 _LOSS_AT_FULL_RATE = 0.3
-"""Models that start nearer to the dense one than this learn at a lower rate, which falls with the root of the loss."""
+"""Models that start nearer to the dense one than this learn at a lower rate, in proportion to their loss."""
 
 
 class _Normed(nn.Sequential):
@@ -48,6 +50,8 @@ def recover(
 ) -> nn.Module:
     """A fine-tuned copy of `model`, trained for about `seconds`; shapes, and so the cost, stay as they are.
 
+    Where training brought it no nearer to the dense model on calibration inputs, a copy of `model` as it was.
+
     Args:
         advance: told the seconds spent since it was last told.
 
@@ -57,16 +61,28 @@ def recover(
     torch.manual_seed(seed)
     student, teacher = copy.deepcopy(model), prepared.traced.model
     start = time.perf_counter()
-    normed = _unfold(student, prepared)
-    student.train()
+    distance = _distance(student, prepared)
+    is_near = distance < _NEAR
+    normed = [] if is_near else _unfold(student, prepared)
+    student.train(not is_near)
     _train(student, teacher, _batches(prepared), start + seconds, prepared.logits, advance)
+    student.eval()
     _settle(student, [student.get_submodule(name) for name in normed], prepared)
     for name in normed:
         _fold(student, name)
     set_ranges(student, [prepared.ranges])
+    if not _distance(student, prepared) < distance:
+        student = copy.deepcopy(model)
     for parameter in student.parameters():
         parameter.requires_grad_(False)
     return student
+
+
+def _distance(student: nn.Module, prepared: Prepared) -> float:
+    """Divergence from the dense model on calibration inputs."""
+    with torch.no_grad():
+        teacher = prepared.traced.model(*prepared.ranges)
+        return divergence(teacher, student(*prepared.ranges), logits=prepared.logits)
 
 
 def _train(
@@ -97,7 +113,7 @@ def _train(
             student.load_state_dict(best)
             return
         if step == 0:
-            full_rate = _RATE * min(1.0, max(0.01, math.sqrt(loss / _LOSS_AT_FULL_RATE)))
+            full_rate = _RATE * min(1.0, max(0.01, loss / _LOSS_AT_FULL_RATE))
         if step % 20 == 0:
             best = copy.deepcopy(student.state_dict())
         now = time.perf_counter()
@@ -173,7 +189,8 @@ def _settle(student: nn.Module, layers: Sequence[nn.Module], prepared: Prepared)
     The running averages of training follow the last few batches, which alone costs a point or two of accuracy.
     """
     norms = [layer[1] for layer in layers if isinstance(layer, _Normed)]
-    student.eval()
+    if not norms:
+        return
     for norm in norms:
         assert isinstance(norm, nn.BatchNorm2d)
         norm.reset_running_stats()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Quantized", "best_range", "float_model", "quantized_layers", "sample", "set_ranges"]
+__all__ = ["Quantized", "best_range", "fake_quantize_weight", "float_model", "quantized_layers", "sample", "set_ranges"]
 
 _SHRINK = np.linspace(1.0, 0.2, 33)
 _SAMPLE = 16_384
