@@ -253,7 +253,7 @@ def _export(summary: Summary, folder: Path) -> Iterator[str]:
     )
     yield page.code(
         f"automc export --run {summary.name}{runs} --format onnx --out deploy\n"
-        f"automc export --run {summary.name}{runs} --knee --format pt2 --out deploy"
+        f"automc export --run {summary.name}{runs} --knee --format onnx --out deploy"
     )
     yield page.details("Run it from Python", page.code(_ONNX.format(path=folder)))
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from automc.graph import ChannelGroup, Member
+from automc.graph import ChannelGroup
 
 __all__ = ["dropped", "remove_channels", "zero_consumers"]
 
@@ -45,11 +45,6 @@ def zero_consumers(model: nn.Module, groups: Sequence[ChannelGroup], keep: Kept)
             assert isinstance(layer, (nn.Conv2d, nn.Linear))
             with torch.no_grad():
                 layer.weight[:, indices] = 0.0
-
-
-def member_of(group: ChannelGroup, module: str, side: str) -> Member | None:
-    """The member of `group` on that side of `module`, or None."""
-    return next((m for m in group.members if m.module == module and m.side == side), None)
 
 
 def _remove(model: nn.Module, name: str, side: str, indices: Sequence[int]) -> None:
