@@ -8,8 +8,8 @@ al. 2022, "OBC", arXiv 2208.11580). C is all that pruning, rounding and factoris
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -38,11 +38,17 @@ class LayerStats:
             width in PyTorch's weight order; (features,) its diagonal where features exceeds MAX_FEATURES.
         mean: (features,) mean of the unfolded input.
         columns: how many input columns were seen.
+        sample: (rows, features) some of those columns, for what moments do not tell: the ranges inside a factorised layer.
+        ranges: bits -> (low, high) of the layer's input that those bits should cover, in the dense model.
+        fisher: (outputs,) mean squared gradient of the loss with respect to each output channel; None where not asked for.
     """
 
     covariance: Tensor
     mean: Tensor
     columns: int
+    sample: Tensor | None = None
+    ranges: Mapping[int, tuple[float, float]] = field(default_factory=dict)
+    fisher: Tensor | None = None
 
     @property
     def full(self) -> bool:

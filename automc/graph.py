@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
-__all__ = ["ChannelGroup", "Channels", "LayerGraph", "LayerKind", "LayerSpec", "LeftAlone", "Member"]
+__all__ = ["Attribute", "ChannelGroup", "Channels", "LayerGraph", "LayerKind", "LayerSpec", "LeftAlone", "Member"]
 
 LayerKind = Literal["conv", "depthwise", "grouped", "linear"]
 
@@ -86,6 +86,16 @@ class Member:
 
 
 @dataclass(frozen=True)
+class Attribute:
+    """An integer attribute of a module that follows a group's width: `per_unit` for each unit kept, plus `fixed`."""
+
+    module: str
+    name: str
+    per_unit: int
+    fixed: int = 0
+
+
+@dataclass(frozen=True)
 class ChannelGroup:
     """Channels that must be pruned together, in every module they pass through (residual adds, concat, depthwise)."""
 
@@ -93,6 +103,9 @@ class ChannelGroup:
     width: int
     members: tuple[Member, ...]
     unit: str = "channels"
+    """What one unit of the width is: "channels", "heads" of an attention (with all their features), "groups" of a convolution."""
+    attributes: tuple[Attribute, ...] = ()
+    """Numbers in the model's own code that follow the width."""
 
     @property
     def producers(self) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from automc.errors import InputError
 
-__all__ = ["SCHEMA_VERSION", "LowRank", "Policy", "Prune", "Quantize", "Spec"]
+__all__ = ["SCHEMA_VERSION", "LowRank", "Policy", "Prune", "Quantize", "Spec", "Sparsify"]
 
 SCHEMA_VERSION = 1
 
@@ -50,13 +50,15 @@ class Prune(Spec):
 class LowRank(Spec):
     """Replace a layer by a product of smaller ones of rank `rank`. The target is a layer.
 
-    `svd` splits a k x k convolution (or a linear layer) into k x k with `rank` outputs and 1 x 1; `tucker` is Tucker-2:
-    1 x 1, k x k with `rank` channels on both sides, 1 x 1 (Kim et al. 2016, arXiv 1511.06530).
+    `svd` splits a k x k convolution (or a linear layer) into k x k with `rank` outputs and 1 x 1; `spatial` into k x 1 and
+    1 x k (Jaderberg et al. 2014, arXiv 1405.3866); `tucker` is Tucker-2: 1 x 1, k x k with `rank` channels on both sides,
+    1 x 1 (Kim et al. 2016, arXiv 1511.06530); `cp` is 1 x 1, depthwise k x 1, depthwise 1 x k, 1 x 1 (Lebedev et al. 2015,
+    arXiv 1412.6553); `tt` is the tensor train 1 x 1, k x 1, 1 x k, 1 x 1.
     """
 
     knob: ClassVar[str] = "low_rank"
     rank: int
-    method: Literal["svd", "tucker"] = "svd"
+    method: Literal["svd", "spatial", "tucker", "cp", "tt"] = "svd"
 
     @property
     def label(self) -> str:
@@ -64,19 +66,49 @@ class LowRank(Spec):
 
 
 @dataclass(frozen=True, order=True)
+class Sparsify(Spec):
+    """Set weights to zero: the share `density` of them stays. The target is a layer.
+
+    `pattern` is "unstructured", or "n:m" such as "2:4": n of every m weights along the input stay, and `density` is n / m.
+    """
+
+    knob: ClassVar[str] = "sparsify"
+    density: float
+    pattern: str = "unstructured"
+
+    @property
+    def label(self) -> str:
+        return f"{100 * self.density:.0f} % left" if self.pattern == "unstructured" else self.pattern
+
+
+@dataclass(frozen=True, order=True)
 class Quantize(Spec):
-    """Integer weights and activations with these bit-widths. The target is a layer."""
+    """Fewer bits for weights and activations. The target is a layer.
+
+    Attributes:
+        activation_bits: of the layer's input; 32 leaves it in floating point.
+        group_size: input features that share a scale; 0 is one scale per output channel.
+        symmetric: weight codes are symmetric around zero, without a zero point.
+        codes: which values a weight may take: evenly spaced ones; {-s, s} ("binary", `weight_bits` 1); {-s, 0, s}
+            ("ternary", `weight_bits` 2); 2^`weight_bits` values found by k-means and shared by the whole layer ("kmeans").
+    """
 
     knob: ClassVar[str] = "quantize"
     weight_bits: int
     activation_bits: int
+    group_size: int = 0
+    symmetric: bool = True
+    codes: Literal["uniform", "binary", "ternary", "kmeans"] = "uniform"
 
     @property
     def label(self) -> str:
-        return f"w{self.weight_bits}a{self.activation_bits}"
+        weights = f"w{self.weight_bits}" if self.codes == "uniform" else f"{self.codes} {self.weight_bits}"
+        inputs = "" if self.activation_bits >= 32 else f"a{self.activation_bits}"
+        group = f"/{self.group_size}" if self.group_size else ""
+        return f"{weights}{group}{inputs}" + ("" if self.symmetric else " asymmetric")
 
 
-_KNOBS: dict[str, type[Spec]] = {spec.knob: spec for spec in (Prune, LowRank, Quantize)}
+_KNOBS: dict[str, type[Spec]] = {spec.knob: spec for spec in (Prune, LowRank, Sparsify, Quantize)}
 """The allow-list of specs that a policy file may hold, in the order in which they are applied to a layer."""
 
 S = TypeVar("S", bound=Spec)
