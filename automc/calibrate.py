@@ -7,8 +7,9 @@ al. 2022, "OBC", arXiv 2208.11580). C is all that pruning, rounding and factoris
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,14 +17,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from automc.compression.quantize import best_range, sample
 from automc.errors import InputError
-from automc.graph import LayerSpec
+from automc.graph import LayerGraph, LayerSpec
 from automc.trace import Traced
 
-__all__ = ["LayerStats", "calibrate"]
+__all__ = ["LayerStats", "Lazily", "calibrate", "diagonal_layers", "output_sensitivity"]
 
 MAX_FEATURES = 8192
 """Widest input for which a full covariance is kept (268 MB in float32); wider layers keep its diagonal."""
+MEMORY_BYTES = 3 * 2**30
+"""What all covariances together may take; beyond it the widest layers keep their diagonal."""
+SAMPLE_ROWS = 512
+"""Input columns that are kept of each layer."""
+RANGE_BITS = (8, 7, 6, 5, 4)
 _COLUMNS_PER_FEATURE = 24
 _MIN_COLUMNS = 20_000
 _ROUNDING = 1e-6
@@ -61,12 +68,14 @@ class _Accumulator:
     total: Tensor
     moment: Tensor
     columns: int = 0
+    kept: list[Tensor] = field(default_factory=list)
 
-    def add(self, columns: Tensor) -> None:
-        """`columns` is (count, features)."""
+    def add(self, columns: Tensor, keep: Tensor) -> None:
+        """`columns` is (count, features), `keep` the numbers of those to remember."""
         self.total += columns.sum(0)
         self.moment += columns.T @ columns if self.moment.dim() == 2 else columns.square().sum(0)
         self.columns += len(columns)
+        self.kept.append(columns[keep])
 
     def finish(self) -> LayerStats:
         mean = self.total / self.columns
@@ -74,21 +83,31 @@ class _Accumulator:
         covariance = second - (torch.outer(mean, mean) if second.dim() == 2 else mean.square())
         rounding = _ROUNDING * float(mean.square().sum())  # what the subtraction may have lost, as in constant inputs
         covariance += rounding * (torch.eye(len(mean)) if second.dim() == 2 else 1.0)
-        return LayerStats(covariance, mean, self.columns)
+        kept = torch.cat(self.kept)
+        values = sample(kept)
+        ranges = {bits: best_range(values, bits) for bits in RANGE_BITS}
+        return LayerStats(covariance, mean, self.columns, kept, ranges)
 
 
-def calibrate(traced: Traced, batches: Iterable[tuple[Tensor, ...]], samples: int) -> dict[str, LayerStats]:
-    """Statistics of every ungrouped convolution and linear layer, in one pass; memory is one covariance per layer.
+def calibrate(
+    traced: Traced, batches: Iterable[tuple[Tensor, ...]], samples: int, *, memory_bytes: int = MEMORY_BYTES
+) -> dict[str, LayerStats]:
+    """Statistics of every ungrouped convolution and linear layer, in one pass.
+
+    Memory is one covariance, (features)^2 floats, and SAMPLE_ROWS input columns per layer; `diagonal_layers` tells which
+    layers keep only the diagonal of it.
 
     Args:
         batches: inputs, each a tuple of (batch, ...) tensors.
         samples: how many samples there are in all; large maps are subsampled so that each layer sees enough columns.
+        memory_bytes: what all covariances together may take.
 
     Raises:
         InputError: there is not a single calibration sample, or an input makes an activation that is not finite.
     """
     layers = [layer for layer in traced.graph.layers if layer.groups == 1]
-    accumulators = {layer.name: _accumulator(layer) for layer in layers}
+    diagonal = diagonal_layers(traced.graph, memory_bytes)
+    accumulators = {layer.name: _accumulator(layer, layer.name in diagonal) for layer in layers}
     generator = torch.Generator().manual_seed(0)
     hooks = []
     for layer in layers:
@@ -108,10 +127,89 @@ def calibrate(traced: Traced, batches: Iterable[tuple[Tensor, ...]], samples: in
     return {name: accumulator.finish() for name, accumulator in accumulators.items()}
 
 
-def _accumulator(layer: LayerSpec) -> _Accumulator:
-    features = layer.in_channels * math.prod(layer.kernel)
-    shape = (features, features) if features <= MAX_FEATURES else (features,)
-    return _Accumulator(torch.zeros(features), torch.zeros(shape))
+class Lazily(Mapping[str, LayerStats]):
+    """Statistics that are taken when the first of them is asked for: a database that is complete never asks."""
+
+    def __init__(self, take: Callable[[], Mapping[str, LayerStats]]) -> None:
+        self._take = take
+        self._taken: Mapping[str, LayerStats] | None = None
+
+    def __getitem__(self, name: str) -> LayerStats:
+        return self._all()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    def _all(self) -> Mapping[str, LayerStats]:
+        if self._taken is None:
+            self._taken = self._take()
+        return self._taken
+
+
+def output_sensitivity(
+    traced: Traced, batches: Iterable[tuple[Tensor, ...]], *, logits: bool, seed: int = 0
+) -> dict[str, Tensor]:
+    """(outputs,) per layer: mean squared gradient of the loss at each output channel, summed over positions.
+
+    For logits this is the diagonal of the Fisher information: the gradient of the log-likelihood of labels that the model itself
+    draws (Martens 2020, arXiv 1412.1193, section 5). Otherwise that of the relative squared error (Gauss-Newton), along random
+    directions. One backward pass per batch.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    total = {layer.name: torch.zeros(layer.out_channels) for layer in traced.graph.layers}
+    samples = 0
+
+    def watch(name: str, output: Tensor) -> None:
+        channel_last = output.dim() != 4
+
+        def add(gradient: Tensor) -> None:
+            per_channel = gradient if channel_last else gradient.movedim(1, -1)
+            total[name] += per_channel.square().flatten(0, -2).sum(0)
+
+        output.register_hook(add)
+
+    model = copy.deepcopy(traced.model).requires_grad_(True)
+    for name in total:
+        model.get_submodule(name).register_forward_hook(lambda _, i, o, name=name: watch(name, o))
+    for inputs in batches:
+        with torch.enable_grad():
+            _probe(model(*inputs), logits, generator).backward()
+        samples += len(inputs[0])
+    return {name: value / max(1, samples) for name, value in total.items()}
+
+
+def _probe(outputs: Tensor, logits: bool, generator: torch.Generator) -> Tensor:
+    """A scalar whose squared gradient is, on average, the curvature of the loss."""
+    if logits:
+        rows = outputs.movedim(1, -1).flatten(0, -2)
+        labels = torch.multinomial(rows.detach().softmax(1), 1, generator=generator).squeeze(1)
+        return F.cross_entropy(rows, labels, reduction="sum")
+    direction = torch.randn(outputs.shape, generator=generator)
+    return (outputs * direction).sum() / outputs.detach().std().clamp_min(1e-6)
+
+
+def diagonal_layers(graph: LayerGraph, memory_bytes: int = MEMORY_BYTES) -> list[str]:
+    """The layers whose covariance is too large to keep whole, widest first: pruning cannot make up for what goes there."""
+    features = {layer.name: _features(layer) for layer in graph.layers if layer.groups == 1}
+    total = sum(4 * count**2 for count in features.values())
+    chosen = []
+    for name, count in sorted(features.items(), key=lambda item: -item[1]):
+        if count > MAX_FEATURES or total > memory_bytes:
+            chosen.append(name)
+            total -= 4 * count**2
+    return chosen
+
+
+def _features(layer: LayerSpec) -> int:
+    return layer.in_channels * math.prod(layer.kernel)
+
+
+def _accumulator(layer: LayerSpec, diagonal: bool) -> _Accumulator:
+    features = _features(layer)
+    return _Accumulator(torch.zeros(features), torch.zeros((features,) if diagonal else (features, features)))
 
 
 def _recorder(layer: LayerSpec, accumulator: _Accumulator, samples: int, generator: torch.Generator) -> Any:
@@ -131,7 +229,8 @@ def _recorder(layer: LayerSpec, accumulator: _Accumulator, samples: int, generat
                 f"The input of layer {layer.name!r} is not finite on the calibration data.",
                 remedy="Check the data and the model's weights for NaN and overflow.",
             )
-        accumulator.add(flat)
+        count = max(1, math.ceil(SAMPLE_ROWS * len(columns) / max(1, samples)))
+        accumulator.add(flat, torch.randint(len(flat), (count,), generator=generator))
 
     return record
 

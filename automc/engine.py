@@ -201,7 +201,8 @@ class Engine:
         """The first FINALISTS different ones, with every layer that runs on integers named."""
         predicted = {self._explicit(trial.policy): trial.cost for trial in reversed(list(trials))}
         chosen = list(reversed(predicted.items()))[:FINALISTS]
-        return [Candidate(policy, self.prepared.stitcher.apply(policy), cost) for policy, cost in chosen]
+        stitcher = self.prepared.stitcher
+        return [Candidate(policy, stitcher.finish(stitcher.apply(policy)), cost) for policy, cost in chosen]
 
     def _explicit(self, policy: Policy) -> Policy:
         """The policy with every layer that runs on integers named."""

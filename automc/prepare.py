@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from automc.calibrate import calibrate
+from automc import __version__
+from automc.calibrate import Lazily, calibrate, diagonal_layers
 from automc.compression.apply import Stitcher
-from automc.devices.device import Device
+from automc.devices.device import Device, cache_dir, digest
 from automc.evaluate.accuracy import gather
 from automc.evaluate.data import Data
 from automc.evaluate.divergence import sensitivities
+from automc.evaluate.models import model_digest
 from automc.evaluate.task import outputs_are_logits
 from automc.export.onnx import build_onnx, export_float, integer_closure
 from automc.offer import offer
@@ -117,12 +119,15 @@ def prepare(
     inputs = gather(data.calibration, CALIBRATION_SAMPLES)
     count = len(inputs[0])
     batches = [tuple(t[i : i + 64] for t in inputs) for i in range(0, count, 64)]
-    stats = calibrate(traced, batches, count)
+    for name in diagonal_layers(traced.graph):
+        observer.message(f"{name} reads too much for a full covariance: only its diagonal is kept.")
     dense = export_float(traced.model, example)
     dense_onnx = dense.SerializeToString()
     stitcher = Stitcher(
-        traced, stats, ranges, reduce_range=device.capabilities().reduce_range,
+        traced, Lazily(lambda: calibrate(traced, batches, count)), ranges,
+        reduce_range=device.capabilities().reduce_range,
         closure=lru_cache(maxsize=4096)(lambda layers: integer_closure(dense, layers)),
+        folder=cache_dir() / "databases" / digest(__version__, model_digest(traced.model), *map(_bytes, inputs)),
     )  # fmt: skip
     build = _builder(device, example, ranges)
     clock.start("profile")
@@ -144,6 +149,7 @@ def prepare(
     probe = [tensor[:SENSITIVITY_SAMPLES] for tensor in inputs]
     logits = outputs_are_logits(data, score, traced.model(*example))
     curves = sensitivities(stitcher, offered.space, probe, limit_s=profile_s / 2, logits=logits, observer=observer)
+    stitcher.database.save()
     clock.stop()
     return Prepared(
         data,
@@ -165,6 +171,10 @@ def prepare(
 def _builder(device: Device, example: Sequence[Tensor], ranges: Sequence[Tensor]) -> Callable[[nn.Module], bytes]:
     reduce_range = device.capabilities().reduce_range
     return lambda model: build_onnx(model, example, ranges, reduce_range=reduce_range)
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.contiguous().numpy().tobytes()
 
 
 def _exactly(inputs: Sequence[Tensor], batch_size: int) -> tuple[Tensor, ...]:

@@ -169,6 +169,7 @@ class Run:
         """Write the models, the summary and the report, and tell the tracker."""
         clock.start("export")
         self.observer.stage("write the results", None)
+        prepared.stitcher.database.save()
         self._keep(folder, engine, self._pt2(engine.best, prepared))
         clock.stop()
         self.summary = self._summary(engine, prepared, clock)

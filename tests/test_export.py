@@ -98,7 +98,7 @@ def test_an_integer_layer_without_a_node_is_an_error() -> None:
     class Bypassed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.layer = Quantized(nn.Conv2d(3, 4, 1), 8, 8)
+            self.layer = Quantized(nn.Conv2d(3, 4, 1), Quantize(8, 8))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             inner = self.layer.inner if isinstance(self.layer, Quantized) else self.layer

@@ -12,10 +12,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from automc.calibrate import LayerStats
 from automc.policy import LowRank
 
-__all__ = ["factorise", "stats_covariance", "tucker_ranks"]
+__all__ = ["factorise", "tucker_ranks"]
 
 T = TypeVar("T", nn.Conv2d, nn.Linear)
 
@@ -101,8 +100,3 @@ def _filled(layer: T, weight: Tensor, bias: Tensor | None) -> T:
     if bias is not None:
         layer.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
     return layer
-
-
-def stats_covariance(stats: LayerStats | None, kept: Tensor) -> Tensor | None:
-    """The covariance of the kept features, or None where only a diagonal is known."""
-    return stats.covariance[kept][:, kept] if stats is not None and stats.full else None

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from automc.policy import Quantize
+
 __all__ = ["Quantized", "best_range", "fake_quantize_weight", "float_model", "quantized_layers", "sample", "set_ranges"]
 
 _SHRINK = np.linspace(1.0, 0.2, 33)
@@ -32,14 +34,21 @@ class Quantized(nn.Module):
     scale: Tensor
     zero: Tensor
 
-    def __init__(self, inner: nn.Conv2d | nn.Linear, weight_bits: int, activation_bits: int) -> None:
+    def __init__(self, inner: nn.Conv2d | nn.Linear, spec: Quantize) -> None:
         super().__init__()
         self.inner = inner
-        self.weight_bits = weight_bits
-        self.activation_bits = activation_bits
+        self.spec = spec
+        self.weight_bits = spec.weight_bits
+        self.activation_bits = spec.activation_bits
         self.rounds_input = False
         self.register_buffer("scale", torch.ones(1))
         self.register_buffer("zero", torch.zeros(1, dtype=torch.int32))
+
+    def take_outputs(self, inner: nn.Conv2d | nn.Linear, rows: Tensor) -> Quantized:
+        """The same rounding around `inner`, which holds the outputs `rows` alone."""
+        cut = copy.copy(self)
+        cut._modules = {"inner": inner}
+        return cut
 
     def set_range(self, low: float, high: float) -> None:
         """Let the codes cover [low, high], which contains zero."""
@@ -99,9 +108,15 @@ def quantized_layers(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, Quantized)]
 
 
-def set_ranges(model: nn.Module, batches: Iterable[Sequence[Tensor]]) -> None:
-    """Set the input range of every integer layer from the inputs that it sees on `batches`, in floating point, in place."""
+def set_ranges(model: nn.Module, batches: Iterable[Sequence[Tensor]], *, only_unset: bool = False) -> None:
+    """Set the input range of every integer layer from the inputs that it sees on `batches`, in floating point, in place.
+
+    Args:
+        only_unset: leave those alone that have a range already.
+    """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, Quantized)}
+    if only_unset:
+        layers = {name: layer for name, layer in layers.items() if not layer.rounds_input}
     if not layers:
         return
     seen: dict[str, list[NDArray[np.float32]]] = {name: [] for name in layers}

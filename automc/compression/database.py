@@ -1,0 +1,215 @@
+"""The database of layer variants: made once per model, calibration data and options, kept on disk, shared by searches.
+
+Every entry is one layer under one combination of choices (`automc.compression.variants`); a policy's model is stitched from
+them (SPDY, arXiv 2201.13096, section 3.3). Entries are made when they are first asked for, or all at once by `build`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import safetensors
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from automc.calibrate import LayerStats
+from automc.compression.frozen import freeze, is_freezable, thaw
+from automc.compression.obs import Consumer, elimination_order
+from automc.compression.variants import Dense, Key, make_variant, relative_error
+from automc.disk import write_atomic
+from automc.errors import InputError
+from automc.graph import ChannelGroup
+from automc.policy import LowRank, Prune, Quantize, Spec
+from automc.protocols import Observer
+from automc.space import SearchSpace
+from automc.trace import Traced
+
+__all__ = ["Database"]
+
+_FORMAT = "1"
+_MOST_PER_LAYER = 1024
+"""Layers that read many channel groups have more combinations than this; theirs are made when first needed."""
+Order = tuple[list[int], list[float]]
+
+
+class Database:
+    """Variants of the layers of one traced model.
+
+    Args:
+        stats: what each layer reads; only looked into when an entry has to be made.
+        folder: where entries are kept; None keeps them in memory alone.
+    """
+
+    def __init__(self, traced: Traced, stats: Mapping[str, LayerStats], folder: Path | None = None) -> None:
+        self.traced = traced
+        self.stats = stats
+        self.folder = folder
+        self._orders: dict[str, Order] = {}
+        self._entries: dict[str, dict[str, tuple[nn.Module, float]]] = {}
+        self._dirty: set[str] = set()
+        self._read_orders()
+
+    def order(self, group: ChannelGroup) -> Order:
+        """The channels of a group from the first to go to the last, and the relative error after each removal."""
+        if group.name not in self._orders:
+            consumers = [c for c in (self._consumer(group, m.module) for m in group.members if m.side == "in") if c]
+            self._orders[group.name] = elimination_order(consumers, group.width)
+            self._dirty.add("")
+        return self._orders[group.name]
+
+    def variant(self, key: Key) -> nn.Module:
+        """The module of a key, with all its outputs; never to be changed in place."""
+        return self._entry(key)[0]
+
+    def error(self, key: Key) -> float:
+        """Relative squared output error of a variant, all its choices together."""
+        return self._entry(key)[1]
+
+    def build(self, space: SearchSpace, observer: Observer | None = None) -> int:
+        """Make every entry that policies of `space` need, then save; how many there are."""
+        plans = {name: list(self._keys(name, space)) for name in self.traced.graph.layer}
+        if observer:
+            observer.stage("build the database of layer variants", sum(len(keys) for keys in plans.values()))
+        for name, keys in plans.items():
+            for key in keys:
+                self._entry(key)
+                if observer:
+                    observer.advance(1.0, name)
+        self.save()
+        return sum(len(keys) for keys in plans.values())
+
+    def save(self) -> None:
+        """Write what is new to disk, one file per layer, each whole or not at all.
+
+        Raises:
+            DiskError: the folder cannot be written.
+        """
+        if self.folder is None:
+            return
+        for name in sorted(self._dirty - {""}):
+            write_atomic(self._path(name), _packed(self._entries[name]))
+        if "" in self._dirty:
+            write_atomic(self.folder / "orders.json", json.dumps(self._orders))
+        self._dirty.clear()
+
+    def gone(self, group: ChannelGroup, keep: int) -> list[int]:
+        """The channels of a group that go when `keep` stay."""
+        return self.order(group)[0][: group.width - keep]
+
+    def _entry(self, key: Key) -> tuple[nn.Module, float]:
+        entries = self._of_layer(key.layer)
+        digest = _digest(key)
+        if digest not in entries:
+            dense = self._dense(key.layer)
+            with torch.no_grad():
+                module = make_variant(dense, key)
+                entries[digest] = module, relative_error(dense, key, module)
+            self._dirty.add(key.layer)
+        return entries[digest]
+
+    def _of_layer(self, name: str) -> dict[str, tuple[nn.Module, float]]:
+        if name not in self._entries:
+            self._entries[name] = _unpacked(self._path(name)) if self.folder is not None else {}
+        return self._entries[name]
+
+    def _path(self, name: str) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{quote(name, safe='')}.safetensors"
+
+    def _dense(self, name: str) -> Dense:
+        module = self.traced.model.get_submodule(name)
+        assert isinstance(module, (nn.Conv2d, nn.Linear))
+        spec = self.traced.graph.layer[name]
+        return Dense(spec, module, self.stats.get(name) if spec.groups == 1 else None)
+
+    def _consumer(self, group: ChannelGroup, name: str) -> Consumer | None:
+        spec = self.traced.graph.layer.get(name)
+        stats = self.stats.get(name) if spec is not None and spec.groups == 1 else None
+        if spec is None or stats is None:
+            return None
+        member = next(m for m in group.members if m.module == name and m.side == "in")
+        taps = spec.kernel[0] * spec.kernel[1]
+        channels = torch.tensor(member.index)  # (channels, times)
+        blocks = (channels[:, :, None] * taps + torch.arange(taps)).flatten(1)
+        return Consumer(self._dense(name).module.weight.detach().flatten(1), stats, blocks)
+
+    def _keys(self, name: str, space: SearchSpace) -> Iterator[Key]:
+        """The keys of a layer that policies of `space` can lead to, none where they are too many."""
+        spec = self.traced.graph.layer[name]
+        if spec.groups > 1:
+            return
+        pruned = [self._removals(name, group, space) for group, _ in spec.inputs.parts]
+        ranks, codes = _choices(space, name, LowRank), _choices(space, name, Quantize)
+        count = len(ranks) * len(codes)
+        for removals in pruned:
+            count *= len(removals)
+        if count > _MOST_PER_LAYER:
+            return
+        for combination in itertools.product(*pruned):
+            gone = tuple(sorted(itertools.chain.from_iterable(combination)))
+            for low_rank, quantize in itertools.product(ranks, codes):
+                if gone or low_rank or quantize:
+                    yield Key(name, gone, low_rank, quantize)  # type: ignore[arg-type]
+
+    def _removals(self, name: str, group_name: str, space: SearchSpace) -> list[tuple[int, ...]]:
+        """For each choice of a group, the input channels that layer `name` loses by it."""
+        group = self.traced.graph.group[group_name]
+        index = next(m.index for m in group.members if m.module == name and m.side == "in")
+        keeps = [s.keep if isinstance(s, Prune) else group.width for s in _choices(space, group_name, Prune)]
+        return [tuple(i for channel in self.gone(group, keep) for i in index[channel]) for keep in keeps]
+
+    def _read_orders(self) -> None:
+        path = None if self.folder is None else self.folder / "orders.json"
+        if path is not None and path.exists():
+            self._orders = {name: (order, errors) for name, (order, errors) in json.loads(path.read_text()).items()}
+
+
+def _choices(space: SearchSpace, target: str, kind: type[Spec]) -> Sequence[Spec | None]:
+    for domain in space.domains:
+        if (domain.target, domain.knob) == (target, kind.knob):
+            return domain.choices
+    return (None,)
+
+
+def _digest(key: Key) -> str:
+    text = json.dumps(asdict(key), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _packed(entries: Mapping[str, tuple[nn.Module, float]]) -> bytes:
+    tensors: dict[str, Tensor] = {}
+    structures: dict[str, Any] = {}
+    for digest, (module, error) in entries.items():
+        if is_freezable(module):
+            structures[digest] = {"module": freeze(module), "error": error}
+            tensors.update({f"{digest}.{name}": t.contiguous().clone() for name, t in module.state_dict().items()})
+    return save(tensors, {"format": _FORMAT, "entries": json.dumps(structures)})
+
+
+def _unpacked(path: Path) -> dict[str, tuple[nn.Module, float]]:
+    """The entries of a file; none where it is missing, of another format, or damaged: they are then made anew."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            if (file.metadata() or {}).get("format") != _FORMAT:
+                return {}
+            structures = json.loads(file.metadata()["entries"])
+            names: dict[str, list[str]] = {digest: [] for digest in structures}
+            for name in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
+                names[name.partition(".")[0]].append(name)
+            return {
+                digest: (
+                    thaw(entry["module"], {n: file.get_tensor(n) for n in names[digest]}, f"{digest}."),
+                    entry["error"],
+                )
+                for digest, entry in structures.items()
+            }
+    except (FileNotFoundError, safetensors.SafetensorError, InputError, KeyError, ValueError):
+        return {}

@@ -1,0 +1,160 @@
+"""One layer under one combination of choices: pruned inputs, factors, zeros and fewer bits, each made up for by the next.
+
+The order is fixed: the weights for the channels that are left (OBS), their factors, zeros, codes. Every step sees what the
+one before left over, through the covariance of what its part reads. Output channels are not part of a variant: the rows of a
+layer are solved for independently, so `take_outputs` removes them afterwards at the cost of copying. Only factors are not
+independent in their rows; there the factors of all outputs serve, with rows of the last one dropped.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from automc.calibrate import LayerStats
+from automc.compression.lowrank import factorise
+from automc.compression.obs import refit
+from automc.compression.quantize import Quantized, best_range, sample
+from automc.graph import LayerSpec
+from automc.policy import LowRank, Quantize
+
+__all__ = ["Dense", "Key", "covariance_of", "make_variant", "relative_error", "remaining", "take_outputs"]
+
+Indices = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Key:
+    """Which variant of which layer: the input channels that are gone, and what else was chosen for it."""
+
+    layer: str
+    gone: Indices = ()
+    low_rank: LowRank | None = None
+    quantize: Quantize | None = None
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The layer as it was, and what it reads. `stats` is None for grouped layers, whose weights are never refitted."""
+
+    spec: LayerSpec
+    module: nn.Conv2d | nn.Linear
+    stats: LayerStats | None
+
+    def features(self, gone: Sequence[int]) -> Tensor:
+        """The feature numbers that are left without the input channels `gone`."""
+        taps = self.spec.kernel[0] * self.spec.kernel[1]
+        left = remaining(self.spec.in_channels // self.spec.groups, gone)
+        return (left[:, None] * taps + torch.arange(taps)).flatten()
+
+    def windows(self, kept: Tensor) -> Tensor | None:
+        """(rows, channels, height, width) of the stored input columns, (rows, features) of a linear layer; None without any."""
+        if self.stats is None or self.stats.sample is None:
+            return None
+        columns = self.stats.sample[:, kept]
+        return columns if isinstance(self.module, nn.Linear) else columns.unflatten(1, (-1, *self.spec.kernel))
+
+
+def make_variant(dense: Dense, key: Key) -> nn.Module:
+    """The module that stands in for a layer, with all of its outputs, in eval mode."""
+    kept = dense.features(key.gone)
+    module: nn.Module = _without_inputs(dense, key.gone, kept)
+    if key.low_rank is not None:
+        assert isinstance(module, (nn.Conv2d, nn.Linear))
+        module = factorise(module, key.low_rank, covariance_of(dense.stats, kept))
+    if key.quantize is not None:
+        module = _rounded(module, dense, kept, key.quantize)
+    return module.eval().requires_grad_(False)
+
+
+def _without_inputs(dense: Dense, gone: Sequence[int], kept: Tensor) -> nn.Conv2d | nn.Linear:
+    module = copy.deepcopy(dense.module)
+    if not gone or dense.stats is None:
+        return module
+    old = module.weight.detach().flatten(1)
+    bias = module.bias.detach() if module.bias is not None else torch.zeros(len(old))
+    weight, bias = refit(old, bias, dense.stats, kept)
+    module.weight = nn.Parameter(weight.reshape(len(weight), -1, *module.weight.shape[2:]), requires_grad=False)
+    module.bias = nn.Parameter(bias, requires_grad=False)
+    if isinstance(module, nn.Linear):
+        module.in_features = module.weight.shape[1]
+    else:
+        module.in_channels = module.weight.shape[1]
+    return module
+
+
+def _rounded(module: nn.Module, dense: Dense, kept: Tensor, spec: Quantize) -> nn.Module:
+    parts = list(module) if isinstance(module, nn.Sequential) else [module]
+    read = _reads(parts, dense.windows(kept))
+    rounded = [Quantized(part, spec) for part in parts]
+    for part, values in zip(rounded, read, strict=False):
+        part.set_range(*best_range(sample(values), spec.activation_bits))
+    return nn.Sequential(*rounded) if isinstance(module, nn.Sequential) else rounded[0]
+
+
+def relative_error(dense: Dense, key: Key, variant: nn.Module) -> float:
+    """Squared output error of a variant over the variance of the output, on the stored input columns; 0 where there are none."""
+    windows = dense.windows(dense.features(()))
+    if windows is None:
+        return 0.0
+    wanted = _valid(dense.module)(windows)
+    found = dense.windows(dense.features(key.gone))
+    for part in variant if isinstance(variant, nn.Sequential) else [variant]:
+        found = _valid(part)(found)
+    assert found is not None
+    return float((wanted - found).square().sum() / (wanted - wanted.mean(0)).square().sum().clamp_min(1e-12))
+
+
+def _reads(parts: Sequence[nn.Module], windows: Tensor | None) -> list[Tensor]:
+    """What each part of a chain reads when the chain reads `windows`; empty where there are none."""
+    read = []
+    for part in parts if windows is not None else []:
+        assert windows is not None
+        read.append(windows)
+        windows = _valid(part)(windows)
+    return read
+
+
+def _valid(part: nn.Module) -> nn.Module:
+    """The layer without padding, stride and dilation: it maps the window of one output position to that position."""
+    if isinstance(part, Quantized):
+        part = copy.copy(part)
+        part._modules = {"inner": _valid(part.inner)}
+    elif isinstance(part, nn.Conv2d):
+        part = copy.copy(part)
+        part.padding, part.stride, part.dilation, part.padding_mode = (0, 0), (1, 1), (1, 1), "zeros"
+    return part
+
+
+def covariance_of(stats: LayerStats | None, kept: Tensor) -> Tensor | None:
+    """The covariance of the kept features, or None where only a diagonal is known."""
+    return stats.covariance[kept][:, kept] if stats is not None and stats.full else None
+
+
+def take_outputs(module: nn.Module, rows: Tensor) -> nn.Module:
+    """A copy of a variant with these outputs alone; what is not cut is shared with the variant."""
+    if isinstance(module, nn.Sequential):
+        return nn.Sequential(*module[:-1], take_outputs(module[-1], rows)).eval()
+    if isinstance(module, Quantized):
+        inner = take_outputs(module.inner, rows)
+        assert isinstance(inner, (nn.Conv2d, nn.Linear))
+        return module.take_outputs(inner, rows)
+    assert isinstance(module, (nn.Conv2d, nn.Linear))
+    cut = copy.copy(module)
+    cut._parameters = dict(module._parameters)
+    cut.weight = nn.Parameter(module.weight[rows], requires_grad=False)
+    if module.bias is not None:
+        cut.bias = nn.Parameter(module.bias[rows], requires_grad=False)
+    setattr(cut, "out_features" if isinstance(cut, nn.Linear) else "out_channels", len(rows))
+    return cut
+
+
+def remaining(size: int, gone: Sequence[int]) -> Tensor:
+    """The numbers below `size` that are not in `gone`."""
+    mask = torch.ones(size, dtype=torch.bool)
+    mask[list(gone)] = False
+    return mask.nonzero().flatten()

@@ -1,0 +1,60 @@
+"""Sequential reconstruction brings a stitched model nearer to the dense one, on inputs it was not solved on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from networks import images, make
+
+from automc.calibrate import calibrate
+from automc.compression.apply import Stitcher
+from automc.policy import LowRank, Policy, Prune, Quantize
+from automc.trace import trace
+
+
+def stitcher(name: str) -> Stitcher:
+    found = trace(make(name), (images(4),))
+    return Stitcher(found, calibrate(found, [(images(256),)], 256), (images(64),))
+
+
+def half(stitch: Stitcher) -> Policy:
+    return Policy.of((g.name, Prune(max(1, g.width // 2))) for g in stitch.traced.graph.groups)
+
+
+@pytest.mark.parametrize("name", ["plain", "residual", "dense", "mobile"])
+def test_the_refined_model_is_nearer_to_the_dense_one(name: str) -> None:
+    stitch = stitcher(name)
+    held = images(256, seed=9)
+    wanted = stitch.traced.model(held)
+    before = stitch.apply(half(stitch))
+    after = stitch.refine(half(stitch), [(images(64, seed=s),) for s in range(20, 28)])
+    errors = [float((model(held) - wanted).square().mean()) for model in (before, after)]
+    assert errors[1] < 0.9 * errors[0]
+
+
+def test_factors_and_rounded_layers_are_refined_in_place() -> None:
+    stitch = stitcher("residual")
+    policy = Policy.of([*half(stitch), ("b2.0", LowRank(4)), ("a2.0", Quantize(8, 8)), ("head.2", Quantize(8, 8))])
+    held = images(256, seed=9)
+    wanted = stitch.traced.model(held)
+    before = stitch.apply(policy)
+    after = stitch.refine(policy, [(images(64, seed=s),) for s in range(20, 28)])
+    assert [type(m) for m in before.modules()] == [type(m) for m in after.modules()]
+    assert float((after(held) - wanted).square().mean()) < float((before(held) - wanted).square().mean())
+
+
+def test_two_images_cannot_make_it_much_worse() -> None:
+    """What judges the ridge is held out, so that least squares on next to nothing is not believed."""
+    stitch = stitcher("residual")
+    held = images(256, seed=9)
+    wanted = stitch.traced.model(held)
+    before = float((stitch.apply(half(stitch))(held) - wanted).square().mean())
+    refined = stitch.refine(half(stitch), [(images(1, seed=s),) for s in range(20, 24)])
+    assert float((refined(held) - wanted).square().mean()) < 1.5 * before
+
+
+def test_the_stitched_model_is_left_as_it_is() -> None:
+    stitch = stitcher("plain")
+    first = stitch.apply(half(stitch))(images(3))
+    stitch.refine(half(stitch), [(images(16, seed=s),) for s in range(20, 24)])
+    assert torch.equal(stitch.apply(half(stitch))(images(3)), first)
