@@ -2,8 +2,7 @@
 
     python benchmarks/quality.py [--model M --weights W --data D] [--macs 0.5]
 
-Pruning at a share of the MACs: L1 ranking with the biases set anew (what batch norms recalibrated come to once they are folded),
-one-shot least squares on L1's channels (the whole network at once, no ridge), the database, the database refined; for the
+Pruning at a share of the MACs: L1 ranking with batch norms recalibrated, one-shot least squares on L1's channels (the whole network at once, no ridge), the database, the database refined; for the
 uniform policy and for the one that the `ilp` agent finds with losses of single choices. Then int8 and 4-bit weights everywhere.
 """
 
@@ -21,6 +20,7 @@ from automc.agents.ilp import ILP
 from automc.budget import Budget, Limit
 from automc.calibrate import LayerStats
 from automc.compression.apply import Stitcher
+from automc.compression.norms import recalibrate
 from automc.compression.prune import dropped, remove_channels
 from automc.compression.variants import remaining
 from automc.evaluate.divergence import sensitivities
@@ -47,7 +47,7 @@ def main() -> None:
     policies["searched"] = searched(given, stitcher, arguments.macs, arguments.leave)
     for name, policy in policies.items():
         print(f"{name}, {100 * setting.macs(graph, policy) / graph.macs:.0f} % of the MACs")
-        show(given, "L1 ranking, biases set anew", by_magnitude(given, policy, stats, solve=False))
+        show(given, "L1 ranking, batch norms recalibrated", by_magnitude(given, policy, stats, solve=False))
         show(given, "L1 ranking, least squares", by_magnitude(given, policy, stats, solve=True))
         show(given, "database (OBS)", stitcher.apply(policy))
         show(given, "database, refined", stitcher.refine(policy, given.batches(arguments.samples)))
@@ -89,19 +89,34 @@ def by_magnitude(given: setting.Setting, policy: Policy, stats: Mapping[str, Lay
         taps = layer.kernel[0] * layer.kernel[1]
         features = (remaining(layer.in_channels, inputs)[:, None] * taps + torch.arange(taps)).flatten()
         rows = remaining(layer.out_channels, gone.get((layer.name, "out"), []))
-        fit(model.get_submodule(layer.name), given.traced.model.get_submodule(layer.name), stats[layer.name], features, rows, solve)  # fmt: skip
-    return model
+        dense = given.traced.model.get_submodule(layer.name)
+        if solve:
+            fit(model.get_submodule(layer.name), dense, stats[layer.name], features, rows)
+        elif isinstance(dense, nn.Conv2d):
+            model.set_submodule(
+                layer.name, nn.Sequential(model.get_submodule(layer.name), norm_of(dense, stats[layer.name], rows))
+            )
+    recalibrate(model, [tensor[:512] for tensor in given.calibration])
+    return model.eval()
 
 
-def fit(module: nn.Module, dense: nn.Module, stats: LayerStats, features: torch.Tensor, rows: torch.Tensor, solve: bool) -> None:  # fmt: skip
-    """Give a pruned layer its least-squares weights, or its old ones, and the bias that keeps the mean output."""
+def norm_of(dense: nn.Conv2d, stats: LayerStats, rows: torch.Tensor) -> nn.BatchNorm2d:
+    """The batch norm that was folded into a convolution, up to what recalibration sets: mean and deviation of its output."""
+    weight = dense.weight.detach().flatten(1)[rows]
+    norm = nn.BatchNorm2d(len(rows))
+    bias = torch.zeros(len(rows)) if dense.bias is None else dense.bias.detach()[rows]
+    norm.weight.data = ((weight @ stats.covariance) * weight).sum(1).sqrt()
+    norm.bias.data = weight @ stats.mean + bias
+    return norm
+
+
+def fit(module: nn.Module, dense: nn.Module, stats: LayerStats, features: torch.Tensor, rows: torch.Tensor) -> None:
+    """Give a pruned layer its least-squares weights, and the bias that keeps the mean output."""
     assert isinstance(module, (nn.Conv2d, nn.Linear))
     assert isinstance(dense, (nn.Conv2d, nn.Linear))
     old = dense.weight.detach().flatten(1)[rows]
-    new = old[:, features]
-    if solve:
-        covariance = stats.covariance
-        new = torch.linalg.lstsq(covariance[features][:, features], covariance[features] @ old.T).solution.T
+    covariance = stats.covariance
+    new = torch.linalg.lstsq(covariance[features][:, features], covariance[features] @ old.T).solution.T
     bias = torch.zeros(len(rows)) if dense.bias is None else dense.bias.detach()[rows]
     module.weight = nn.Parameter(new.reshape(module.weight.shape).contiguous())
     module.bias = nn.Parameter(bias + old @ stats.mean - new @ stats.mean[features])
