@@ -21,7 +21,7 @@ from automc.policy import Policy, Quantize
 from automc.predict.predictor import LearnedPredictor
 from automc.prepare import Clock, Prepared
 from automc.protocols import Agent, Observer, Problem
-from automc.recover import recover
+from automc.recover import recover, refine_within
 from automc.result import Finalist
 from automc.trial import Cost, Trial
 
@@ -35,6 +35,8 @@ NOTICEABLE = 0.002
 """A difference, as a share of the dense score, worth another round of measuring."""
 
 
+REFINING = 0.25
+"""Share of the time for recovery in which layers are solved again, before they are trained."""
 ROOM = 0.02
 """What one measuring session may differ from another, as a share of the latency."""
 
@@ -303,10 +305,12 @@ class Engine:
 
     def _recovered(self, certified: Certified, seconds: float) -> Candidate | None:
         candidate, finalist = certified.candidate, certified.finalist
+        start = time.perf_counter()
         try:
-            model = recover(
-                candidate.model, self.prepared, seconds=seconds, seed=self.settings.seed, advance=self.observer.advance
-            )
+            model = refine_within(candidate.policy, self.prepared, REFINING * seconds) or candidate.model
+            left = seconds - (time.perf_counter() - start)
+            self.observer.advance(seconds - left)
+            model = recover(model, self.prepared, seconds=left, seed=self.settings.seed, advance=self.observer.advance)
         except Exception as error:  # a model that cannot be trained is handed over as it is
             self.observer.message(f"Recovery failed and is left out: {type(error).__name__}: {error}", "warning")
             return None

@@ -22,9 +22,10 @@ from automc.compression.quantize import Quantized, set_ranges
 from automc.errors import AutomcError, InputError
 from automc.evaluate.data import inputs_of
 from automc.evaluate.divergence import distillation_loss, divergence
+from automc.policy import Policy
 from automc.prepare import Prepared
 
-__all__ = ["recover"]
+__all__ = ["recover", "refine_within"]
 
 _RATE = 0.01
 _SETTLING_BATCHES = 16
@@ -32,6 +33,7 @@ _NEAR = 0.05
 """Models that diverge less than this from the dense one train without batch statistics, whose noise would cost more."""
 _LEAST_BATCH = 16
 """Smaller batches are put together: batch norm needs several samples."""
+_FEWEST_REFINED, _MOST_REFINED = 256, 2048
 _LOSS_AT_FULL_RATE = 0.3
 """Models that start nearer to the dense one than this learn at a lower rate, in proportion to their loss."""
 
@@ -76,6 +78,29 @@ def recover(
     for parameter in student.parameters():
         parameter.requires_grad_(False)
     return student
+
+
+def refine_within(policy: Policy, prepared: Prepared, seconds: float) -> nn.Module | None:
+    """The model of `policy` with its layers solved again on as many training inputs as `seconds` allow.
+
+    None where they are too few to learn from, or where the model comes no nearer to the dense one on calibration inputs.
+    """
+    stitched = prepared.stitcher.apply(policy)
+    start = time.perf_counter()
+    before = _distance(stitched, prepared)
+    passes = 0.6 * len(prepared.traced.graph.layers)  # each layer waits for the ones before it alone, then is solved
+    per_sample = (time.perf_counter() - start) / (2 * len(prepared.ranges[0]))
+    samples = min(_MOST_REFINED, int(seconds / (passes * per_sample)))
+    if samples < _FEWEST_REFINED:
+        return None
+    taken, batches = 0, []
+    for inputs in _batches(prepared, augmented=False):
+        batches.append(inputs)
+        taken += len(inputs[0])
+        if taken >= samples and len(batches) >= 4:
+            break
+    refined = prepared.stitcher.refine(policy, batches)
+    return refined if _distance(refined, prepared) < before else None
 
 
 def _distance(student: nn.Module, prepared: Prepared) -> float:
