@@ -158,7 +158,12 @@ class Certifier:
 
     def scores(self, onnx: bytes) -> tuple[float, float | None]:
         """(validation, test) score of an exported model, run by the device's runtime; test None where there is none."""
-        deployed = Deployed(self.prepared.device.session(onnx), self.batch_size)
+        deployed = Deployed(
+            self.prepared.device.session(onnx),
+            self.batch_size,
+            self.prepared.traced.outputs,
+            self.prepared.data.input_names,
+        )
         data = self.prepared.data
         validation = float(self.prepared.score(deployed, data.validation))
         return validation, None if data.test is None else float(self.prepared.score(deployed, data.test))

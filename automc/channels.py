@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from automc.graph import ChannelGroup, LeftAlone, Member
+from automc.outputs import tensors_of
 
 __all__ = ["Coupling", "couple"]
 
@@ -61,11 +62,18 @@ def couple(model: nn.Module, example: tuple[Tensor, ...]) -> Coupling:
 
 def _dependency_graph(model: nn.Module, example: tuple[Tensor, ...]) -> Any:
     for parameter in model.parameters():
-        parameter.requires_grad_(True)
+        parameter.requires_grad_(parameter.is_floating_point())
     pads = _PadRecorder()
     with torch.enable_grad(), warnings.catch_warnings(), pads:
         warnings.simplefilter("ignore")
-        return _Graph(pads).build_dependency(model, tuple(t[:2] for t in example), verbose=False)
+        return _Graph(pads).build_dependency(
+            model, tuple(t[:2] for t in example), output_transform=_differentiable, verbose=False
+        )
+
+
+def _differentiable(outputs: Any) -> list[Tensor]:
+    """The outputs that the graph can be followed back from."""
+    return [tensor for tensor in tensors_of(outputs) if tensor.grad_fn is not None]
 
 
 class _PadRecorder(TorchFunctionMode):

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from automc.calling import unbind
 from automc.errors import BudgetUnreachableError, InputError
 from automc.policy import Policy
 from automc.protocols import Observer
@@ -121,6 +122,7 @@ def compress(model: nn.Module | str | None = None, *, data: Any = None, **option
     best = search_run.best
     if best is None:
         raise BudgetUnreachableError(unreachable(search_run.summary), remedy="Relax the budget or widen the space.")
+    unbind(best.candidate.model)
     return Compressed(best.candidate.model, best.candidate.policy, best.certificate, search_run.summary, best.onnx)
 
 

@@ -37,13 +37,18 @@ class Offer:
         return sum(len(self.space.domains[column]) - 1 for column in self.space.columns(knob))
 
 
-def offer(model: nn.Module, example: Sequence[Tensor], device: Device, *, space: str = "default") -> Offer:
+def offer(
+    model: nn.Module, example: Sequence[Tensor], device: Device, *, space: str = "default", names: Sequence[str] = ()
+) -> Offer:
     """Trace the model on `example`, inputs (batch, ...), and open the search space of that name for the device.
+
+    Args:
+        names: the keywords that the model takes its inputs by, none where it takes them in order.
 
     Raises:
         InputError: the model cannot be run on the example.
         UnknownNameError: no search space of that name.
     """
-    traced = trace(model, example)
+    traced = trace(model, example, names)
     can = device.capabilities()
     return Offer(traced, registry.load("space", space)(traced.graph, channel_block=can.channel_block, int8=can.int8))

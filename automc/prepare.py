@@ -22,6 +22,7 @@ from automc.evaluate.divergence import sensitivities
 from automc.evaluate.models import model_digest
 from automc.evaluate.task import outputs_are_logits
 from automc.export.onnx import build_onnx, export_float, integer_closure
+from automc.export.verify import verify_dense
 from automc.offer import offer
 from automc.policy import Policy
 from automc.predict.predictor import LearnedPredictor
@@ -36,6 +37,7 @@ __all__ = ["Clock", "Prepared", "prepare"]
 CALIBRATION_SAMPLES = 1024
 RANGE_SAMPLES = 128
 SENSITIVITY_SAMPLES = 128
+VERIFY_BATCHES = 4
 
 
 @dataclass
@@ -111,7 +113,7 @@ def prepare(
     clock.start("trace")
     observer.stage("trace the model", None)
     example = _exactly(gather(data.calibration, batch_size), batch_size)
-    offered = offer(model, example, device, space=space)
+    offered = offer(model, example, device, space=space, names=data.input_names)
     traced = offered.traced
     ranges = gather(data.calibration, RANGE_SAMPLES)
     clock.start("calibrate")
@@ -123,6 +125,7 @@ def prepare(
         observer.message(f"{name} reads too much for a full covariance: only its diagonal is kept.")
     dense = export_float(traced.model, example)
     dense_onnx = dense.SerializeToString()
+    verify_dense(device.session(dense_onnx), traced.model, _spread(inputs, batch_size))
     stitcher = Stitcher(
         traced, Lazily(lambda: calibrate(traced, batches, count)), ranges,
         reduce_range=device.capabilities().reduce_range,
@@ -180,6 +183,12 @@ def _bytes(tensor: Tensor) -> bytes:
 def _exactly(inputs: Sequence[Tensor], batch_size: int) -> tuple[Tensor, ...]:
     """The inputs with exactly `batch_size` samples, repeated from the start where there are fewer."""
     return tuple(t.repeat(-(-batch_size // len(t)), *[1] * (t.dim() - 1))[:batch_size].contiguous() for t in inputs)
+
+
+def _spread(inputs: Sequence[Tensor], batch_size: int) -> list[tuple[Tensor, ...]]:
+    """A few batches of the deployment's size from all over the inputs."""
+    starts = range(0, max(1, len(inputs[0]) - batch_size + 1), max(1, len(inputs[0]) // VERIFY_BATCHES))
+    return [_exactly([tensor[start:] for tensor in inputs], batch_size) for start in starts]
 
 
 def _dense_cost(

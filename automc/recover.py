@@ -119,7 +119,7 @@ def _train(
     advance: Callable[[float], None],
 ) -> None:
     for parameter in student.parameters():
-        parameter.requires_grad_(True)
+        parameter.requires_grad_(parameter.is_floating_point())
     optimizer = torch.optim.SGD(student.parameters(), lr=_RATE, momentum=0.9, nesterov=True, weight_decay=1e-4)
     full_rate = _RATE
     best = copy.deepcopy(student.state_dict())
@@ -170,7 +170,8 @@ def _batches(prepared: Prepared, *, augmented: bool = True) -> Iterator[tuple[Te
         empty = True
         for batch in split:
             empty, inputs = False, inputs_of(batch)
-            waiting.append((augment(inputs[0]), *inputs[1:]) if augment is not None else inputs)
+            changes = augment is not None and inputs[0].is_floating_point()  # token numbers have no crops
+            waiting.append((augment(inputs[0]), *inputs[1:]) if augment is not None and changes else inputs)
             if sum(len(inputs[0]) for inputs in waiting) >= _LEAST_BATCH:
                 yield tuple(torch.cat(tensors) for tensors in zip(*waiting, strict=True))
                 waiting = []

@@ -34,6 +34,7 @@ from automc.track.mlflow import MLflowTracker
 from automc.track.null import NullTracker
 from automc.trial import Trial
 from automc.units import parse_duration
+from automc.unwrap import unwrapped
 
 if TYPE_CHECKING:
     from automc.job import Job
@@ -71,7 +72,7 @@ class Task:
         chosen = as_data(data, size, job.seed) if data is not None else load_data(job.data, size, job.seed)
         scored = load_score(job.evaluate) if score is None else Score(getattr(score, "__name__", "score"), score)
         raise_faults(check_inputs(loaded, chosen, scored))
-        return cls(loaded, chosen, scored, batch_size, settings, profile_s, demo)
+        return cls(unwrapped(loaded), chosen, scored, batch_size, settings, profile_s, demo)
 
 
 def _settings(job: Job, batch_size: int) -> Settings:

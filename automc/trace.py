@@ -16,10 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
+from automc.calling import bind_names, protect_inputs
 from automc.channels import Coupling, couple
 from automc.compression.prune import remove_channels, zero_consumers
 from automc.errors import AutomcError, InputError
 from automc.graph import ChannelGroup, Channels, LayerGraph, LayerKind, LayerSpec, LeftAlone
+from automc.outputs import Outputs, tensors_of
+from automc.unwrap import copy_of
 
 __all__ = ["Traced", "trace"]
 
@@ -33,12 +36,14 @@ class Traced:
         graph: what the model offers.
         example: the example input, one sample or batch per tensor.
         folded: layers whose batch norm was folded; recovery gives them one back for training.
+        outputs: the structure of what the model returns.
     """
 
     model: nn.Module
     graph: LayerGraph
     example: tuple[Tensor, ...]
     folded: frozenset[str]
+    outputs: Outputs
 
 
 @dataclass
@@ -50,19 +55,21 @@ class _Call:
     out_shape: tuple[int, ...] = ()
 
 
-def trace(model: nn.Module, example: Sequence[Tensor]) -> Traced:
+def trace(model: nn.Module, example: Sequence[Tensor], names: Sequence[str] = ()) -> Traced:
     """Prepare `model` for compression; the model itself is not changed.
 
     Args:
-        example: the positional inputs of the model, each (batch, ...).
+        example: the inputs of the model, each (batch, ...).
+        names: the keywords that the model takes them by, none where it takes them in order.
 
     Raises:
-        InputError: the model does not run on the example, or returns something other than one tensor.
+        InputError: the model cannot be copied, does not run on the example, or returns something other than tensors.
     """
-    copied = copy.deepcopy(model).eval()
+    copied = copy_of(model)
+    bind_names(copied, names)
     example = tuple(tensor.detach() for tensor in example)
     shared = _shared_parameters(copied)
-    calls = _run_and_record(copied, example)
+    calls, outputs = _run_and_record(copied, example)
     coupling = couple(copied, example)
     folded = _fold_batch_norms(copied, coupling.batch_norm_of)
     layers, left_alone = _layers(copied, calls, shared)
@@ -76,10 +83,11 @@ def trace(model: nn.Module, example: Sequence[Tensor]) -> Traced:
     )
     for parameter in copied.parameters():
         parameter.requires_grad_(False)
-    return Traced(copied, graph, example, folded)
+    return Traced(copied, graph, example, folded, outputs)
 
 
-def _run_and_record(model: nn.Module, example: tuple[Tensor, ...]) -> dict[str, _Call]:
+def _run_and_record(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[dict[str, _Call], Outputs]:
+    """How each layer is called, and what the model returns. A model that writes into its inputs gets copies from now on."""
     calls = {name: _Call() for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}
 
     def record(call: _Call, inputs: tuple[Any, ...], output: Any) -> None:
@@ -90,9 +98,10 @@ def _run_and_record(model: nn.Module, example: tuple[Tensor, ...]) -> dict[str, 
         model.get_submodule(name).register_forward_hook(lambda _, i, o, call=call: record(call, i, o))
         for name, call in calls.items()
     ]
+    given = tuple(tensor.clone() for tensor in example)
     try:
         with torch.no_grad():
-            output = model(*example)
+            output = model(*given)
     except AutomcError:
         raise
     except Exception as error:
@@ -104,12 +113,9 @@ def _run_and_record(model: nn.Module, example: tuple[Tensor, ...]) -> dict[str, 
     finally:
         for hook in hooks:
             hook.remove()
-    if not isinstance(output, Tensor):
-        raise InputError(
-            f"The model returns a {type(output).__name__}, not a tensor.",
-            remedy="Wrap it in a module whose forward returns the tensor to score.",
-        )
-    return calls
+    if not all(torch.equal(now, before) for now, before in zip(given, example, strict=True)):
+        protect_inputs(model)
+    return calls, Outputs.of(output)
 
 
 def _shared_parameters(model: nn.Module) -> set[str]:
@@ -249,7 +255,8 @@ def _equivalent(model: nn.Module, example: tuple[Tensor, ...], groups: Sequence[
         zero_consumers(zeroed, groups, keep)
         remove_channels(pruned, groups, keep)
         with torch.no_grad():
-            return _agree(zeroed(*example), pruned(*example))
+            pairs = zip(tensors_of(zeroed(*example)), tensors_of(pruned(*example)), strict=True)
+            return all(_agree(expected, found) for expected, found in pairs)
     except Exception:  # a model's code may do anything with fewer channels; that it fails is the answer
         return False
 
@@ -257,5 +264,7 @@ def _equivalent(model: nn.Module, example: tuple[Tensor, ...], groups: Sequence[
 def _agree(expected: Tensor, found: Tensor) -> bool:
     if expected.shape != found.shape:
         return False
+    if not expected.is_floating_point():
+        return bool(torch.equal(expected, found))
     scale = float(expected.abs().max()) + 1e-6
     return bool(torch.isfinite(found).all()) and float((expected - found).abs().max()) <= 1e-3 * scale

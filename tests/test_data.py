@@ -60,7 +60,7 @@ def test_inputs_are_what_stands_before_the_targets(batch: object, count: int) ->
     assert all(tensor is X for tensor in inputs)
 
 
-@pytest.mark.parametrize("batch", [{"x": X, "y": Y}, (), "text", (1, 2), ((X, 3), Y), ((), Y)])
+@pytest.mark.parametrize("batch", [{"x": "text", "labels": Y}, (), "text", (1, 2), ((X, 3), Y), ((), Y)])
 def test_a_batch_without_tensors_says_what_to_yield(batch: object) -> None:
     with pytest.raises(InputError, match=r"yield \(inputs, targets\)"):
         inputs_of(batch)

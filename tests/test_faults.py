@@ -116,9 +116,7 @@ def test_a_device_that_is_not_known_may_tell_every_metric() -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("dictionary", "The model returns a dict, not a tensor. Wrap it in an nn.Module"),
-        ("dictionary", "return outputs['logits']"),
-        ("pair", "The model returns a tuple, not a tensor. Wrap it in an nn.Module"),
+        ("pair", "The model returns several outputs, and accuracy needs one, or one called logits. Give your own"),
         ("mean", "The model returns shape (1, 4) for 4 samples. Return one output per sample"),
         ("flat", "The model returns shape (4,), and accuracy needs (batch, classes). Give your own score"),
         ("gray", "does not take samples of shape (3, 8, 8): RuntimeError"),
@@ -136,6 +134,11 @@ def test_each_model_that_does_not_fit_is_named(sound: dict[str, Any], model: str
     faults = find_faults(**{**sound, "model": f"{path}:{model}"})
     assert any(message in fault for fault in faults)
     assert len(faults) == (2 if model == "two_classes" else 1)
+
+
+def test_of_several_outputs_accuracy_takes_the_logits(sound: dict[str, Any]) -> None:
+    path = sound["model"].rpartition(":")[0]
+    assert find_faults(**{**sound, "model": f"{path}:dictionary"}) == []
 
 
 def images(count: int = 80, **change: Any) -> dict[str, Any]:
@@ -256,7 +259,8 @@ def test_objects_are_checked_the_same_way() -> None:
         ([], "The calibration split is empty. Give it at least one batch."),
         (TensorSplit(X[:0], Y[:0], 4), "The calibration split is empty."),
         (Broken(), "Reading the calibration split raised OSError: disk gone."),
-        ([{"x": X}], "A batch of the data is a dict, not tensors. Let the loader yield"),
+        ([{"text": "x"}], "A batch of the data is a dictionary of text, not tensors. Let the loader yield"),
+        ([{"x": X}], "unexpected keyword argument 'x'. Name the inputs as the model's forward does"),
         ([(X * float("nan"), Y)], "The calibration inputs hold NaN"),
     ],
 )

@@ -98,9 +98,9 @@ class Dictionary(nn.Module):
         return {"logits": x}
 
 
-def test_a_model_that_returns_a_dictionary_is_refused() -> None:
-    with pytest.raises(InputError, match=r"returns a dict.*Wrap it"):
-        trace(Dictionary(), (images(2),))
+def test_the_structure_of_what_a_model_returns_is_known() -> None:
+    found = trace(Dictionary(), (images(2),))
+    assert tuple(found.outputs.rebuild([torch.ones(1)])) == tuple(found.model(images(2)))
 
 
 def test_a_model_that_does_not_fit_the_data_is_refused() -> None:

@@ -71,7 +71,7 @@ def _offer(fields: Mapping[str, Any]) -> Offer:
     data = load_data(fields["data"], _batch_size(fields), fields["seed"])
     device = registry.load("device", fields["device"])(threads=fields["threads"])
     example = [tensor[:SAMPLES] for tensor in data.example()]
-    return offer(model, example, device, space=fields["space"])
+    return offer(model, example, device, space=fields["space"], names=data.input_names)
 
 
 def _batch_size(fields: Mapping[str, Any]) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from automc.compression.apply import Stitcher
 from automc.devices.device import Session
 from automc.evaluate.data import inputs_of
+from automc.outputs import Outputs
 from automc.policy import Policy
 
 __all__ = ["Cached", "Deployed", "Score", "Stitched", "gather"]
@@ -51,22 +52,33 @@ class Cached:
 
 
 class Deployed(nn.Module):
-    """An exported model of fixed batch size as a module, so that any score function can run what will be deployed."""
+    """An exported model of fixed batch size as a module, so that any score function can run what will be deployed.
 
-    def __init__(self, session: Session, batch_size: int) -> None:
+    Args:
+        outputs: the structure to return; None returns the first tensor alone.
+        names: of the inputs, in the order of the file, where the model is called by keyword.
+    """
+
+    def __init__(
+        self, session: Session, batch_size: int, outputs: Outputs | None = None, names: Sequence[str] = ()
+    ) -> None:
         super().__init__()
         self.session = session
         self.batch_size = batch_size
+        self.outputs = outputs
+        self.names = tuple(names)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
         """Outputs of any number of samples: cut into batches, the last one filled up with repeated samples."""
+        inputs = (*inputs, *(named[name] for name in self.names[len(inputs) :]))
         count = len(inputs[0])
-        outputs = [self._batch([t[i : i + self.batch_size] for t in inputs]) for i in range(0, count, self.batch_size)]
-        return torch.cat(outputs)[:count]
+        parts = [self._batch([t[i : i + self.batch_size] for t in inputs]) for i in range(0, count, self.batch_size)]
+        tensors = [torch.cat(batches)[:count] for batches in zip(*parts, strict=True)]
+        return tensors[0] if self.outputs is None else self.outputs.rebuild(tensors)
 
-    def _batch(self, inputs: Sequence[Tensor]) -> Tensor:
+    def _batch(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         filled = [t if len(t) == self.batch_size else t[torch.arange(self.batch_size) % len(t)] for t in inputs]
-        return torch.from_numpy(self.session.run(*(t.numpy() for t in filled))[0])
+        return [torch.from_numpy(array) for array in self.session.run(*(t.numpy() for t in filled))]
 
 
 def gather(split: Iterable[Any], count: int) -> tuple[Tensor, ...]:

@@ -53,7 +53,7 @@ def crop_and_flip(inputs: Tensor) -> Tensor:
 
 def load_npz(path: Path, options: Mapping[str, str], batch_size: int, seed: int) -> Data:
     """x uint8 (n, h, w, c), normalised like ImageNet if it has three channels and scaled to 0..1 if not, or float
-    (n, ...), taken as it is; y (n, ...); optional split (n,) of names or numbers, in the order of SPLITS.
+    (n, ...) or token numbers (n, length), taken as they are; y (n, ...); optional split (n,) of names or numbers, in the order of SPLITS.
 
     Args:
         options: `mean` and `std`, one number per channel, replace the normalisation.
@@ -70,7 +70,7 @@ def load_npz(path: Path, options: Mapping[str, str], batch_size: int, seed: int)
     transform = _transform_of(x, options, path)
     pools = _named_rows(arrays["split"], len(x), path) if "split" in arrays else {"all": np.arange(len(x))}
     rows, notes = allot(pools, y)
-    inputs = torch.from_numpy(x if x.dtype == np.uint8 else x.astype(np.float32, copy=False))
+    inputs = torch.from_numpy(_as_inputs(x))
     targets = torch.from_numpy(y.astype(np.int64 if np.issubdtype(y.dtype, np.integer) else np.float32))
     return _data(f"npz:{path.name}", inputs, targets, rows, batch_size, seed, transform, notes=notes)
 
@@ -144,13 +144,23 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
     return arrays
 
 
+def _as_inputs(x: NDArray[Any]) -> NDArray[Any]:
+    """Images of bytes as they are, other integers (token numbers) as int64, anything else as float32."""
+    if x.dtype == np.uint8 and x.ndim == 4:
+        return x
+    return x.astype(np.int64 if np.issubdtype(x.dtype, np.integer) else np.float32, copy=False)
+
+
 def _transform_of(x: NDArray[Any], options: Mapping[str, str], path: Path) -> Normalize | None:
     if x.dtype == np.uint8 and x.ndim == 4:
         return _normalize(options, x.shape[-1], channels_last=True)
     if np.issubdtype(x.dtype, np.floating) and x.ndim >= 2:
         return _normalize(options, x.shape[1], ((0.0,), (1.0,))) if options else None
+    if np.issubdtype(x.dtype, np.integer) and x.ndim == 2 and not options:
+        return None
     raise InputError(
-        f"x in {path} is {x.dtype} of shape {x.shape}.", remedy="It has to be uint8 (n, h, w, c) or float (n, c, h, w)."
+        f"x in {path} is {x.dtype} of shape {x.shape}.",
+        remedy="It has to be uint8 (n, h, w, c) or float (n, c, h, w), or token numbers (n, length).",
     )
 
 

@@ -16,10 +16,15 @@ from torch import Tensor
 
 from automc.errors import InputError
 
-__all__ = ["SPLITS", "Data", "Split", "TensorSplit", "inputs_of", "sample_count", "stratified_order", "targets_of"]
+__all__ = [
+    "SPLITS", "Data", "Split", "TensorSplit", "call_model", "inputs_of", "names_of", "sample_count", "stratified_order",
+    "targets_of",
+]  # fmt: skip
 
 SPLITS = ("train", "calibration", "validation", "test")
 Split: TypeAlias = Iterable[Any]
+TARGETS = ("labels", "label", "targets", "target")
+"""The keys of a batch with names under which its targets stand; all other tensors are inputs."""
 _READS = 4
 """So many reads of a few samples tell a split that changes, even if each sample changes only half of the time."""
 
@@ -69,15 +74,27 @@ class Data:
         return {name: split for name, split in named.items() if split is not None}
 
     def example(self) -> tuple[Tensor, ...]:
-        """The first batch of calibration inputs, as the positional arguments of the model.
+        """The first batch of calibration inputs, in the order of `input_names` where they have names.
 
         Raises:
             InputError: the calibration split is empty, or its batches hold no tensors.
         """
+        return inputs_of(self._first())
+
+    @cached_property
+    def input_names(self) -> tuple[str, ...]:
+        """The keywords that the model takes its inputs by, where batches are dictionaries; none where it takes them in order.
+
+        Raises:
+            InputError: as `example`.
+        """
+        return names_of(self._first())
+
+    def _first(self) -> Any:
         batch = next(iter(self.calibration), None)
         if batch is None:
             raise InputError("The calibration split is empty.", remedy="Give it at least one batch of inputs.")
-        return inputs_of(batch)
+        return batch
 
 
 class TensorSplit:
@@ -131,31 +148,58 @@ class TensorSplit:
 
 
 def inputs_of(batch: Any) -> tuple[Tensor, ...]:
-    """The model's positional arguments in a batch: a tensor; (inputs, targets); (first, second, targets); ((first, second), targets).
+    """The model's inputs in a batch: a tensor; (inputs, targets); (first, second, targets); ((first, second), targets); a
+    dictionary of tensors, or (dictionary, targets), in the order of `names_of`.
 
     Raises:
         InputError: the batch is none of these.
     """
     if isinstance(batch, Tensor):
         return (batch,)
+    names = names_of(batch)
+    if names:
+        named = _named(batch)
+        return tuple(named[name] for name in names)
     if isinstance(batch, (tuple, list)) and batch:
         inputs = batch[0] if isinstance(batch[0], (tuple, list)) else batch[: max(1, len(batch) - 1)]
         if inputs and all(isinstance(value, Tensor) for value in inputs):
             return tuple(inputs)
     raise InputError(
         f"A batch of the data is a {_describe(batch)}, not tensors.",
-        remedy="Let the loader yield (inputs, targets), both tensors; several inputs as ((first, second), targets).",
+        remedy="Let the loader yield (inputs, targets), both tensors; several inputs as ((first, second), targets), or as a "
+        "dictionary of the model's keywords.",
     )
 
 
+def names_of(batch: Any) -> tuple[str, ...]:
+    """The keywords of the inputs in a batch that is a dictionary, or (dictionary, targets), sorted; none in any other batch."""
+    named = _named(batch)
+    return tuple(sorted(key for key, value in named.items() if isinstance(value, Tensor) and key not in TARGETS))
+
+
+def call_model(model: Callable[..., Any], batch: Any) -> Any:
+    """What the model returns for a batch, its inputs given by keyword where they have names."""
+    names, inputs = names_of(batch), inputs_of(batch)
+    return model(**dict(zip(names, inputs, strict=True))) if names else model(*inputs)
+
+
+def _named(batch: Any) -> Mapping[str, Any]:
+    """The dictionary of a batch, empty where there is none."""
+    inner = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    return inner if isinstance(inner, Mapping) else {}
+
+
 def targets_of(batch: Any) -> Any:
-    """The last item of a batch of two or more.
+    """The last item of a batch of two or more; what a dictionary holds under one of TARGETS.
 
     Raises:
         InputError: the batch holds inputs alone.
     """
     if isinstance(batch, (tuple, list)) and len(batch) > 1:
         return batch[-1]
+    found = [batch[key] for key in TARGETS if key in batch] if isinstance(batch, Mapping) else []
+    if found:
+        return found[0]
     raise InputError(
         "The data has no targets, so it cannot be scored.", remedy="Let the loader yield (inputs, targets) batches."
     )
@@ -199,14 +243,16 @@ def _fingerprint(split: Split) -> bytes:
 def _tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
+    elif isinstance(value, (tuple, list, Mapping)):
+        for item in value.values() if isinstance(value, Mapping) else value:
             yield from _tensors(item)
     elif isinstance(value, (int, float)):
         yield torch.tensor(value)
 
 
 def _describe(batch: Any) -> str:
+    if isinstance(batch, Mapping):
+        return f"dictionary of {', '.join(map(str, batch)) or 'nothing'}"
     if isinstance(batch, (tuple, list)):
         return f"{type(batch).__name__} of {', '.join(type(value).__name__ for value in batch) or 'nothing'}"
     return type(batch).__name__

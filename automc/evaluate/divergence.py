@@ -1,9 +1,15 @@
-"""How far a compressed model's outputs are from the dense model's, without labels; and what each single choice costs."""
+"""How far a compressed model's outputs are from the dense model's, without labels; and what each single choice costs.
+
+Of several outputs each is compared on its own, and the plain mean over them counts: every output has the same weight, whatever
+its size. Outputs of integers or truth values are compared by the share of entries that differ, and left out of distillation,
+which cannot descend on them.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from automc.compression.apply import Stitcher
+from automc.outputs import logits_of, tensors_of
 from automc.policy import Prune
 from automc.protocols import Observer
 from automc.space import Domain, SearchSpace
@@ -25,27 +32,46 @@ _BROKEN = 1e6
 """Divergence of outputs that are not finite."""
 
 
-def divergence(reference: Tensor, outputs: Tensor, *, logits: bool) -> float:
-    """Mean divergence of `outputs` from `reference`, both (batch, ...).
+def divergence(reference: Any, outputs: Any, *, logits: bool) -> float:
+    """Mean divergence of `outputs` from `reference`: tensors (batch, ...), or equal structures of them.
 
     Args:
-        logits: the outputs are (batch, classes, ...): the Kullback-Leibler divergence of their softmax over the classes, in nats
-            per prediction. Otherwise the squared error relative to the variance of the reference.
+        logits: the outputs, or those called "logits", are (batch, classes, ...): the Kullback-Leibler divergence of their softmax
+            over the classes, in nats per prediction. Otherwise the squared error relative to the variance of the reference.
     """
+    pairs = _pairs(reference, outputs, logits)
+    return float(np.mean([_divergence(wanted, found, is_logits) for wanted, found, is_logits in pairs]))
+
+
+def _divergence(reference: Tensor, outputs: Tensor, logits: bool) -> float:
+    if not reference.is_floating_point():
+        return float((outputs != reference).double().mean())
     if logits:
         return max(0.0, float(_kullback_leibler(outputs.double(), reference.double())))
     error = (outputs.double() - reference.double()).square().mean()
     return float(error / _variance(reference.double()))
 
 
-def distillation_loss(outputs: Tensor, target: Tensor, *, logits: bool, temperature: float = TEMPERATURE) -> Tensor:
-    """What `outputs` (batch, ...) lose against the teacher's `target`, a scalar to descend on.
+def _pairs(reference: Any, outputs: Any, logits: bool) -> Iterator[tuple[Tensor, Tensor, bool]]:
+    """(reference, output, whether they are logits) of each tensor."""
+    chosen = logits_of(reference) if logits else None
+    for wanted, found in zip(tensors_of(reference), tensors_of(outputs), strict=True):
+        yield wanted, found, wanted is chosen
+
+
+def distillation_loss(outputs: Any, target: Any, *, logits: bool, temperature: float = TEMPERATURE) -> Tensor:
+    """What `outputs` lose against the teacher's `target`, a scalar to descend on: tensors (batch, ...), or equal structures.
 
     Args:
-        logits: the outputs are (batch, classes, ...): the divergence of the softened softmax (Hinton et al. 2015,
-            arXiv 1503.02531, times T^2 so that gradients keep their size). Otherwise the relative squared error.
+        logits: the outputs, or those called "logits", are (batch, classes, ...): the divergence of the softened softmax (Hinton
+            et al. 2015, arXiv 1503.02531, times T^2 so that gradients keep their size). Otherwise the relative squared error.
         temperature: T, above 0; what both logits are divided by.
     """
+    pairs = [pair for pair in _pairs(target, outputs, logits) if pair[0].is_floating_point()]
+    return torch.stack([_loss(found, wanted, is_logits, temperature) for wanted, found, is_logits in pairs]).mean()
+
+
+def _loss(outputs: Tensor, target: Tensor, logits: bool, temperature: float) -> Tensor:
     if logits:
         return _kullback_leibler(outputs / temperature, target / temperature) * temperature**2
     return F.mse_loss(outputs, target) / _variance(target)
@@ -107,14 +133,13 @@ def _chosen(domain: Domain, overrun: float) -> list[int]:
     return sorted({(last + 1) // 2, last} - {0}) if overrun > 1.5 else list(range(1, len(domain)))
 
 
-def _outputs(stitcher: Stitcher, space: SearchSpace, column: int, code: int, inputs: Sequence[Tensor]) -> Tensor:
+def _outputs(stitcher: Stitcher, space: SearchSpace, column: int, code: int, inputs: Sequence[Tensor]) -> Any:
     """What the model puts out with only this choice taken."""
     row = space.dense.copy()
     row[column] = code
     model: nn.Module = stitcher.apply(space.decode(row[None])[0])
     with torch.inference_mode():
-        outputs: Tensor = model(*inputs)
-    return outputs
+        return model(*inputs)
 
 
 def _filled(stitcher: Stitcher, domain: Domain, known: dict[int, float]) -> NDArray[np.float64]:

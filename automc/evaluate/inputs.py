@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from automc.errors import AutomcError, InputError
 from automc.evaluate.data import Data, Split, TensorSplit, inputs_of, targets_of
+from automc.evaluate.returned import output_fault, repeat_fault, shape_fault
 from automc.evaluate.task import Score, load_score
+from automc.outputs import logits_of
+from automc.unwrap import unwrapped
 
 __all__ = ["Fault", "check_data", "check_inputs", "check_match", "check_weights"]
 
@@ -82,63 +85,77 @@ def _size_faults(sizes: Mapping[str, Sequence[str]]) -> Iterator[Fault]:
 
 
 def check_weights(model: nn.Module) -> Iterator[Fault]:
-    """Faults of the model by itself: no parameters, half precision, or weights that are not finite."""
+    """Faults of the model by itself: no layers to replace, no parameters, or weights that are not finite float32 here."""
+    try:
+        model = unwrapped(model)
+    except InputError as error:
+        yield Fault.of(error)
+        return
     if next(model.parameters(), None) is None:
         yield Fault("The model has no parameters.", "Return a trained torch.nn.Module.")
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and tensor.dtype != torch.float32:
-            yield Fault(
-                f"The model's {name} is {_dtype(tensor)}.", "Return model.float(): compression starts at float32."
-            )
+    parameters = dict(model.named_parameters())
+    for name, tensor in {**parameters, **dict(model.named_buffers())}.items():
+        fault = _weight_fault(name, tensor, may_be_infinite=name not in parameters)
+        if fault is not None:
+            yield fault
             return
-        if not _finite(tensor):
-            yield Fault(
-                f"The model's {name} holds NaN or infinite values.", "Give weights of a training that converged."
-            )
-            return
+
+
+def _weight_fault(name: str, tensor: Tensor, *, may_be_infinite: bool) -> Fault | None:
+    """What is wrong with a parameter or buffer; buffers may be infinite, as attention masks are."""
+    if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
+        return Fault(f"The model's {name} has no shape yet.", "Run the model once on an input, then train it.")
+    if tensor.device.type != "cpu":
+        return Fault(f"The model's {name} is on {tensor.device}.", "Return model.cpu(): compression runs there.")
+    if tensor.is_complex() or (tensor.is_floating_point() and tensor.dtype != torch.float32):
+        return Fault(f"The model's {name} is {_dtype(tensor)}.", "Return model.float(): compression starts at float32.")
+    if bool(tensor.isnan().any()) if may_be_infinite else not _finite(tensor):
+        return Fault(f"The model's {name} holds NaN or infinite values.", "Give weights of a training that converged.")
+    return None
 
 
 def check_match(model: nn.Module, data: Data, score: Score) -> Iterator[Fault]:
     """Faults that show only when the model meets the data; the first kind found hides those after it."""
+    model = unwrapped(model)
     inputs = tuple(tensor[:_SAMPLES] for tensor in data.example())
-    training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()  # in training mode one pass would change the running statistics of batch norms
     try:
         faults = list(_run_faults(model, inputs, data, score))
         yield from faults or _score_faults(model, data, score)
     finally:
-        model.train(training)
+        for module, training in modes.items():
+            module.training = training
 
 
 def _run_faults(model: nn.Module, inputs: tuple[Tensor, ...], data: Data, score: Score) -> Iterator[Fault]:
     try:
-        with torch.no_grad():
-            outputs = model(*inputs)
+        outputs = _run(model, inputs, data.input_names)
     except Exception as error:  # any exception of the user's forward means that it does not take these inputs
-        yield _shape_fault(model, inputs, error)
+        yield _misfit(model, inputs, data.input_names, error)
         return
-    fault = _output_fault(outputs, len(inputs[0]))
+    again = _run(model, inputs, data.input_names)
+    half = tuple(tensor[: (len(tensor) + 1) // 2] for tensor in inputs)
+    part = _run(model, half, data.input_names)
+    fault = output_fault(outputs, len(inputs[0])) or repeat_fault(outputs, again) or shape_fault(outputs, part)
     if fault is not None:
-        yield fault
+        yield Fault(*fault)
     elif score.logits:
         yield from _label_faults(data, outputs)
 
 
-def _output_fault(outputs: Any, count: int) -> Fault | None:
-    if not isinstance(outputs, Tensor):
-        key = next((f": return outputs[{key!r}]" for key in getattr(outputs, "keys", tuple)()), "")
-        remedy = f"Wrap it in an nn.Module whose forward returns the one tensor that is scored{key}."
-        return Fault(f"The model returns a {type(outputs).__name__}, not a tensor.", remedy)
-    if outputs.ndim == 0 or len(outputs) != count:
-        remedy = "Return one output per sample, in the first dimension."
-        return Fault(f"The model returns shape {tuple(outputs.shape)} for {count} samples.", remedy)
-    if not _finite(outputs):
-        remedy = "Check its weights, and that the inputs are normalised as in training."
-        return Fault("The model returns NaN or infinite values.", remedy)
-    return None
+def _run(model: nn.Module, inputs: Sequence[Tensor], names: Sequence[str]) -> Any:
+    """Outputs for copies of the inputs: some models write into theirs."""
+    copies = [tensor.clone() for tensor in inputs]
+    with torch.no_grad():
+        return model(**dict(zip(names, copies, strict=True))) if names else model(*copies)
 
 
-def _label_faults(data: Data, outputs: Tensor) -> Iterator[Fault]:
+def _label_faults(data: Data, returned: Any) -> Iterator[Fault]:
+    outputs = logits_of(returned)
+    if outputs is None:
+        yield Fault("The model returns several outputs, and accuracy needs one, or one called logits.", _OWN_SCORE)
+        return
     if outputs.ndim < 2:
         yield Fault(f"The model returns shape {tuple(outputs.shape)}, and accuracy needs (batch, classes).", _OWN_SCORE)
         return
@@ -184,10 +201,12 @@ def _score_faults(model: nn.Module, data: Data, score: Score) -> Iterator[Fault]
         yield Fault(f"The score {score.name} raised {type(error).__name__}: {error}.", remedy)
 
 
-def _shape_fault(model: nn.Module, inputs: tuple[Tensor, ...], error: Exception) -> Fault:
+def _misfit(model: nn.Module, inputs: tuple[Tensor, ...], names: Sequence[str], error: Exception) -> Fault:
     shapes = " and ".join(str(tuple(tensor.shape[1:])) for tensor in inputs)
     reason = (str(error).splitlines() or [""])[0].rstrip(".")
     remedy = f"{_expected(model)} Give inputs that fit, as (batch, channels, height, width) for images."
+    if names:
+        remedy = "Name the inputs as the model's forward does, and targets labels."
     return Fault(
         f"The model does not take samples of shape {shapes}: {type(error).__name__}: {reason}.", remedy.strip()
     )
@@ -213,6 +232,8 @@ def _head(batch: Any) -> Any:
     """The first few samples of a batch."""
     if isinstance(batch, Tensor):
         return batch[:_SAMPLES]
+    if isinstance(batch, Mapping):
+        return {key: _head(value) for key, value in batch.items()}
     return type(batch)(_head(value) for value in batch) if isinstance(batch, (tuple, list)) else batch
 
 

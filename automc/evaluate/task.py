@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from automc.errors import InputError, UnknownNameError
-from automc.evaluate.data import SPLITS, Data, Split, TensorSplit, inputs_of, sample_count, targets_of
+from automc.evaluate.data import SPLITS, Data, Split, TensorSplit, call_model, inputs_of, sample_count, targets_of
 from automc.evaluate.functions import call, is_function, load_function
+from automc.outputs import logits_of
 
 __all__ = ["Data", "Score", "Split", "TensorSplit", "accuracy", "as_data", "inputs_of", "load_data", "load_score", "outputs_are_logits", "sample_count", "targets_of"]  # fmt: skip
 
@@ -53,16 +54,19 @@ class Score:
 def accuracy(model: Callable[..., Any], loader: Split) -> float:
     """Share (0..1) of targets (batch, ...) of class numbers that the largest of outputs (batch, classes, ...) gets right.
 
+    Of several outputs the one called "logits" counts.
+
     Raises:
         InputError: the targets are not class numbers, or do not have the shape of the outputs without their classes.
     """
     right = total = 0
     for batch in loader:
         targets = _classes_of(batch)
-        outputs = model(*inputs_of(batch))
-        if not isinstance(outputs, Tensor) or outputs.ndim < 2 or outputs.argmax(1).shape != targets.shape:
+        returned = call_model(model, batch)
+        outputs = logits_of(returned)
+        if outputs is None or outputs.ndim < 2 or outputs.argmax(1).shape != targets.shape:
             raise InputError(
-                f"Accuracy cannot compare outputs {_shape(outputs)} with targets {tuple(targets.shape)}.",
+                f"Accuracy cannot compare outputs {_shape(returned if outputs is None else outputs)} with targets {tuple(targets.shape)}.",
                 remedy="Return logits (batch, classes), or give your own score with --evaluate file.py:function.",
             )
         right += int((outputs.argmax(1) == targets.to(outputs.device)).sum())
@@ -72,13 +76,14 @@ def accuracy(model: Callable[..., Any], loader: Split) -> float:
     return right / total
 
 
-def outputs_are_logits(data: Data, score: Callable[..., Any], outputs: Tensor) -> bool:
+def outputs_are_logits(data: Data, score: Callable[..., Any], returned: Any) -> bool:
     """Whether the softmax of a model's outputs (batch, ...) means something: a regression's outputs have the same shape.
 
-    The built-in accuracy settles it. With any other score, outputs (batch, classes) are logits where the first validation
+    Of several outputs the one called "logits" is asked about; without it, they are none. The built-in accuracy settles it. With any other score, outputs (batch, classes) are logits where the first validation
     targets are (batch,) integers below the number of classes.
     """
-    if outputs.ndim < 2 or outputs.shape[1] < 2:
+    outputs = logits_of(returned)
+    if outputs is None or outputs.ndim < 2 or outputs.shape[1] < 2:
         return False
     if getattr(score, "logits", False):
         return True
@@ -92,7 +97,10 @@ def outputs_are_logits(data: Data, score: Callable[..., Any], outputs: Tensor) -
 def _first_targets(data: Data) -> Any:
     """Targets of the first validation batch, None where there are none."""
     batch = next(iter(data.validation), None)
-    return batch[-1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
+    try:
+        return targets_of(batch)
+    except InputError:
+        return None
 
 
 def load_score(spec: str | None) -> Score:

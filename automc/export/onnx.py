@@ -26,8 +26,10 @@ from onnxruntime.quantization import QDQQuantizer, QuantType
 from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
 from torch import Tensor, nn
 
+from automc.calling import input_names
 from automc.compression.quantize import Quantized, best_range, fake_quantize_weight, float_model
 from automc.errors import AutomcError
+from automc.outputs import Outputs, flat_outputs
 
 __all__ = ["OPSET", "build_onnx", "export_float", "integer_closure", "layer_of"]
 
@@ -97,9 +99,8 @@ def export_float(model: nn.Module, example: Sequence[Tensor]) -> onnx.ModelProto
         AutomcError: neither exporter can express the model.
     """
     buffer = io.BytesIO()
-    names = [f"input{i}" if i else "input" for i in range(len(example))]
-    options: dict[str, Any] = {"input_names": names, "output_names": ["output"], "opset_version": OPSET}
-    with warnings.catch_warnings(), torch.no_grad(), _quiet():
+    options: dict[str, Any] = {**_tensor_names(model, example), "opset_version": OPSET}
+    with warnings.catch_warnings(), torch.no_grad(), _quiet(), flat_outputs(model):
         warnings.simplefilter("ignore")
         try:
             with _full_scopes(model):
@@ -116,6 +117,14 @@ def export_float(model: nn.Module, example: Sequence[Tensor]) -> onnx.ModelProto
                     f"(the TorchScript exporter: {str(first).splitlines()[0]}).",
                     remedy="Replace the operator that ONNX does not know, or wrap the model without it.",
                 ) from second
+
+
+def _tensor_names(model: nn.Module, example: Sequence[Tensor]) -> dict[str, list[str]]:
+    """Inputs are called after the model's keywords or "input", outputs after their keys or "output"."""
+    inputs = [*input_names(model)] or [f"input{i}" if i else "input" for i in range(len(example))]
+    with torch.no_grad():
+        outputs = Outputs.of(model(*example)).names
+    return {"input_names": inputs, "output_names": [f"output_{n}" if n in inputs else n for n in outputs]}
 
 
 @contextmanager

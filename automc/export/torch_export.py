@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
+from automc.calling import input_names
 from automc.errors import AutomcError
 from automc.export.verify import FLOAT_TOLERANCE, relative_error
+from automc.outputs import Outputs, flat_outputs
 
 __all__ = ["build_pt2"]
 
@@ -18,21 +21,28 @@ __all__ = ["build_pt2"]
 def build_pt2(model: nn.Module, example: Sequence[Tensor]) -> bytes:
     """The bytes of a .pt2 file, loadable with `torch.export.load`, for inputs of the shapes of `example`.
 
+    A model that is bound to keywords is called by them. Outputs in classes of the model's own become a flat tuple of tensors.
+
     Raises:
         AutomcError: torch.export cannot express the model, or the file computes something else on `example`.
     """
     buffer = io.BytesIO()
+    names = input_names(model)
+    args, kwargs = ((), dict(zip(names, example, strict=True))) if names else (tuple(example), {})
     with warnings.catch_warnings(), torch.no_grad():
+        expected = model(*example)
+        is_plain = Outputs.of(expected).is_plain
         warnings.simplefilter("ignore")
         try:
-            program = torch.export.export(model, tuple(example), strict=False)
+            with nullcontext() if is_plain else flat_outputs(model):
+                program = torch.export.export(model, args, kwargs, strict=False)
         except Exception as error:
             raise AutomcError(
                 f"torch.export cannot express the model: {str(error).splitlines()[0]}.", remedy="Export it as ONNX."
             ) from error
         torch.export.save(program, buffer)
         buffer.seek(0)
-        difference = relative_error(torch.export.load(buffer).module()(*example), model(*example))
+        difference = relative_error(torch.export.load(buffer).module()(*args, **kwargs), expected)
     if not difference <= FLOAT_TOLERANCE:
         raise AutomcError(
             f"The pt2 file differs from the PyTorch model by {difference:.2g} of its outputs (allowed: {FLOAT_TOLERANCE:g}).",
