@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from automc.compression.quantize import best_range, sample
 from automc.errors import InputError
 from automc.graph import LayerGraph, LayerSpec
+from automc.outputs import logits_of, tensors_of
 from automc.trace import Traced
 
 __all__ = ["LayerStats", "Lazily", "calibrate", "diagonal_layers", "output_sensitivity"]
@@ -92,7 +93,7 @@ class _Accumulator:
 def calibrate(
     traced: Traced, batches: Iterable[tuple[Tensor, ...]], samples: int, *, memory_bytes: int = MEMORY_BYTES
 ) -> dict[str, LayerStats]:
-    """Statistics of every ungrouped convolution and linear layer, in one pass.
+    """Statistics of every ungrouped convolution, linear and recurrent layer, in one pass.
 
     Memory is one covariance, (features)^2 floats, and SAMPLE_ROWS input columns per layer; `diagonal_layers` tells which
     layers keep only the diagonal of it.
@@ -159,7 +160,10 @@ def output_sensitivity(
     directions. One backward pass per batch.
     """
     generator = torch.Generator().manual_seed(seed)
-    total = {layer.name: torch.zeros(layer.out_channels) for layer in traced.graph.layers}
+    layers = [
+        layer for layer in traced.graph.layers if layer.kind != "recurrent"
+    ]  # whose output is not that of their gates
+    total = {layer.name: torch.zeros(layer.out_channels) for layer in layers}
     samples = 0
 
     def watch(name: str, output: Tensor) -> None:
@@ -171,7 +175,9 @@ def output_sensitivity(
 
         output.register_hook(add)
 
-    model = copy.deepcopy(traced.model).requires_grad_(True)
+    model = copy.deepcopy(traced.model)
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
     for name in total:
         model.get_submodule(name).register_forward_hook(lambda _, i, o, name=name: watch(name, o))
     for inputs in batches:
@@ -181,19 +187,23 @@ def output_sensitivity(
     return {name: value / max(1, samples) for name, value in total.items()}
 
 
-def _probe(outputs: Tensor, logits: bool, generator: torch.Generator) -> Tensor:
-    """A scalar whose squared gradient is, on average, the curvature of the loss."""
-    if logits:
+def _probe(returned: Any, logits: bool, generator: torch.Generator) -> Tensor:
+    """A scalar whose squared gradient is, on average, the curvature of the loss: of the logits, or of all outputs together."""
+    outputs = logits_of(returned) if logits else None
+    if outputs is not None:
         rows = outputs.movedim(1, -1).flatten(0, -2)
         labels = torch.multinomial(rows.detach().softmax(1), 1, generator=generator).squeeze(1)
         return F.cross_entropy(rows, labels, reduction="sum")
-    direction = torch.randn(outputs.shape, generator=generator)
-    return (outputs * direction).sum() / outputs.detach().std().clamp_min(1e-6)
+    probes = []
+    for tensor in (each for each in tensors_of(returned) if each.requires_grad):
+        direction = torch.randn(tensor.shape, generator=generator)
+        probes.append((tensor * direction).sum() / tensor.detach().std().clamp_min(1e-6))
+    return torch.stack(probes).sum()
 
 
 def diagonal_layers(graph: LayerGraph, memory_bytes: int = MEMORY_BYTES) -> list[str]:
     """The layers whose covariance is too large to keep whole, widest first: pruning cannot make up for what goes there."""
-    features = {layer.name: _features(layer) for layer in graph.layers if layer.groups == 1}
+    features = {layer.name: layer.features for layer in graph.layers if layer.groups == 1}
     total = sum(4 * count**2 for count in features.values())
     chosen = []
     for name, count in sorted(features.items(), key=lambda item: -item[1]):
@@ -203,12 +213,8 @@ def diagonal_layers(graph: LayerGraph, memory_bytes: int = MEMORY_BYTES) -> list
     return chosen
 
 
-def _features(layer: LayerSpec) -> int:
-    return layer.in_channels * math.prod(layer.kernel)
-
-
 def _accumulator(layer: LayerSpec, diagonal: bool) -> _Accumulator:
-    features = _features(layer)
+    features = layer.features
     return _Accumulator(torch.zeros(features), torch.zeros((features,) if diagonal else (features, features)))
 
 
@@ -236,10 +242,12 @@ def _recorder(layer: LayerSpec, accumulator: _Accumulator, samples: int, generat
 
 
 def unfold(module: nn.Module, inputs: Tensor, positions: Tensor) -> Tensor:
-    """(batch, positions, features) columns that a convolution or linear layer multiplies its weights with.
+    """(batch, positions, features) columns that a convolution, linear or recurrent layer multiplies its weights with.
 
     `positions` are output positions, row by row for a convolution; only their columns are gathered.
     """
+    if isinstance(module, nn.RNNBase):
+        return (inputs if module.batch_first else inputs.transpose(0, 1))[:, positions]
     if isinstance(module, nn.Linear):
         return inputs.reshape(len(inputs), -1, inputs.shape[-1])[:, positions]
     assert isinstance(module, nn.Conv2d)

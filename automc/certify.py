@@ -13,6 +13,7 @@ from torch import nn
 
 from automc.budget import Budget
 from automc.compression.quantize import float_model
+from automc.compression.recurrent import bake
 from automc.devices.measure import Measurement
 from automc.evaluate.accuracy import Deployed
 from automc.export.verify import verify
@@ -186,6 +187,8 @@ class Certifier:
 def count_macs(model: nn.Module, prepared: Prepared) -> float:
     """Multiply-accumulates of one sample, counted by thop on the model as it stands, factors and all."""
     sample = tuple(tensor[:1] for tensor in prepared.example)
+    plain = float_model(model)
+    bake(plain)
     with torch.inference_mode():
-        macs, _ = thop.profile(float_model(model), inputs=sample, verbose=False)
+        macs, _ = thop.profile(plain, inputs=sample, verbose=False)
     return float(macs)

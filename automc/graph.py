@@ -9,7 +9,7 @@ from typing import Literal
 
 __all__ = ["Attribute", "ChannelGroup", "Channels", "LayerGraph", "LayerKind", "LayerSpec", "LeftAlone", "Member"]
 
-LayerKind = Literal["conv", "depthwise", "grouped", "linear"]
+LayerKind = Literal["conv", "depthwise", "grouped", "linear", "recurrent"]
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,10 @@ class Channels:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """A convolution or linear layer with weights. Shapes are per sample, without the batch.
+    """A convolution, linear or recurrent layer with weights. Shapes are per sample, without the batch.
 
+    A recurrent layer is what it computes at each of its positions: a linear layer from its input and its state, `in_channels`
+    together, to all its gates, `out_channels`; its shapes are (positions, features) of its input and its output.
     `positions` is the number of output positions: height x width of a convolution's output, tokens of a linear layer.
     """
 
@@ -60,6 +62,11 @@ class LayerSpec:
     def in_positions(self) -> int:
         """Input positions per sample."""
         return _positions(self.in_shape, self.kind)
+
+    @property
+    def features(self) -> int:
+        """What the layer reads at one position of one sample, states excluded: the columns of its calibration statistics."""
+        return self.in_shape[-1] if self.kind == "recurrent" else self.in_channels * self.kernel[0] * self.kernel[1]
 
     @property
     def macs(self) -> int:
@@ -158,7 +165,7 @@ class LayerGraph:
 
 
 def _positions(shape: tuple[int, ...], kind: LayerKind) -> int:
-    sizes = shape[:-1] if kind == "linear" else shape[1:]
+    sizes = shape[:-1] if kind in ("linear", "recurrent") else shape[1:]
     count = 1
     for size in sizes:
         count *= size

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,16 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 from automc.calling import bind_names, protect_inputs
 from automc.channels import Coupling, couple
 from automc.compression.prune import remove_channels, zero_consumers
+from automc.compression.stacks import input_parts, split
 from automc.errors import AutomcError, InputError
 from automc.graph import ChannelGroup, Channels, LayerGraph, LayerKind, LayerSpec, LeftAlone
 from automc.outputs import Outputs, tensors_of
+from automc.replaceable import read_directly
 from automc.unwrap import copy_of
 
 __all__ = ["Traced", "trace"]
+
+_LAYERS = (nn.Conv2d, nn.Linear, nn.RNNBase)
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class _Call:
     """How one layer was called in the example forward pass."""
 
     count: int = 0
+    is_followed: bool = True
     in_shape: tuple[int, ...] = ()
     out_shape: tuple[int, ...] = ()
 
@@ -68,17 +73,19 @@ def trace(model: nn.Module, example: Sequence[Tensor], names: Sequence[str] = ()
     copied = copy_of(model)
     bind_names(copied, names)
     example = tuple(tensor.detach() for tensor in example)
+    _split_stacks(copied, example)
     shared = _shared_parameters(copied)
     calls, outputs = _run_and_record(copied, example)
     coupling = couple(copied, example)
     folded = _fold_batch_norms(copied, coupling.batch_norm_of)
     layers, left_alone = _layers(copied, calls, shared)
+    layers, fixed = _replaceable(copied, example, layers)
     groups, refused = _verified(copied, example, coupling, layers)
     layers = [_with_channels(layer, groups) for layer in layers]
     graph = LayerGraph(
         layers=tuple(layers),
         groups=tuple(groups),
-        left_alone=(*left_alone, *coupling.left_alone, *refused),
+        left_alone=(*left_alone, *fixed, *coupling.left_alone, *refused),
         input_shapes=tuple(tuple(tensor.shape[1:]) for tensor in example),
     )
     for parameter in copied.parameters():
@@ -88,14 +95,22 @@ def trace(model: nn.Module, example: Sequence[Tensor], names: Sequence[str] = ()
 
 def _run_and_record(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[dict[str, _Call], Outputs]:
     """How each layer is called, and what the model returns. A model that writes into its inputs gets copies from now on."""
-    calls = {name: _Call() for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}
+    calls = {name: _Call() for name, module in model.named_modules() if isinstance(module, _LAYERS)}
 
-    def record(call: _Call, inputs: tuple[Any, ...], output: Any) -> None:
+    def record(call: _Call, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         call.count += 1
-        call.in_shape, call.out_shape = tuple(inputs[0].shape[1:]), tuple(output.shape[1:])
+        written = output[0] if isinstance(output, tuple) else output
+        recurrent = isinstance(module, nn.RNNBase)
+        if not inputs or not isinstance(inputs[0], Tensor) or (recurrent and inputs[0].dim() != 3):
+            call.is_followed = False
+            return
+        shapes = [list(tensor.shape) for tensor in (inputs[0], written)]
+        for shape in shapes:
+            del shape[1 if recurrent and not module.batch_first else 0]
+        call.in_shape, call.out_shape = tuple(shapes[0]), tuple(shapes[1])
 
     hooks = [
-        model.get_submodule(name).register_forward_hook(lambda _, i, o, call=call: record(call, i, o))
+        model.get_submodule(name).register_forward_hook(lambda m, i, o, call=call: record(call, m, i, o))
         for name, call in calls.items()
     ]
     given = tuple(tensor.clone() for tensor in example)
@@ -145,14 +160,16 @@ def _fold_batch_norms(model: nn.Module, batch_norm_of: Mapping[str, str]) -> fro
 def _layers(model: nn.Module, calls: Mapping[str, _Call], shared: set[str]) -> tuple[list[LayerSpec], list[LeftAlone]]:
     layers, left_alone = [], []
     for name, module in model.named_modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            reason = _unusable(calls[name], name in shared)
+        if isinstance(module, _LAYERS):
+            reason = _unusable(calls[name], name in shared) or _unusual(module)
             if reason:
                 left_alone.append(LeftAlone(name, reason))
             else:
                 layers.append(_layer(name, module, calls[name]))
         elif not list(module.children()) and _has_matrix(module):
-            left_alone.append(LeftAlone(name, f"{type(module).__name__} is not a convolution or linear layer"))
+            left_alone.append(
+                LeftAlone(name, f"{type(module).__name__} is not a convolution, linear or recurrent layer")
+            )
     return layers, left_alone
 
 
@@ -161,15 +178,57 @@ def _unusable(call: _Call, shared: bool) -> str:
         return "it does not run in a forward pass"
     if call.count > 1:
         return f"it runs {call.count} times in a forward pass"
+    if not call.is_followed:
+        return "it reads something else than one batch of tensors, given in order"
     return "it shares its weights with another layer" if shared else ""
+
+
+def _unusual(module: nn.Module) -> str:
+    if not isinstance(module, nn.RNNBase):
+        return ""
+    if module.num_layers > 1:
+        return "its layers could not be split"
+    return "its states are projected" if module.proj_size else ""
+
+
+def _split_stacks(model: nn.Module, example: tuple[Tensor, ...]) -> None:
+    """Split recurrent layers of several levels into single ones, in place, each only where the model then computes the same."""
+    stacks = {
+        n: m for n, m in model.named_modules() if isinstance(m, nn.RNNBase) and m.num_layers > 1 and not m.proj_size
+    }
+    for name, stack in stacks.items():
+        try:
+            with torch.no_grad():
+                expected = tensors_of(model(*(tensor.clone() for tensor in example)))
+                model.set_submodule(name, split(stack))
+                found = tensors_of(model(*(tensor.clone() for tensor in example)))
+            same = all(_agree(a, b) for a, b in zip(expected, found, strict=True))
+        except Exception:  # the model's code may need the layer itself; that it fails is the answer
+            same = False
+        if not same:
+            model.set_submodule(name, stack)
+
+
+def _replaceable(
+    model: nn.Module, example: tuple[Tensor, ...], layers: Sequence[LayerSpec]
+) -> tuple[list[LayerSpec], list[LeftAlone]]:
+    """The layers, those without a choice of rank and bits whose place no other module can take."""
+    read = read_directly(model, example, [layer.name for layer in layers])
+    marked = [replace(one, low_rank=False, quantize=False) if one.name in read else one for one in layers]
+    reason = "no rank and bits: the model's code reads the layer itself, not only its output"
+    return marked, [LeftAlone(layer.name, reason) for layer in layers if layer.name in read]
 
 
 def _has_matrix(module: nn.Module) -> bool:
     return any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
 
 
-def _layer(name: str, module: nn.Conv2d | nn.Linear, call: _Call) -> LayerSpec:
-    if isinstance(module, nn.Linear):
+def _layer(name: str, module: nn.Conv2d | nn.Linear | nn.RNNBase, call: _Call) -> LayerSpec:
+    if isinstance(module, nn.RNNBase):
+        inputs = module.input_size + module.hidden_size
+        outputs = sum(len(getattr(module, part)) for part in input_parts(module))
+        kind, kernel, stride, groups = "recurrent", (1, 1), (1, 1), 1
+    elif isinstance(module, nn.Linear):
         inputs, outputs = module.in_features, module.out_features
         kind, kernel, stride, groups = "linear", (1, 1), (1, 1), 1
     else:
@@ -177,10 +236,9 @@ def _layer(name: str, module: nn.Conv2d | nn.Linear, call: _Call) -> LayerSpec:
         kernel, stride = _pair(module.kernel_size), _pair(module.stride)
         kind = "conv" if groups == 1 else "depthwise" if groups == inputs == outputs else "grouped"
     plain = groups == 1
-    kinds: dict[str, LayerKind] = {"linear": "linear", "conv": "conv", "depthwise": "depthwise", "grouped": "grouped"}
     return LayerSpec(
         name=name,
-        kind=kinds[kind],
+        kind=cast(LayerKind, kind),
         inputs=Channels(inputs),
         outputs=Channels(outputs),
         in_channels=inputs,
@@ -190,7 +248,7 @@ def _layer(name: str, module: nn.Conv2d | nn.Linear, call: _Call) -> LayerSpec:
         groups=groups,
         in_shape=call.in_shape,
         out_shape=call.out_shape,
-        bias=module.bias is not None,
+        bias=module.bias is not None and module.bias is not False,
         low_rank=plain,
         quantize=True,
     )
@@ -224,7 +282,7 @@ def _verified(
     usable = {layer.name for layer in layers if layer.kind != "grouped"}
     candidates, refused = [], []
     for group in coupling.groups:
-        touched = {m.module for m in group.members if isinstance(_module(model, m.module), (nn.Conv2d, nn.Linear))}
+        touched = {m.module for m in group.members if isinstance(_module(model, m.module), _LAYERS)}
         if touched <= usable:
             candidates.append(group)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import cast
 
 import torch
 from torch import nn
@@ -78,7 +79,7 @@ def _copyable(model: nn.Module) -> nn.Module:
 def _bake(module: nn.Module) -> None:
     if parametrize.is_parametrized(module):
         module.__class__ = _own_class(type(module))
-    for name in list(module.parametrizations) if parametrize.is_parametrized(module) else ():
+    for name in list(cast(nn.ModuleDict, module.parametrizations)) if parametrize.is_parametrized(module) else ():
         parametrize.remove_parametrizations(module, name, leave_parametrized=True)
         weight = getattr(module, name)
         if not isinstance(weight, nn.Parameter):  # computed from several tensors

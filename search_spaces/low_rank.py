@@ -37,6 +37,10 @@ def domains(graph: LayerGraph, channel_block: int) -> list[Domain]:
 def factored_macs(layer: LayerSpec, spec: LowRank) -> int:
     """Multiply-accumulates per sample of the factors that replace `layer` at its dense width."""
     rank, taps = spec.rank, layer.kernel[0] * layer.kernel[1]
+    if layer.kind == "recurrent":
+        return layer.positions * (
+            rank * layer.features + (layer.in_channels - layer.features + rank) * layer.out_channels
+        )
     if spec.method == "svd":
         return layer.positions * rank * (layer.in_channels * taps + layer.out_channels)
     entry = layer.in_positions * layer.in_channels * rank
@@ -45,8 +49,8 @@ def factored_macs(layer: LayerSpec, spec: LowRank) -> int:
 
 def _choices(layer: LayerSpec, block: int) -> list[LowRank]:
     """Ranks from most to fewest MACs."""
-    narrow = min(layer.in_channels, layer.out_channels)
-    if layer.kind not in ("conv", "linear") or narrow < _SVD_CHANNELS:
+    narrow = min(layer.features if layer.kind == "recurrent" else layer.in_channels, layer.out_channels)
+    if layer.kind not in ("conv", "linear", "recurrent") or narrow < _SVD_CHANNELS:
         return []
     found = {_at_share(layer, share, block, LowRank(1, "svd")) for share in _SVD_SHARES}
     if layer.kind == "conv" and max(layer.kernel) > 1 and narrow >= _TUCKER_CHANNELS:
@@ -57,7 +61,7 @@ def _choices(layer: LayerSpec, block: int) -> list[LowRank]:
 
 def _at_share(layer: LayerSpec, share: float, block: int, unit: LowRank) -> LowRank | None:
     """The largest rank whose factors keep at most `share` of the MACs, in whole blocks where one block fits."""
-    widest = min(layer.in_channels, layer.out_channels)
+    widest = min(layer.features if layer.kind == "recurrent" else layer.in_channels, layer.out_channels)
     ranks = [r for r in range(1, widest) if factored_macs(layer, LowRank(r, unit.method)) <= share * layer.macs]
     if not ranks:
         return None

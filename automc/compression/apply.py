@@ -126,7 +126,10 @@ class Stitcher:
     def _replace(self, model: nn.Module, key: Key, outputs: Sequence[int]) -> None:
         """Put the variant of a layer in its place, without the outputs that are gone."""
         spec = self.traced.graph.layer[key.layer]
-        if spec.groups > 1:
+        if spec.kind == "recurrent":
+            if key.low_rank or key.quantize:
+                model.set_submodule(key.layer, _copy(self.database.variant(key)))
+        elif spec.groups > 1:
             if key.quantize is not None:
                 model.set_submodule(key.layer, self._rounded(model.get_submodule(key.layer), key.quantize))
         elif key.gone or key.low_rank or key.quantize:

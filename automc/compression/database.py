@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from automc.calibrate import LayerStats
 from automc.compression.frozen import freeze, is_freezable, thaw
 from automc.compression.obs import Consumer, elimination_order
-from automc.compression.variants import Dense, Key, make_variant, relative_error
+from automc.compression.recurrent import recurrent_variant
+from automc.compression.variants import Dense, Key, covariance_of, make_variant, relative_error
 from automc.disk import write_atomic
 from automc.errors import InputError
 from automc.graph import ChannelGroup
@@ -108,12 +109,20 @@ class Database:
         entries = self._of_layer(key.layer)
         digest = _digest(key)
         if digest not in entries:
-            dense = self._dense(key.layer)
             with torch.no_grad():
-                module = make_variant(dense, key)
-                entries[digest] = module, relative_error(dense, key, module)
+                entries[digest] = self._made(key)
             self._dirty.add(key.layer)
         return entries[digest]
+
+    def _made(self, key: Key) -> tuple[nn.Module, float]:
+        layer = self.traced.model.get_submodule(key.layer)
+        if isinstance(layer, nn.RNNBase):
+            return recurrent_variant(
+                layer, key.low_rank, key.quantize, covariance_of(self.stats[key.layer], slice(None))
+            )
+        dense = self._dense(key.layer)
+        module = make_variant(dense, key)
+        return module, relative_error(dense, key, module)
 
     def _of_layer(self, name: str) -> dict[str, tuple[nn.Module, float]]:
         if name not in self._entries:

@@ -130,7 +130,7 @@ def _valid(part: nn.Module) -> nn.Module:
     return part
 
 
-def covariance_of(stats: LayerStats | None, kept: Tensor) -> Tensor | None:
+def covariance_of(stats: LayerStats | None, kept: Tensor | slice) -> Tensor | None:
     """The covariance of the kept features, or None where only a diagonal is known."""
     return stats.covariance[kept][:, kept] if stats is not None and stats.full else None
 

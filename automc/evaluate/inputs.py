@@ -229,9 +229,9 @@ def _in_memory(split: Split) -> tuple[Tensor, ...]:
 
 
 def _head(batch: Any) -> Any:
-    """The first few samples of a batch."""
+    """A copy of the first few samples of a batch."""
     if isinstance(batch, Tensor):
-        return batch[:_SAMPLES]
+        return batch[:_SAMPLES].clone()
     if isinstance(batch, Mapping):
         return {key: _head(value) for key, value in batch.items()}
     return type(batch)(_head(value) for value in batch) if isinstance(batch, (tuple, list)) else batch

@@ -28,7 +28,9 @@ from torch import Tensor, nn
 
 from automc.calling import input_names
 from automc.compression.quantize import Quantized, best_range, fake_quantize_weight, float_model
+from automc.compression.recurrent import bake
 from automc.errors import AutomcError
+from automc.export.recurrent import store_codes
 from automc.outputs import Outputs, flat_outputs
 
 __all__ = ["OPSET", "build_onnx", "export_float", "integer_closure", "layer_of"]
@@ -65,9 +67,10 @@ def build_onnx(
     layers = {name: module for name, module in model.named_modules() if isinstance(module, Quantized)}
     integer = {n for n, layer in layers.items() if (layer.weight_bits, layer.activation_bits) == (weight_bits, 8)}
     plain = float_model(model)
+    recurrent_bits = bake(plain)
     for name in layers.keys() - integer:
         plain.set_submodule(name, _Rounded(layers[name]).eval())
-    proto = export_float(plain, example)
+    proto = store_codes(export_float(plain, example), recurrent_bits, layer_of)
     if not integer:
         return proto.SerializeToString()
     return quantize_proto(proto, integer, calibration, reduce_range=reduce_range).SerializeToString()

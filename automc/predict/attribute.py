@@ -23,7 +23,7 @@ Place = tuple[str, int]
 """(layer, factor): factor 0 is the layer itself where it is not factorised."""
 
 _SUFFIX = re.compile(r"(_token_\d+|_nchwc|_fused|_quant|/duplicated)+$")
-_COMPUTES = ("Conv", "Gemm", "MatMul")
+_COMPUTES = ("Conv", "GRU", "Gemm", "LSTM", "MatMul", "RNN")
 
 
 def attribute(model: bytes, nodes: Sequence[NodeTime], layers: Sequence[str]) -> list[Place | None]:

@@ -29,7 +29,7 @@ __all__ = [
 
 Ints = NDArray[np.int64]
 COLUMNS = ("kind", "cin", "cout", "window", "stride", "in_positions", "out_positions", "groups", "int8", "cold")
-KINDS = ("conv", "pointwise", "depthwise", "grouped", "linear")
+KINDS = ("conv", "pointwise", "depthwise", "grouped", "linear", "recurrent")
 
 PLAIN, BLOCKED, INT8 = 1, 2, 4
 """Formats of an activation: fp32 as the model has it, fp32 in channel blocks, 8-bit. Bits, so that a tensor may have several."""
@@ -142,17 +142,22 @@ class LayerChoices:
     def is_int8(self, codes: Codes) -> NDArray[np.bool_]:
         """(count,) whether each policy quantises the layer."""
         column, specs = self.quantize
-        chosen = np.array([spec is not None for spec in specs])
+        chosen = np.array([_runs_int8(spec) for spec in specs])
         return np.full(len(codes), False) if column < 0 else chosen[codes[:, column]]
 
     def int8_key(self, keys: Ints) -> Ints:
         """(count,) the same choices run on integers, where the layer may be and is not factorised; else the same key."""
         count = len(self.quantize[1])
-        if count < 2:
+        if not any(_runs_int8(spec) for spec in self.quantize[1]):
             return keys
         choice = keys // 2
         plain = (choice % count == 0) & (choice // count % len(self.low_rank[1]) == 0)
         return np.where(plain, keys + 2, keys)
+
+    def stores_bytes(self, key: int) -> bool:
+        """Whether the weights of a key are a byte each in the file, whatever they are computed in."""
+        spec = self.quantize[1][key // 2 % len(self.quantize[1])]
+        return spec is not None and spec.weight_bits <= 8
 
     @property
     def key_count(self) -> int:
@@ -175,14 +180,19 @@ def layer_kernels(
     """The kernels of a layer, in order: itself, or its factors.
 
     svd: k x k (or linear) cin -> rank, then 1 x 1 rank -> cout. tucker: 1 x 1 cin -> rank_in, k x k rank_in -> rank, 1 x 1
-    rank -> cout, with rank_in = rank * cin / cout. Ranks are capped at what the pruned layer allows.
+    rank -> cout, with rank_in = rank * cin / cout. recurrent: linear input -> rank, then itself. Ranks are capped at what the
+    pruned layer allows.
     """
     window, stride = spec.kernel[0] * spec.kernel[1], spec.stride[0] * spec.stride[1]
-    here, there, int8 = spec.in_positions, spec.positions, int(bits is not None)
+    here, there, int8 = spec.in_positions, spec.positions, int(_runs_int8(bits))
     if rank is None:
         groups = cout if spec.kind == "depthwise" else spec.groups
         kind = KINDS.index(spec.kind if spec.kind != "conv" or window > 1 else "pointwise")
         rows = [(kind, cin, cout, window, stride, here, there, groups, int8)]
+    elif spec.kind == "recurrent":
+        read = cin - (spec.in_channels - spec.features)
+        inner = max(1, min(rank.rank, read))
+        rows = [(4, read, inner, 1, 1, here, here, 1, 0), (5, cin - read + inner, cout, 1, 1, here, there, 1, 0)]
     elif rank.method == "svd":
         inner = max(1, min(rank.rank, cout, cin * window))
         kinds = (4, 4) if spec.kind == "linear" else (0 if window > 1 else 1, 1)
@@ -200,6 +210,11 @@ def layer_kernels(
         ]
     first_cold = [int(cold and int8 == 1)] + [0] * (len(rows) - 1)
     return Kernels(np.column_stack([np.array(rows, dtype=np.int64), first_cold]))
+
+
+def _runs_int8(bits: Quantize | None) -> bool:
+    """Whether a layer computes on integers: those with float activations only store them."""
+    return bits is not None and bits.activation_bits < 32
 
 
 def kept(parts: Sequence[tuple[str, int]], graph: LayerGraph, space: SearchSpace) -> tuple[tuple[int, Ints], ...]:

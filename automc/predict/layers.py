@@ -75,7 +75,7 @@ class LayerTable:
 
     def add(self, keys: Ints, kernels: Sequence[Kernels], times_s: Floats) -> None:
         """Take in fresh keys, their kernels, and (all their kernels,) seconds."""
-        values, formats = self._rows(kernels, times_s)
+        values, formats = self._rows(keys, kernels, times_s)
         order = np.argsort(np.concatenate([self.keys, keys]))
         self.keys = np.concatenate([self.keys, keys])[order]
         self.values = np.concatenate([self.values, values])[order]
@@ -89,11 +89,11 @@ class LayerTable:
             return self._row_of[keys]
         return np.minimum(np.searchsorted(self.keys, keys), max(len(self.keys) - 1, 0))
 
-    def _rows(self, kernels: Sequence[Kernels], times: Floats) -> tuple[Floats, Formats]:
+    def _rows(self, keys: Ints, kernels: Sequence[Kernels], times: Floats) -> tuple[Floats, Formats]:
         ends = np.cumsum([len(k) for k in kernels])
         values, formats = np.zeros((len(kernels), WIDTH)), np.zeros((len(kernels), 2), dtype=np.uint8)
-        for row, (each, end) in enumerate(zip(kernels, ends.tolist(), strict=True)):
-            values[row, :5] = self._sums(each, times[end - len(each) : end])
+        for row, (key, each, end) in enumerate(zip(keys.tolist(), kernels, ends.tolist(), strict=True)):
+            values[row, :5] = self._sums(each, times[end - len(each) : end], self.choices.stores_bytes(key))
             reads, writes = self.layouts.formats(each)
             formats[row] = reads[0], writes[-1]
             for i in range(len(each) - 1):
@@ -106,11 +106,12 @@ class LayerTable:
             row[5 + 2 * kind] += 1
             row[6 + 2 * kind] += elements
 
-    def _sums(self, kernels: Kernels, times: Floats) -> tuple[float, ...]:
+    def _sums(self, kernels: Kernels, times: Floats, in_bytes: bool) -> tuple[float, ...]:
         int8 = kernels["int8"] == 1
+        coded = int8 | in_bytes
         biases = int(kernels["cout"][-1]) * 4 if self.choices.spec.bias else 0
-        scales = 5 * int(kernels["cout"][int8].sum())
-        size = float(np.where(int8, 1, 4) @ kernels.weights) + biases + scales
+        scales = 5 * int(kernels["cout"][coded].sum())
+        size = float(np.where(coded, 1, 4) @ kernels.weights) + biases + scales
         return float(times.sum()), float(len(kernels)), float(kernels.macs.sum()), size, float(int8.sum())
 
 

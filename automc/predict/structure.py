@@ -16,7 +16,7 @@ from automc.graph import Channels, LayerGraph
 
 __all__ = ["LAYER_OPS", "Step", "Structure", "TensorInfo", "layer_of", "read_structure"]
 
-LAYER_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+LAYER_OPS = frozenset({"Conv", "ConvTranspose", "GRU", "Gemm", "LSTM", "MatMul", "RNN"})
 _NO_WORK = frozenset({"Constant", "Identity", "Shape", "Dropout"})
 
 

@@ -1,0 +1,126 @@
+"""LSTM, GRU and plain recurrent layers: a lower rank of what they read, fewer bits of what they store.
+
+One layer (of one or both directions) computes W x + U h for all its gates. Its input part W = A B factorises into a linear
+layer B in front of a narrower recurrent layer with the weights A, fitted to what the layer reads as for linear layers
+(Prabhavalkar et al. 2016, arXiv 1603.08042, factorise both parts). The weights of both parts are rounded per gate row, and stored
+as integers; the runtime computes in floating point.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from automc.compression.lowrank import factorise
+from automc.compression.quantize import fake_quantize_weight
+from automc.compression.stacks import Standing, input_parts, like
+from automc.policy import LowRank, Quantize
+
+__all__ = ["Projected", "Rounded", "bake", "factorise_recurrent", "recurrent_variant"]
+
+
+class Projected(Standing):
+    """A recurrent layer that reads a linear projection of its input."""
+
+    def __init__(self, layer: nn.RNNBase, project: nn.Linear, inner: nn.RNNBase) -> None:
+        super().__init__(layer)
+        self.project, self.inner = project, inner
+
+    def forward(self, inputs: Tensor, hx: Any = None) -> Any:
+        return self.inner(self.project(inputs), hx)
+
+
+class Rounded(Standing):
+    """A recurrent layer whose weights are rounded to `weight_bits` per row; gradients pass straight through."""
+
+    def __init__(self, inner: nn.RNNBase | Projected, weight_bits: int) -> None:
+        super().__init__(inner)
+        self.inner, self.weight_bits = inner, weight_bits
+
+    def forward(self, inputs: Tensor, hx: Any = None) -> Any:
+        return functional_call(self.inner, self._weights(), (inputs, hx))
+
+    def plain(self) -> nn.Module:
+        """The layer with its weights rounded for good."""
+        layer = copy.deepcopy(self.inner)
+        with torch.no_grad():
+            for name, weight in self._weights().items():
+                layer.get_parameter(name).copy_(weight)
+        return layer
+
+    def _weights(self) -> dict[str, Tensor]:
+        matrices = ((name, weight) for name, weight in self.inner.named_parameters() if weight.dim() > 1)
+        return {name: fake_quantize_weight(weight, self.weight_bits) for name, weight in matrices}
+
+
+def factorise_recurrent(layer: nn.RNNBase, spec: LowRank, covariance: Tensor | None) -> Projected:
+    """`layer` behind a projection of its input to `spec.rank` features, at most as many as it reads.
+
+    Args:
+        covariance: (inputs, inputs) of what the layer reads, None for a plain factorisation of the weights.
+    """
+    names = input_parts(layer)
+    weight = torch.cat([getattr(layer, name).detach() for name in names])  # both directions read one projection
+    whole = nn.Linear(weight.shape[1], len(weight), bias=False)
+    whole.weight = nn.Parameter(weight, requires_grad=False)
+    project, gates = factorise(whole, LowRank(spec.rank), covariance)
+    assert isinstance(project, nn.Linear)
+    assert isinstance(gates, nn.Linear)
+    inner = like(layer, project.out_features)
+    known = dict(zip(names, gates.weight.chunk(len(names)), strict=True))
+    for name, parameter in inner.named_parameters():
+        parameter.data.copy_(known[name] if name in known else getattr(layer, name).data)
+        parameter.requires_grad_(False)
+    return Projected(layer, project, inner)
+
+
+def recurrent_variant(
+    layer: nn.RNNBase, low_rank: LowRank | None, quantize: Quantize | None, covariance: Tensor | None
+) -> tuple[nn.Module, float]:
+    """The module that stands in for a recurrent layer, and its relative squared error at the gates.
+
+    The error counts states, which the layer makes itself, as independent and of variance one: they lie between -1 and 1.
+
+    Args:
+        covariance: (inputs, inputs) of what the layer reads, None where only its weights are known.
+    """
+    module: Any = layer if low_rank is None else factorise_recurrent(layer, low_rank, covariance)
+    if quantize is not None:
+        module = Rounded(copy.deepcopy(module), quantize.weight_bits)
+    plain = module.plain() if isinstance(module, Rounded) else module
+    root = torch.eye(layer.input_size) if covariance is None else covariance
+    wanted, found = _gates(layer), _gates(plain)
+    lost = sum(_energy(a - b, c) for a, b, c in zip(wanted, found, (root, None), strict=True))
+    whole = sum(_energy(a, c) for a, c in zip(wanted, (root, None), strict=True))
+    return module.eval().requires_grad_(False), lost / max(whole, 1e-12)
+
+
+def _gates(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """(gates, inputs) and (gates, hidden) weights of a layer, of both directions, its projection multiplied in."""
+    inner = layer.inner if isinstance(layer, Projected) else layer
+    assert isinstance(inner, nn.RNNBase)
+    read = torch.cat([getattr(inner, name).detach() for name in input_parts(inner)])
+    states = torch.cat([getattr(inner, name.replace("_ih_", "_hh_")).detach() for name in input_parts(inner)])
+    return (read @ layer.project.weight.detach() if isinstance(layer, Projected) else read), states
+
+
+def _energy(weight: Tensor, covariance: Tensor | None) -> float:
+    """The variance of what `weight` (outputs, inputs) makes of inputs with this covariance, None for independent ones."""
+    return float((weight * (weight if covariance is None else weight @ covariance)).sum())
+
+
+def bake(model: nn.Module) -> dict[str, int]:
+    """Replace every `Rounded` by its plain layer, in place; the bits of each, by name."""
+    bits = {}
+    for name, module in _rounded(model):
+        model.set_submodule(name, module.plain())
+        bits[name] = module.weight_bits
+    return bits
+
+
+def _rounded(model: nn.Module) -> list[tuple[str, Rounded]]:
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, Rounded)]
