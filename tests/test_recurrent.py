@@ -15,6 +15,7 @@ from automc.calibrate import calibrate
 from automc.compression.apply import Stitcher
 from automc.compression.recurrent import Rounded, bake
 from automc.compression.stacks import Stack, split
+from automc.compression.variants import Key
 from automc.devices.cpu import Cpu
 from automc.evaluate.data import Data, TensorSplit
 from automc.export.onnx import build_onnx
@@ -223,3 +224,14 @@ def test_a_recurrent_classifier_is_compressed_from_end_to_end(
     )  # fmt: skip
     assert result.model(inputs(name, 3)).shape == (3, 5)
     assert result.summary.best is not None
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru both ways"])
+def test_the_error_of_a_variant_grows_with_what_is_taken_away(name: str) -> None:
+    database = stitcher(name).database
+    ranks = [database.error(Key("rnn", low_rank=LowRank(rank))) for rank in (24, 6, 4, 2)]
+    bits = [database.error(Key("rnn", quantize=Quantize(bits, 32))) for bits in (8, 5, 3)]
+    assert ranks[0] < 1e-4
+    assert ranks == sorted(ranks)
+    assert bits == sorted(bits)
+    assert bits[0] < 1e-3 < bits[-1] < 1.0
