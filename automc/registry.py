@@ -29,6 +29,7 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "low_rank": "automc.search_spaces.low_rank:low_rank",
         "prune": "automc.search_spaces.prune:prune",
         "quantize": "automc.search_spaces.quantize:quantize",
+        "tensor": "automc.search_spaces.low_rank:tensor",
     },
     "device": {
         "cpu": "automc.devices.cpu:Cpu",

@@ -12,7 +12,7 @@ from torch import nn
 
 from automc.calibrate import LayerStats, calibrate
 from automc.compression.apply import Stitcher
-from automc.compression.lowrank import factorise, tucker_ranks
+from automc.compression.lowrank import factorise
 from automc.compression.obs import Consumer, elimination_order, refit
 from automc.compression.prune import remove_channels
 from automc.compression.quantize import Quantized, best_range, fake_quantize_weight, quantized_layers
@@ -90,11 +90,6 @@ def test_the_data_aware_factorisation_beats_the_plain_one_on_the_data() -> None:
         outputs = [factorise(layer, LowRank(4), c)(columns) - layer(columns) for c in (covariance, None)]
     error = [float(output.square().mean()) for output in outputs]
     assert error[0] < 0.5 * error[1]
-
-
-def test_tucker_ranks_follow_the_channels_and_are_capped() -> None:
-    assert tucker_ranks(8, 16, 32) == (4, 8)
-    assert tucker_ranks(64, 16, 32) == (16, 32)
 
 
 def test_rounded_weights_are_on_the_grid_of_each_channel() -> None:

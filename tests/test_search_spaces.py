@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from automc.errors import InputError
+from automc.errors import InputError, MissingError
+from automc.factors import factored_macs, factors_of
 from automc.graph import ChannelGroup, Channels, LayerGraph, LayerKind, LayerSpec
 from automc.policy import LowRank, Prune
 from automc.registry import load, names
 from automc.search_spaces.default import default
-from automc.search_spaces.low_rank import factored_macs
 from automc.search_spaces.prune import keep_counts
 
 
@@ -67,15 +68,63 @@ def test_low_rank_choices_save_macs_and_fall_in_cost() -> None:
     (domain,) = space.domains
     ranks = [spec for spec in domain.choices[1:] if isinstance(spec, LowRank)]
     macs = [factored_macs(layer, spec) for spec in ranks]
-    assert {spec.method for spec in ranks} == {"svd", "tucker"}
+    assert {spec.method for spec in ranks} == {"svd", "spatial"}
+    assert len(ranks) <= 5
     assert macs == sorted(macs, reverse=True)
     assert max(macs) <= 0.8 * layer.macs
     assert all(spec.rank % 8 == 0 for spec in ranks)
 
 
-def test_factored_macs_of_tucker_by_hand() -> None:
-    # 16 x 16 positions: 1x1 64->8, 3x3 8->8, 1x1 8->64
-    assert factored_macs(conv("c", 64, 64), LowRank(8, "tucker")) == 256 * (64 * 8 + 9 * 8 * 8 + 8 * 64)
+@pytest.mark.parametrize(
+    ("kernel", "methods"),
+    [
+        ((1, 1), {"svd"}),
+        ((1, 3), {"svd", "tucker"}),
+        ((5, 1), {"svd", "tucker"}),
+        ((3, 5), {"svd", "spatial", "tucker"}),
+    ],
+)
+def test_methods_offered_suit_the_kernel(kernel: tuple[int, int], methods: set[str]) -> None:
+    layer = replace(conv("c", 64, 64), kernel=kernel)
+    (domain,) = load("space", "low_rank")(LayerGraph((layer,), ()), channel_block=8).domains
+    assert {spec.method for spec in domain.choices if isinstance(spec, LowRank)} == methods
+
+
+def test_tensor_methods_come_when_asked_for() -> None:
+    graph = LayerGraph((conv("c", 64, 64), conv("p", 64, 64, kernel=1)), ())
+    space = load("space", "tensor")(graph, channel_block=8, int8=True)
+    methods = [{spec.method for spec in d.choices if isinstance(spec, LowRank)} for d in space.domains]
+    assert methods == [{"cp", "tt"}, {"svd"}]
+
+
+def test_the_tensor_space_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("automc.search_spaces.low_rank.find_spec", lambda name: None)
+    with pytest.raises(MissingError, match=r"pip install automc\[tensor\]"):
+        load("space", "tensor")(LayerGraph((), ()), channel_block=8, int8=True)
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        # 8 x 4 outputs of 16 x 4 inputs: a 5 x 3 kernel with strides 2 and 1, 64 -> 32 channels, rank 8
+        ("svd", 32 * (64 * 15 * 8 + 8 * 32)),
+        ("spatial", 32 * (64 * 5 * 8 + 8 * 3 * 32)),
+        ("tucker", 64 * 64 * 8 + 32 * (8 * 15 * 8 + 8 * 32)),
+        ("cp", 64 * 64 * 8 + 32 * (8 * 5 + 8 * 3 + 8 * 32)),
+        ("tt", 64 * 64 * 8 + 32 * (8 * 5 * 8 + 8 * 3 * 8 + 8 * 32)),
+    ],
+)
+def test_factored_macs_by_hand(method: str, expected: int) -> None:
+    layer = replace(
+        conv("c", 64, 32), kernel=(5, 3), stride=(2, 1), in_shape=(64, 16, 4), out_shape=(32, 8, 4)
+    )  # fmt: skip
+    assert factored_macs(layer, LowRank(8, method)) == expected  # type: ignore[arg-type]
+
+
+def test_ranks_are_capped_by_what_the_shape_can_feed() -> None:
+    assert factors_of(LowRank(64, "svd"), 3, 64, (3, 3))[0].outputs == 27
+    assert [f.outputs for f in factors_of(LowRank(64, "tucker"), 3, 64, (3, 3))] == [3, 27, 64]
+    assert [f.outputs for f in factors_of(LowRank(64, "tt"), 3, 64, (3, 3))] == [3, 9, 27, 64]
 
 
 @pytest.mark.parametrize(

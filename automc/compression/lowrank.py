@@ -1,102 +1,118 @@
-"""Low-rank factors of convolutions and linear layers that respect what the layer reads.
+"""Low-rank factors of convolutions and linear layers that respect what the layer reads. One file per method beside this one.
 
-SVD: the best rank-r replacement of W on inputs with covariance C = L L^T is U_r S_r V_r^T L^-1 with U S V^T = W L
-(activation-aware SVD; Zhang et al. 2015, arXiv 1505.06798; Wang et al. 2024, "SVD-LLM", arXiv 2403.07378, eq. 4).
-Tucker-2: factors of the channel modes by higher-order orthogonal iteration (Kim et al. 2016, arXiv 1511.06530).
+Output channels may be pruned after factorising, as rows of the last factor. Factors of all outputs spend their rank on all of them: what is
+left of the outputs errs by about the same share as all of them did, while factors of these outputs alone would err by less, the less the
+fewer they are. On ResNet-20 at 50 % of the MACs, with half the outputs left: spatial 0.051 against 0.024, svd 0.138 against 0.028.
 """
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import torch
 from torch import Tensor, nn
 
+from automc.compression.alternate import error, refine
+from automc.compression.compose import assemble, compose, join, reading, weights_of
+from automc.compression.cp import cp
+from automc.compression.spatial import spatial
+from automc.compression.svd import svd
+from automc.compression.tensortrain import tensor_train
+from automc.compression.tucker import tucker
+from automc.factors import Factor, factors_of
 from automc.policy import LowRank
 
-__all__ = ["factorise", "tucker_ranks"]
+__all__ = [
+    "compose",
+    "covariance_after",
+    "factorise",
+    "mean_after",
+    "relative_error",
+]
 
-T = TypeVar("T", nn.Conv2d, nn.Linear)
+_DAMPING = 1e-3
+"""Of the mean variance, added to every feature's: what few samples do not show is kept as it is."""
+_WIDE = 2304
+"""Features beyond which refinement is cut short: a step costs outputs x features^2."""
 
 
-def tucker_ranks(rank: int, in_channels: int, out_channels: int) -> tuple[int, int]:
-    """(input rank, output rank) of a Tucker-2 of `rank`: the input rank in proportion to the channels, each at most them."""
-    inputs = max(1, round(rank * in_channels / max(1, out_channels)))
-    return min(inputs, in_channels), min(rank, out_channels)
-
-
-def factorise(layer: nn.Conv2d | nn.Linear, spec: LowRank, covariance: Tensor | None) -> nn.Sequential:
-    """The layers that replace `layer`. Ranks beyond what its (pruned) shape allows are capped.
+def factorise(
+    layer: nn.Conv2d | nn.Linear, spec: LowRank, covariance: Tensor | None, mean: Tensor | None = None
+) -> nn.Sequential:
+    """The layers that replace `layer`; the last one carries the bias. Ranks beyond what its (pruned) shape allows are capped.
 
     Args:
         covariance: (features, features) of what the layer reads, None for a plain factorisation of the weights.
+        mean: (features,) of what the layer reads; the bias then keeps the mean of every output.
+
+    Raises:
+        MissingError: cp or tt without tensorly.
     """
-    if spec.method == "tucker" and isinstance(layer, nn.Conv2d):
-        return _tucker(layer, spec.rank)
-    return _svd(layer, spec.rank, covariance)
-
-
-def _svd(layer: nn.Conv2d | nn.Linear, rank: int, covariance: Tensor | None) -> nn.Sequential:
-    weight = layer.weight.detach().flatten(1)
-    rank = min(rank, *weight.shape)
-    root = None if covariance is None else _root(covariance)
-    u, s, v = torch.linalg.svd(weight if root is None else weight @ root, full_matrices=False)
-    share = s[:rank].sqrt()
-    out, inner = u[:, :rank] * share, v[:rank] * share[:, None]
-    if root is not None:
-        inner = torch.linalg.solve_triangular(root, inner, upper=False, left=False)
-    if isinstance(layer, nn.Linear):
-        return nn.Sequential(_linear(inner, None), _linear(out, layer.bias))
-    return nn.Sequential(
-        _conv_like(layer, inner.reshape(rank, *layer.weight.shape[1:]), None), _pointwise(out, layer.bias)
-    )
-
-
-def _tucker(layer: nn.Conv2d, rank: int) -> nn.Sequential:
     weight = layer.weight.detach()
-    outputs, inputs = weight.shape[:2]
-    rank_in, rank_out = tucker_ranks(rank, inputs, outputs)
-    u_in = _leading(weight.transpose(0, 1).flatten(1), rank_in)
-    for _ in range(3):
-        u_out = _leading(torch.einsum("oihw,ir->orhw", weight, u_in).flatten(1), rank_out)
-        u_in = _leading(torch.einsum("oihw,or->irhw", weight, u_out).flatten(1), rank_in)
-    core = torch.einsum("oihw,or,is->rshw", weight, u_out, u_in)
-    return nn.Sequential(_pointwise(u_in.T, None), _conv_like(layer, core, None), _pointwise(u_out, layer.bias))
+    weight = weight if weight.dim() == 4 else weight[:, :, None, None]
+    outputs, inputs, height, width = weight.shape
+    shapes = factors_of(spec, inputs, outputs, (height, width))
+    damped = None if covariance is None else _damped(covariance)
+    weights = _decompose(weight, spec, shapes, damped)
+    if damped is not None and spec.method != "svd" and height * width > 1:
+        sweeps, steps = (2, 4) if len(damped) <= _WIDE else (1, 2)
+        weights = refine(weights, weight.flatten(1), damped, sweeps=sweeps, steps=steps)
+    bias = layer.bias
+    if mean is not None:
+        lost = (weight - join(weights)).flatten(1) @ mean
+        bias = lost if bias is None else bias.detach() + lost
+    return assemble(layer, shapes, weights, bias)
 
 
-def _leading(matrix: Tensor, rank: int) -> Tensor:
-    """(rows, rank) leading left singular vectors."""
-    return torch.linalg.svd(matrix, full_matrices=False)[0][:, :rank]
+def relative_error(layer: nn.Conv2d | nn.Linear, factors: nn.Sequential, covariance: Tensor | None) -> float:
+    """Squared output error over output energy, both about the mean, on inputs with that covariance (None: white ones)."""
+    return error(layer.weight.detach().flatten(1), compose(factors).flatten(1), covariance)
 
 
-def _root(covariance: Tensor) -> Tensor:
-    """Lower Cholesky factor of the covariance, lightly damped."""
-    ridge = 1e-3 * float(covariance.diagonal().mean()) + 1e-8
-    return torch.linalg.cholesky(covariance + ridge * torch.eye(len(covariance)))
+def covariance_after(factors: nn.Sequential, count: int, covariance: Tensor) -> Tensor:
+    """(features, features) covariance of the columns that factor `count`, behind `count` others, reads.
+
+    Exact for factors that leave no kernel axis to a later one: both of svd, the last one of spatial, the last two of tucker, cp and tt.
+    Others are 1 x 1 or k x 1 with a kernel still to come: for them it is the average over the taps to come, which weighs the border
+    of the map and the positions that a stride skips otherwise than the factor itself sees them.
+    """
+    matrices = reading(weights_of(factors), count)
+    return torch.stack([matrix @ covariance @ matrix.T for matrix in matrices]).mean(0)
 
 
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    return _filled(layer, weight, bias)
+def mean_after(factors: nn.Sequential, count: int, mean: Tensor) -> Tensor:
+    """(features,) mean of the columns that factor `count` reads; see `covariance_after`."""
+    return torch.stack([matrix @ mean for matrix in reading(weights_of(factors), count)]).mean(0)
 
 
-def _pointwise(weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
-    layer = nn.Conv2d(weight.shape[1], weight.shape[0], 1, bias=bias is not None)
-    return _filled(layer, weight[:, :, None, None], bias)
+def _decompose(weight: Tensor, spec: LowRank, shapes: tuple[Factor, ...], covariance: Tensor | None) -> list[Tensor]:
+    """The weights of the factors before refinement."""
+    ranks = [shape.outputs for shape in shapes[:-1]]
+    if spec.method == "svd" or weight[0, 0].numel() == 1:
+        return svd(weight, ranks[0], _root(covariance))
+    if spec.method == "spatial":
+        return spatial(weight, ranks[0], _root(_marginal(covariance, weight, "chwdiw->chdi")))
+    root = _root(_marginal(covariance, weight, "chwdhw->cd"))
+    if spec.method == "tucker":
+        return tucker(weight, ranks[0], ranks[1], root)
+    if spec.method == "cp":
+        return cp(weight, ranks[0], root)
+    return tensor_train(weight, (ranks[0], ranks[1], ranks[2]), root)
 
 
-def _conv_like(layer: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
-    """A convolution with the geometry of `layer` and other channels."""
-    size = (layer.kernel_size[0], layer.kernel_size[1])
-    conv = nn.Conv2d(weight.shape[1], weight.shape[0], size, bias=bias is not None)
-    conv.stride, conv.padding, conv.dilation = layer.stride, layer.padding, layer.dilation
-    conv.padding_mode = layer.padding_mode
-    conv._reversed_padding_repeated_twice = layer._reversed_padding_repeated_twice
-    return _filled(conv, weight, bias)
+def _marginal(covariance: Tensor | None, weight: Tensor, pattern: str) -> Tensor | None:
+    """The covariance of some axes of the window, averaged over the others."""
+    if covariance is None:
+        return None
+    window = tuple(weight.shape[1:])
+    summed = torch.einsum(pattern, covariance.reshape(*window, *window))
+    size = int(summed.numel() ** 0.5)
+    return summed.reshape(size, size) * (size / len(covariance))
 
 
-def _filled(layer: T, weight: Tensor, bias: Tensor | None) -> T:
-    layer.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
-    if bias is not None:
-        layer.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
-    return layer
+def _damped(covariance: Tensor) -> Tensor:
+    ridge = _DAMPING * float(covariance.diagonal().mean()) + 1e-8
+    return covariance + ridge * torch.eye(len(covariance))
+
+
+def _root(covariance: Tensor | None) -> Tensor | None:
+    """Lower Cholesky factor of a damped covariance."""
+    return None if covariance is None else torch.linalg.cholesky(covariance)

@@ -65,7 +65,8 @@ def make_variant(dense: Dense, key: Key) -> nn.Module:
     module: nn.Module = _without_inputs(dense, key.gone, kept)
     if key.low_rank is not None:
         assert isinstance(module, (nn.Conv2d, nn.Linear))
-        module = factorise(module, key.low_rank, covariance_of(dense.stats, kept))
+        mean = None if dense.stats is None else dense.stats.mean[kept]
+        module = factorise(module, key.low_rank, covariance_of(dense.stats, kept), mean)
     if key.quantize is not None:
         module = _rounded(module, dense, kept, key.quantize)
     return module.eval().requires_grad_(False)

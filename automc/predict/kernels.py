@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
+from automc.factors import Factor, factor_positions, factors_of
 from automc.graph import LayerGraph, LayerSpec
 from automc.policy import LowRank, Prune, Quantize
 from automc.space import Codes, SearchSpace
@@ -177,37 +179,9 @@ class LayerChoices:
 def layer_kernels(
     spec: LayerSpec, cin: int, cout: int, rank: LowRank | None, bits: Quantize | None, *, cold: bool = False
 ) -> Kernels:
-    """The kernels of a layer, in order: itself, or its factors.
-
-    svd: k x k (or linear) cin -> rank, then 1 x 1 rank -> cout. tucker: 1 x 1 cin -> rank_in, k x k rank_in -> rank, 1 x 1
-    rank -> cout, with rank_in = rank * cin / cout. recurrent: linear input -> rank, then itself. Ranks are capped at what the
-    pruned layer allows.
-    """
-    window, stride = spec.kernel[0] * spec.kernel[1], spec.stride[0] * spec.stride[1]
-    here, there, int8 = spec.in_positions, spec.positions, int(_runs_int8(bits))
-    if rank is None:
-        groups = cout if spec.kind == "depthwise" else spec.groups
-        kind = KINDS.index(spec.kind if spec.kind != "conv" or window > 1 else "pointwise")
-        rows = [(kind, cin, cout, window, stride, here, there, groups, int8)]
-    elif spec.kind == "recurrent":
-        read = cin - (spec.in_channels - spec.features)
-        inner = max(1, min(rank.rank, read))
-        rows = [(4, read, inner, 1, 1, here, here, 1, 0), (5, cin - read + inner, cout, 1, 1, here, there, 1, 0)]
-    elif rank.method == "svd":
-        inner = max(1, min(rank.rank, cout, cin * window))
-        kinds = (4, 4) if spec.kind == "linear" else (0 if window > 1 else 1, 1)
-        rows = [
-            (kinds[0], cin, inner, window, stride, here, there, 1, int8),
-            (kinds[1], inner, cout, 1, 1, there, there, 1, int8),
-        ]
-    else:
-        inner = max(1, min(rank.rank, cout))
-        first = min(cin, max(1, round(rank.rank * cin / cout)))
-        rows = [
-            (1, cin, first, 1, 1, here, here, 1, int8),
-            (0, first, inner, window, stride, here, there, 1, int8),
-            (1, inner, cout, 1, 1, there, there, 1, int8),
-        ]
+    """The kernels of a layer, in order: itself, or its factors (`automc.factors`)."""
+    int8 = int(_runs_int8(bits))
+    rows = _own_kernel(spec, cin, cout, int8) if rank is None else _factor_kernels(spec, cin, cout, rank, int8)
     first_cold = [int(cold and int8 == 1)] + [0] * (len(rows) - 1)
     return Kernels(np.column_stack([np.array(rows, dtype=np.int64), first_cold]))
 
@@ -215,6 +189,49 @@ def layer_kernels(
 def _runs_int8(bits: Quantize | None) -> bool:
     """Whether a layer computes on integers: those with float activations only store them."""
     return bits is not None and bits.activation_bits < 32
+
+
+def _own_kernel(spec: LayerSpec, cin: int, cout: int, int8: int) -> list[tuple[int, ...]]:
+    window, stride = prod(spec.kernel), prod(spec.stride)
+    groups = cout if spec.kind == "depthwise" else spec.groups
+    kind = KINDS.index(spec.kind if spec.kind != "conv" or window > 1 else "pointwise")
+    return [(kind, cin, cout, window, stride, spec.in_positions, spec.positions, groups, int8)]
+
+
+def _factor_kernels(spec: LayerSpec, cin: int, cout: int, rank: LowRank, int8: int) -> list[tuple[int, ...]]:
+    if spec.kind == "recurrent":
+        return _projected_kernels(spec, cin, cout, rank.rank)
+    factors = factors_of(rank, cin, spec.out_channels, spec.kernel)
+    factors = (*factors[:-1], replace(factors[-1], outputs=cout))  # pruned outputs are rows of the last factor
+    rows: list[tuple[int, ...]] = []
+    for factor, (here, there) in zip(factors, factor_positions(spec, factors), strict=True):
+        window, stride = prod(factor.along(spec.kernel)), prod(factor.along(spec.stride))
+        groups = factor.outputs if factor.depthwise else 1
+        rows.append(
+            (_kind(spec, factor, window), factor.inputs, factor.outputs, window, stride, here, there, groups, int8)
+        )
+    return rows
+
+
+def _projected_kernels(spec: LayerSpec, cin: int, cout: int, rank: int) -> list[tuple[int, ...]]:
+    """A recurrent layer behind a linear one that narrows what it reads; its state is part of `cin`."""
+    read = cin - (spec.in_channels - spec.features)
+    inner, here, there = max(1, min(rank, read)), spec.in_positions, spec.positions
+    linear, recurrent = KINDS.index("linear"), KINDS.index("recurrent")
+    return [(linear, read, inner, 1, 1, here, here, 1, 0), (recurrent, cin - read + inner, cout, 1, 1, here, there, 1, 0)]
+
+
+def _kind(spec: LayerSpec, factor: Factor, window: int) -> int:
+    kind = (
+        "linear"
+        if spec.kind == "linear"
+        else "depthwise"
+        if factor.depthwise
+        else "conv"
+        if window > 1
+        else "pointwise"
+    )
+    return KINDS.index(kind)
 
 
 def kept(parts: Sequence[tuple[str, int]], graph: LayerGraph, space: SearchSpace) -> tuple[tuple[int, Ints], ...]:
