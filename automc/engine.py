@@ -120,7 +120,10 @@ class Engine:
         Raises:
             AutomcError: not a single policy could be evaluated.
         """
-        self.done = [trial for trial in self.known if trial.stage == "search"]
+        known = [trial for trial in self.known if trial.stage == "search"]
+        self.done = [
+            trial for trial in known if self.prepared.space.contains(trial.policy)
+        ]  # priced anew, it may narrow
         self._reprice()
         if self.dense.holds:
             self.observer.message(f"The dense model already meets {self.settings.budget}; searching for a faster one.")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from automc import __version__
+from automc.budget import Budget
 from automc.calibrate import Lazily, calibrate, diagonal_layers
 from automc.compression.apply import Stitcher
 from automc.devices.device import Device, cache_dir, digest
@@ -23,6 +24,7 @@ from automc.evaluate.models import model_digest
 from automc.evaluate.task import outputs_are_logits
 from automc.export.onnx import build_onnx, export_float, integer_closure
 from automc.export.verify import verify_dense
+from automc.narrow import narrow
 from automc.offer import offer
 from automc.policy import Policy
 from automc.predict.predictor import LearnedPredictor
@@ -103,8 +105,11 @@ def prepare(
     profile_s: float,
     observer: Observer,
     clock: Clock,
+    budget: Budget | None = None,
 ) -> Prepared:
     """Trace and calibrate the model, profile the device on it, and measure how much each single choice hurts.
+
+    Factorisations that are predicted to gain nothing in latency, or in what else the budget limits, are not offered.
 
     Raises:
         InputError: the model or the data cannot be used.
@@ -147,11 +152,13 @@ def prepare(
         observer=observer,
     )
     predictor = LearnedPredictor.fit(profile, traced.graph, offered.space, dense_onnx, batch_size)
-    dense_cost = _dense_cost(device, predictor, offered.space, dense_onnx, arrays, observer)
+    searched = narrow(offered.space, predictor, budget, observer)
+    predictor = predictor.narrowed(searched)
+    dense_cost = _dense_cost(device, predictor, searched, dense_onnx, arrays, observer)
     clock.start("sensitivities")
     probe = [tensor[:SENSITIVITY_SAMPLES] for tensor in inputs]
     logits = outputs_are_logits(data, score, traced.model(*example))
-    curves = sensitivities(stitcher, offered.space, probe, limit_s=profile_s / 2, logits=logits, observer=observer)
+    curves = sensitivities(stitcher, searched, probe, limit_s=profile_s / 2, logits=logits, observer=observer)
     stitcher.database.save()
     clock.stop()
     return Prepared(
@@ -160,7 +167,7 @@ def prepare(
         traced,
         stitcher,
         device,
-        offered.space,
+        searched,
         example,
         ranges,
         dense_onnx,

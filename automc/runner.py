@@ -127,6 +127,7 @@ class Run:
         prepared = prepare(
             self.task.model, self.task.data, self.task.score, self.device, batch_size=self.task.batch_size,
             space=self.job.space, seed=self.job.seed, profile_s=self.task.profile_s, observer=self.observer, clock=clock,
+            budget=self.task.settings.budget,
         )  # fmt: skip
         known = folder.trials()
         if known:

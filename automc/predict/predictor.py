@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from automc.graph import LayerGraph
+from automc.narrow import Narrowing
 from automc.policy import Policy
 from automc.predict.calibration import Corrections, conformal
 from automc.predict.kernel_model import distinct
@@ -33,13 +34,15 @@ class LearnedPredictor:
 
     Attributes:
         half_width: of the 95 % interval far from any measured policy, in log ratio.
-        anchors: policies measured since the fit: their codes and seconds.
+        anchors: policies measured since the fit: their codes in the space of the fit, and seconds.
+        narrowing: from the codes that `predict` takes to those of the space of the fit; None where they are the same.
     """
 
     model: FittedModel
     report: PredictorReport
     half_width: float
     anchors: tuple[tuple[tuple[int, ...], float], ...] = ()
+    narrowing: Narrowing | None = None
 
     @classmethod
     def fit(
@@ -67,10 +70,14 @@ class LearnedPredictor:
 
     def predict(self, codes: Codes) -> Costs:
         """Costs of (count, domains) codes."""
-        rows = self.model.setting.space.check(codes)
+        rows = self.model.setting.space.check(self.narrowing.widen(codes) if self.narrowing else codes)
         parts = [self._predict(rows[i : i + _CHUNK]) for i in range(0, max(len(rows), 1), _CHUNK)]
         fields = ("latency_s", "latency_low_s", "latency_high_s", "size_bytes", "macs")
         return Costs(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in fields})
+
+    def narrowed(self, space: SearchSpace) -> LearnedPredictor:
+        """The same predictor for codes of `space`, all of whose choices the space of the fit offers."""
+        return replace(self, narrowing=Narrowing.of(space, self.model.setting.space))
 
     def corrected(self, measured: Sequence[tuple[Policy, float]]) -> LearnedPredictor:
         """The predictor after more whole-model measurements, (policy, seconds): exact there, and nearer to the truth around.
