@@ -95,22 +95,28 @@ class _Rounded(nn.Module):
         return result
 
 
-def export_float(model: nn.Module, example: Sequence[Tensor]) -> onnx.ModelProto:
+def export_float(model: nn.Module, example: Sequence[Tensor], *, editable: bool = False) -> onnx.ModelProto:
     """`model` as ONNX in floating point, its nodes named after the modules they come from.
+
+    Args:
+        editable: leave the batch open and every parameter as it is, under its own name, so that others can take its place.
 
     Raises:
         AutomcError: neither exporter can express the model.
     """
     buffer = io.BytesIO()
-    options: dict[str, Any] = {**_tensor_names(model, example), "opset_version": OPSET}
+    names = _tensor_names(model, example)
+    options: dict[str, Any] = {**names, "opset_version": OPSET}
+    script, program_options = _editable(names) if editable else ({}, {})
     with warnings.catch_warnings(), torch.no_grad(), _quiet(), flat_outputs(model):
         warnings.simplefilter("ignore")
         try:
             with _full_scopes(model):
-                torch.onnx.export(model, tuple(example), cast(Any, buffer), dynamo=False, **options)
+                torch.onnx.export(model, tuple(example), cast(Any, buffer), dynamo=False, **options, **script)
             return onnx.load_from_string(buffer.getvalue())
         except Exception as first:  # whatever the tracer raises, the other exporter may still manage
             try:
+                options.update(program_options)
                 program = torch.onnx.export(model, tuple(example), dynamo=True, verbose=False, **options)
                 assert program is not None
                 return program.model_proto
@@ -128,6 +134,15 @@ def _tensor_names(model: nn.Module, example: Sequence[Tensor]) -> dict[str, list
     with torch.no_grad():
         outputs = Outputs.of(model(*example)).names
     return {"input_names": inputs, "output_names": [f"output_{n}" if n in inputs else n for n in outputs]}
+
+
+def _editable(names: Mapping[str, Sequence[str]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the two exporters are told for an editable file."""
+    inputs, outputs = names["input_names"], names["output_names"]
+    axes = {name: {0: "batch"} for name in (*inputs, *outputs)}
+    script = {"do_constant_folding": False, "training": torch.onnx.TrainingMode.PRESERVE, "dynamic_axes": axes}
+    shapes = tuple({0: torch.export.Dim("batch")} for _ in inputs)
+    return script, {"dynamic_shapes": shapes, "optimize": False}
 
 
 @contextmanager
