@@ -14,13 +14,14 @@ from automc.aim import Aim, Expected, learn_aim
 from automc.budget import Budget, Limit
 from automc.certify import Candidate, Certified, Certifier, Failed
 from automc.errors import AutomcError
-from automc.evaluate.accuracy import Cached, Stitched
+from automc.evaluate.accuracy import Cached
+from automc.evaluate.fast import fast_evaluator
 from automc.execute.serial import Serial
 from automc.loop import Loop
 from automc.policy import Policy, Quantize
 from automc.predict.predictor import LearnedPredictor
 from automc.prepare import Clock, Prepared
-from automc.protocols import Agent, Observer, Problem
+from automc.protocols import Agent, Evaluator, Observer, Problem
 from automc.recover import recover, refine_within
 from automc.result import Finalist
 from automc.trial import Cost, Trial
@@ -88,7 +89,18 @@ class Engine:
         self._predictor: LearnedPredictor = self.prepared.predictor
         self.certifier = Certifier(self.prepared, self.settings.budget, self.settings.batch_size, self.settings.seed)
         self.limits = self.settings.budget.resolve(self.dense.cost)
-        self._stitched = Cached(Stitched(self.prepared.stitcher, self.prepared.data.validation, self.prepared.score))
+        self._evaluator = Cached(self._fast_evaluator(), key=lambda policy: self._explicit(policy).digest)
+
+    def _fast_evaluator(self) -> Evaluator:
+        prepared = self.prepared
+        return fast_evaluator(
+            prepared.stitcher,
+            prepared.space,
+            prepared.data.validation,
+            prepared.score,
+            self.dense.validation,
+            self.observer,
+        )
 
     @property
     def dense(self) -> Finalist:
@@ -147,8 +159,8 @@ class Engine:
         self.clock.start("search")
         self.observer.stage("search", max(0, wanted - len(self.done)))
         loop = Loop(
-            self.prepared.space, self._agent(attempt), self._stitched, Serial(), self._predictor,
-            out_of_time=lambda: bool(self.done) and self.settings.left_s <= 0,
+            self.prepared.space, self._agent(attempt), self._evaluator, Serial(), self._predictor,
+            out_of_time=lambda: bool(self.done) and self.settings.left_s <= 0, metrics=self.settings.budget.metrics,
         )  # fmt: skip
         for trial in loop.run(wanted, self.done, self._next):
             self._next += 1
@@ -181,7 +193,8 @@ class Engine:
         return Budget((Limit("latency_s", 0.5 * latency_s), *others))
 
     def _note(self) -> str:
-        best = max((t for t in self.done if t.score is not None and self._is_likely(t)), key=_score, default=None)
+        full = (t for t in self.done if t.score is not None and t.samples is None and self._is_likely(t))
+        best = max(full, key=_score, default=None)
         if best is None or best.cost.latency_s is None:
             return f"{len(self.done)} trials"
         return f"best {_score(best):.4f} at {1e3 * best.cost.latency_s:.1f} ms predicted"
@@ -189,7 +202,8 @@ class Engine:
     def _finalists(self) -> list[Candidate]:
         """The most promising trials not yet measured: the best scores, and the least sum of single-choice losses.
 
-        Where the dense model holds the budget, the fastest of those that lose little.
+        Where the dense model holds the budget, the fastest of those that lose little. A trial whose score is an estimate can be
+        chosen for its losses alone; like every finalist it is scored on all samples when it is measured.
         """
         scored = [t for t in self.done if t.state == "complete" and len(t.policy) and not self._is_measured(t.policy)]
         likely = [t for t in scored if self._is_likely(t)]
@@ -197,7 +211,8 @@ class Engine:
             nearest = sorted(scored, key=lambda t: self.limits.violation(self._aim.cost(t.cost)))
             return self._candidates(nearest) if self.best is None else []
         gentlest = min(likely, key=lambda t: self._loss(t.policy))
-        ranked = sorted(likely, key=lambda t: (-_score(t), self._loss(t.policy)))
+        full = [t for t in likely if t.samples is None]
+        ranked = sorted(full, key=lambda t: (-_score(t), self._loss(t.policy)))
         if self.dense.holds:
             ranked.sort(key=lambda t: (not self._is_tolerable(_score(t)), t.cost.latency_s or np.inf))
         return self._candidates([*ranked[: FINALISTS - 1], gentlest, *ranked[FINALISTS - 1 :]])
@@ -280,7 +295,9 @@ class Engine:
         best = self.best
         assert best is not None
         left = [
-            t for t in self.done if t.state == "complete" and not self._is_measured(t.policy) and self._is_likely(t)
+            t
+            for t in self.done
+            if t.state == "complete" and t.samples is None and not self._is_measured(t.policy) and self._is_likely(t)
         ]
         if self.dense.holds:
             fast = 0.95 * best.certificate.latency_s

@@ -29,9 +29,10 @@ def non_dominated(points: NDArray[np.float64]) -> NDArray[np.bool_]:
 def front(trials: Iterable[Trial], metrics: Sequence[str] = ("latency_s",)) -> list[Trial]:
     """The complete trials that are not dominated in (score, *metrics), cheapest in the first metric first.
 
-    Trials whose cost in one of `metrics` is unknown are left out.
+    Trials whose cost in one of `metrics` is unknown are left out, and those whose score is an estimate: others beat them.
     """
-    known = [t for t in trials if t.state == "complete" and all(t.cost.get(m) is not None for m in metrics)]
+    scored = [t for t in trials if t.state == "complete" and t.samples is None]
+    known = [t for t in scored if all(t.cost.get(m) is not None for m in metrics)]
     if not known:
         return []
     points = np.array([[-_score(t), *(_value(t, m) for m in metrics)] for t in known])

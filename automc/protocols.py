@@ -14,7 +14,18 @@ from automc.policy import Policy
 from automc.space import Codes, SearchSpace
 from automc.trial import Cost, Trial
 
-__all__ = ["Agent", "Costs", "Evaluator", "Executor", "Observer", "Predictor", "Problem", "Tracker"]
+__all__ = [
+    "Agent",
+    "Costs",
+    "Estimate",
+    "Evaluator",
+    "Executor",
+    "Observer",
+    "Predictor",
+    "Problem",
+    "Racer",
+    "Tracker",
+]
 
 
 @dataclass(frozen=True)
@@ -83,6 +94,37 @@ class Evaluator(Protocol):
 
         Raises:
             Exception: whatever went wrong; the trial is recorded as failed with it.
+        """
+        ...
+
+
+class Estimate(float):
+    """A score from the first `samples` of the samples alone, because more could not have let it beat its rival."""
+
+    samples: int
+
+    def __new__(cls, value: float, samples: int) -> Estimate:
+        estimate = super().__new__(cls, value)
+        estimate.samples = samples
+        return estimate
+
+    def __reduce__(self) -> tuple[type[Estimate], tuple[float, int]]:
+        return Estimate, (float(self), self.samples)
+
+
+@runtime_checkable
+class Racer(Protocol):
+    """An evaluator that may end early."""
+
+    def evaluate(self, policy: Policy) -> float:
+        """As of an `Evaluator`."""
+        ...
+
+    def race(self, policy: Policy, rival: float) -> float:
+        """The score of a policy, or an `Estimate` of it once it is known to be below `rival`.
+
+        Raises:
+            Exception: as `evaluate`.
         """
         ...
 

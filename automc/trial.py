@@ -87,6 +87,8 @@ class Trial:
     reason: str = ""
     seconds: float = 0.0
     stage: Literal["search", "finalist", "recovered"] = "search"
+    samples: int | None = None
+    """How many samples the score was estimated from when trials that cost no more had beaten it; None where all were run."""
 
     def __post_init__(self) -> None:
         scored = self.score is not None and not math.isnan(self.score)
@@ -106,6 +108,7 @@ class Trial:
             "reason": self.reason,
             "seconds": round(self.seconds, 4),
             "stage": self.stage,
+            "samples": self.samples,
             "policy": self.policy.to_json(),
         }
 
@@ -126,4 +129,5 @@ class Trial:
             reason=data["reason"],
             seconds=data["seconds"],
             stage=data["stage"],
+            samples=data.get("samples"),
         )

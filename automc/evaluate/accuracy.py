@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from automc.compression.apply import Stitcher
 from automc.devices.device import Session
 from automc.evaluate.data import inputs_of
+from automc.evaluate.runtime import Builder
 from automc.outputs import Outputs
 from automc.policy import Policy
+from automc.protocols import Estimate, Evaluator, Racer
 
 __all__ = ["Cached", "Deployed", "Score", "Stitched", "gather"]
 
@@ -20,10 +21,10 @@ Score = Callable[[Any, Iterable[Any]], float]
 
 
 class Stitched:
-    """Evaluator: stitch the policy's model and score it on a split."""
+    """Evaluator: build the policy's model and score it on a split."""
 
-    def __init__(self, stitcher: Stitcher, split: Iterable[Any], score: Score) -> None:
-        self.stitcher = stitcher
+    def __init__(self, builder: Builder, split: Iterable[Any], score: Score) -> None:
+        self.builder = builder
         self.split = split
         self.score = score
 
@@ -34,21 +35,45 @@ class Stitched:
             Exception: whatever the policy, the model or the user's score function raises.
         """
         with torch.inference_mode():
-            return float(self.score(self.stitcher.apply(policy), self.split))
+            return float(self.score(self.builder.apply(policy), self.split))
 
 
 class Cached:
-    """Evaluator: remembers scores, so that no policy is evaluated twice."""
+    """Evaluator: remembers scores, so that no policy is evaluated twice.
 
-    def __init__(self, inner: Any, known: dict[str, float] | None = None) -> None:
+    Args:
+        key: policies of the same key are the same model and share a score.
+    """
+
+    def __init__(
+        self,
+        inner: Evaluator,
+        known: dict[str, float] | None = None,
+        key: Callable[[Policy], str] = lambda policy: policy.digest,
+    ) -> None:
         self.inner = inner
         self.known = dict(known or {})
+        self.key = key
 
     def evaluate(self, policy: Policy) -> float:
         """The remembered score of the policy, or the inner evaluator's, remembered from now on."""
-        if policy.digest not in self.known:
-            self.known[policy.digest] = self.inner.evaluate(policy)
-        return self.known[policy.digest]
+        return self._remembered(policy, self.inner.evaluate)
+
+    def race(self, policy: Policy, rival: float) -> float:
+        """As `evaluate`, but an `Estimate` where the inner evaluator ends early; that is not remembered."""
+        inner = self.inner
+        return self._remembered(
+            policy, (lambda p: inner.race(p, rival)) if isinstance(inner, Racer) else inner.evaluate
+        )
+
+    def _remembered(self, policy: Policy, evaluate: Callable[[Policy], float]) -> float:
+        key = self.key(policy)
+        if key not in self.known:
+            score = evaluate(policy)
+            if isinstance(score, Estimate):
+                return score
+            self.known[key] = score
+        return self.known[key]
 
 
 class Deployed(nn.Module):

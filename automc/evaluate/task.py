@@ -34,6 +34,17 @@ class Score:
         """Whether this is the built-in accuracy, which takes outputs for logits; a score of the user's own may or may not."""
         return self.function is accuracy
 
+    @property
+    def per_sample(self) -> Callable[[Any, Any], Tensor] | None:
+        """(outputs, targets) of a batch -> (batch,) values from 0 to 1 whose mean over all samples is the score.
+
+        A function of the user's own says so by an attribute of this name; None where it has none.
+        """
+        if self.logits:
+            return right_share
+        declared: Callable[[Any, Any], Tensor] | None = getattr(self.function, "per_sample", None)
+        return declared
+
     def __call__(self, model: Callable[..., Any], loader: Split) -> float:
         """Score a model: anything that maps the batches' input tensors to the outputs.
 
@@ -74,6 +85,12 @@ def accuracy(model: Callable[..., Any], loader: Split) -> float:
     if not total:
         raise InputError("There is nothing to score: the split is empty.", remedy="Give it at least one batch.")
     return right / total
+
+
+def right_share(outputs: Tensor, targets: Tensor) -> Tensor:
+    """(batch,) share of each sample's targets (batch, ...) that the largest of outputs (batch, classes, ...) gets right."""
+    right = outputs.argmax(1) == targets.to(outputs.device)
+    return right.float().view(len(targets), -1).mean(1)
 
 
 def outputs_are_logits(data: Data, score: Callable[..., Any], returned: Any) -> bool:
