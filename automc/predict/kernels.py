@@ -218,7 +218,10 @@ def _projected_kernels(spec: LayerSpec, cin: int, cout: int, rank: int) -> list[
     read = cin - (spec.in_channels - spec.features)
     inner, here, there = max(1, min(rank, read)), spec.in_positions, spec.positions
     linear, recurrent = KINDS.index("linear"), KINDS.index("recurrent")
-    return [(linear, read, inner, 1, 1, here, here, 1, 0), (recurrent, cin - read + inner, cout, 1, 1, here, there, 1, 0)]
+    return [
+        (linear, read, inner, 1, 1, here, here, 1, 0),
+        (recurrent, cin - read + inner, cout, 1, 1, here, there, 1, 0),
+    ]
 
 
 def _kind(spec: LayerSpec, factor: Factor, window: int) -> int:
