@@ -105,7 +105,8 @@ class Quantize(Spec):
         weights = f"w{self.weight_bits}" if self.codes == "uniform" else f"{self.codes} {self.weight_bits}"
         inputs = "" if self.activation_bits >= 32 else f"a{self.activation_bits}"
         group = f"/{self.group_size}" if self.group_size else ""
-        return f"{weights}{group}{inputs}" + ("" if self.symmetric else " asymmetric")
+        size_only = " (size only)" if self.activation_bits >= 32 else ""
+        return f"{weights}{group}{inputs}" + ("" if self.symmetric else " asymmetric") + size_only
 
 
 _KNOBS: dict[str, type[Spec]] = {spec.knob: spec for spec in (Prune, LowRank, Sparsify, Quantize)}

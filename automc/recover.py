@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from automc.compression.quantize import Quantized, set_ranges
+from automc.compression.quantize import Quantized, requantize, set_ranges
 from automc.errors import AutomcError, InputError
 from automc.evaluate.data import inputs_of
 from automc.evaluate.divergence import distillation_loss, divergence
@@ -69,6 +69,7 @@ def recover(
     student.train(not is_near)
     _train(student, teacher, _batches(prepared), start + seconds, prepared.logits, advance)
     student.eval()
+    requantize(student)
     _settle(student, [student.get_submodule(name) for name in normed], prepared)
     for name in normed:
         _fold(student, name)
@@ -242,5 +243,10 @@ def _fold(student: nn.Module, name: str) -> None:
     assert isinstance(norm, nn.BatchNorm2d)
     statistics: Any = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
     weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)
-    conv.weight, conv.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
+    rounded = [module for module in pair[0].modules() if isinstance(module, Quantized) and module.inner is conv]
+    if rounded:
+        rounded[0].scale_outputs(statistics[3].detach() / (statistics[1] + norm.eps).sqrt())
+    else:
+        conv.weight = nn.Parameter(weight.detach())
+    conv.bias = nn.Parameter(bias.detach())
     student.set_submodule(name, pair[0])

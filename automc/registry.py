@@ -27,6 +27,7 @@ _BUILT_IN: dict[str, dict[str, str]] = {
     "space": {
         "default": "automc.search_spaces.default:default",
         "low_rank": "automc.search_spaces.low_rank:low_rank",
+        "mixed": "automc.search_spaces.quantize:mixed",
         "prune": "automc.search_spaces.prune:prune",
         "quantize": "automc.search_spaces.quantize:quantize",
         "tensor": "automc.search_spaces.low_rank:tensor",

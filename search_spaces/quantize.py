@@ -1,12 +1,16 @@
-"""Integer arithmetic alone: 8-bit weights and activations, or float, for each layer."""
+"""Bits alone: 8-bit integers where they are fast, and weights of few bits where a file should be small."""
 
 from __future__ import annotations
 
-from automc.graph import LayerGraph
+from automc.graph import LayerGraph, LayerSpec
 from automc.policy import Quantize
 from automc.space import Domain, SearchSpace
 
-__all__ = ["domains", "quantize"]
+__all__ = ["domains", "mixed", "mixed_domains", "quantize"]
+
+_INTEGER = Quantize(8, 8)
+_STORED = (Quantize(8, 32), Quantize(4, 32), Quantize(3, 32, symmetric=False), Quantize(2, 32, symmetric=False))
+"""Weights that only the file holds in these bits: they run in floating point and save no time. Zero points help at 2 and 3 bits."""
 
 
 def quantize(graph: LayerGraph, *, channel_block: int = 1, int8: bool = True, levels: int = 8) -> SearchSpace:
@@ -17,9 +21,26 @@ def quantize(graph: LayerGraph, *, channel_block: int = 1, int8: bool = True, le
     return SearchSpace(tuple(domains(graph) if int8 else ()))
 
 
+def mixed(graph: LayerGraph, *, channel_block: int = 1, int8: bool = True, levels: int = 8) -> SearchSpace:
+    """8-bit kernels where there are any, and weights of 8, 4, 3 and 2 bits for size budgets, for each layer."""
+    return SearchSpace(tuple(mixed_domains(graph, int8=int8)))
+
+
 def domains(graph: LayerGraph) -> list[Domain]:
     """{float, w8a8} for every layer that may be quantised, {float, w8} for recurrent ones."""
-    offered = [
-        (layer.name, Quantize(8, 32 if layer.kind == "recurrent" else 8)) for layer in graph.layers if layer.quantize
+    return [Domain(layer.name, Quantize.knob, (None, _widest(layer))) for layer in graph.layers if layer.quantize]
+
+
+def mixed_domains(graph: LayerGraph, *, int8: bool) -> list[Domain]:
+    """{float, w8a8 where there are integer kernels, w8, w4, w3, w2}; the file stores 3 bits in 4, and recurrent weights in 8."""
+    choices = (None, *((_INTEGER,) if int8 else ()), *_STORED)
+    return [
+        Domain(layer.name, Quantize.knob, (None, _widest(layer)) if layer.kind == "recurrent" else choices)
+        for layer in graph.layers
+        if layer.quantize
     ]
-    return [Domain(name, Quantize.knob, (None, spec)) for name, spec in offered]
+
+
+def _widest(layer: LayerSpec) -> Quantize:
+    """The most bits that are offered: runtimes have no integer kernels for recurrent layers."""
+    return Quantize(8, 32) if layer.kind == "recurrent" else _INTEGER

@@ -15,7 +15,7 @@ from automc.compression.apply import Stitcher
 from automc.compression.lowrank import factorise
 from automc.compression.obs import Consumer, elimination_order, refit
 from automc.compression.prune import remove_channels
-from automc.compression.quantize import Quantized, best_range, fake_quantize_weight, quantized_layers
+from automc.compression.quantize import Quantized, best_range, quantized_layers
 from automc.errors import InputError
 from automc.policy import LowRank, Policy, Prune, Quantize
 from automc.trace import trace
@@ -90,14 +90,6 @@ def test_the_data_aware_factorisation_beats_the_plain_one_on_the_data() -> None:
         outputs = [factorise(layer, LowRank(4), c)(columns) - layer(columns) for c in (covariance, None)]
     error = [float(output.square().mean()) for output in outputs]
     assert error[0] < 0.5 * error[1]
-
-
-def test_rounded_weights_are_on_the_grid_of_each_channel() -> None:
-    weight = torch.randn(4, 3, 3, 3)
-    scale = weight.flatten(1).abs().amax(1) / 127
-    codes = fake_quantize_weight(weight, 8) / scale[:, None, None, None]
-    torch.testing.assert_close(codes, codes.round(), atol=1e-3, rtol=0)
-    assert float(codes.abs().max()) <= 127.001
 
 
 def test_the_best_range_cuts_an_outlier_off_at_few_bits_and_contains_zero() -> None:

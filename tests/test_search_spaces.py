@@ -163,3 +163,11 @@ def test_every_registered_space_answers_an_empty_graph() -> None:
 def test_levels_and_block_below_one_are_refused() -> None:
     with pytest.raises(InputError, match="1 or more"):
         default(LayerGraph((), ()), channel_block=0, int8=True)
+
+
+def test_the_mixed_space_goes_from_integer_kernels_to_few_bits_in_the_file() -> None:
+    graph = LayerGraph((conv("a", 64, 64), conv("b", 64, 64, quantize=False)), (group(64),))
+    (domain,) = load("space", "mixed")(graph, channel_block=8, int8=True).domains
+    assert domain.labels[:4] == ("dense", "w8a8", "w8 (size only)", "w4 (size only)")
+    (stored,) = load("space", "mixed")(graph, channel_block=8, int8=False).domains
+    assert "w8a8" not in stored.labels

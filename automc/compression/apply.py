@@ -20,6 +20,7 @@ from automc.compression.norms import recalibrate
 from automc.compression.prune import dropped, remove_channels
 from automc.compression.quantize import Quantized, set_ranges
 from automc.compression.refine import refine
+from automc.compression.storage import as_run, runs_on_integers
 from automc.compression.variants import Key, remaining, take_outputs
 from automc.errors import InputError
 from automc.graph import ChannelGroup
@@ -78,7 +79,7 @@ class Stitcher:
         """
         kept = self._kept(policy)
         gone = {(name, side): i for name, side, i in dropped(self.traced.graph.groups, kept)}
-        integer = {name: self._effective(spec) for name, spec in self.integer_layers(policy).items()}
+        integer = {n: as_run(s, reduce_range=self.reduce_range) for n, s in self.integer_layers(policy).items()}
         model = _copy(self.traced.model)
         with torch.no_grad():
             remove_channels(model, self.traced.graph.groups, kept)
@@ -106,9 +107,9 @@ class Stitcher:
     def integer_layers(self, policy: Policy) -> dict[str, Quantize]:
         """The layers that run rounded: those that the policy names, and those that the runtime adds to them."""
         named = {name: spec for name, spec in policy if isinstance(spec, Quantize)}
-        eight = frozenset(name for name, spec in named.items() if spec == _INT8)
-        added = self.closure(eight) - named.keys() if eight else frozenset()
-        return {**named, **{name: _INT8 for name in self.traced.graph.layer if name in added}}
+        integer = frozenset(name for name, spec in named.items() if runs_on_integers(spec))
+        added = self.closure(integer) - integer if integer else frozenset()
+        return {**named, **{name: _as_integers(named.get(name)) for name in self.traced.graph.layer if name in added}}
 
     def _kept(self, policy: Policy) -> dict[str, tuple[int, ...]]:
         kept = {}
@@ -137,13 +138,19 @@ class Stitcher:
             rows = remaining(spec.out_channels, outputs)
             model.set_submodule(key.layer, take_outputs(variant, rows))
 
-    def _effective(self, spec: Quantize) -> Quantize:
-        return replace(spec, weight_bits=7) if self.reduce_range and spec == _INT8 else spec
-
     def _rounded(self, layer: nn.Module, spec: Quantize) -> nn.Module:
         """A grouped layer is rounded as it stands: its few taps per channel have no database."""
         assert isinstance(layer, (nn.Conv2d, nn.Linear))
         return Quantized(layer, spec).eval()
+
+
+def _as_integers(spec: Quantize | None) -> Quantize:
+    """What a layer is rounded to that the runtime puts between integers: its weights keep fewer bits where they have them."""
+    return (
+        _INT8
+        if spec is None or not runs_on_integers(replace(spec, activation_bits=8))
+        else replace(spec, activation_bits=8)
+    )
 
 
 def _copy(model: nn.Module) -> nn.Module:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from automc.compression.grid import Grid
 from automc.compression.quantize import Quantized
+from automc.compression.rounding import Rounded
 from automc.errors import InputError
 from automc.policy import Quantize
 
@@ -33,7 +36,14 @@ def freeze(module: nn.Module) -> dict[str, Any]:
     if isinstance(module, nn.Sequential):
         return {"class": "Sequential", "parts": [freeze(part) for part in module]}
     if isinstance(module, Quantized):
-        return {"class": "Quantized", "spec": module.spec.to_json(), "rounds_input": module.rounds_input, "inner": freeze(module.inner)}  # fmt: skip
+        return {
+            "class": "Quantized",
+            "spec": module.spec.to_json(),
+            "rounds_input": module.rounds_input,
+            "scales": list(module.weight_scale.shape),
+            "book": module.book.numel(),
+            "inner": freeze(module.inner),
+        }
     fields = {nn.Conv2d: _CONV, nn.Linear: _LINEAR}.get(type(module))
     if fields is None:
         raise TypeError(f"{type(module).__name__} cannot be frozen")
@@ -63,7 +73,10 @@ def _skeleton(structure: Mapping[str, Any]) -> nn.Module:
     if kind == "Quantized":
         inner = _skeleton(structure["inner"])
         assert isinstance(inner, (nn.Conv2d, nn.Linear))
-        module = Quantized(inner, Quantize(**structure["spec"]))
+        spec, scales = Quantize(**structure["spec"]), torch.empty(structure["scales"], device="meta")
+        book = torch.empty(structure["book"], device="meta") if structure["book"] else None
+        weight = inner.requires_grad_(False).weight.flatten(1)
+        module = Quantized(inner, spec, Rounded(weight, weight, Grid(spec, scales, scales, book), 0))
         module.rounds_input = structure["rounds_input"]
         return module
     return {"Conv2d": nn.Conv2d, "Linear": nn.Linear}[kind](**fields, device="meta")

@@ -1,7 +1,8 @@
-"""Integer layers, simulated in PyTorch the way ONNX Runtime executes them.
+"""Layers with rounded weights and inputs, simulated in PyTorch the way ONNX Runtime executes them.
 
-Weights are symmetric per output channel, activations asymmetric uint8 per tensor, as in ONNX Runtime's static QDQ format
-(Jacob et al. 2018, arXiv 1712.05877). Ranges minimise the mean squared rounding error over calibration activations.
+Weights lie on the grid that `round_weights` found; inputs are asymmetric unsigned integers per tensor, as in ONNX Runtime's static
+QDQ format (Jacob et al. 2018, arXiv 1712.05877). Training rounds to the same grid, with straight-through gradients (Bengio et al. 2013,
+arXiv 1308.3432).
 """
 
 from __future__ import annotations
@@ -15,26 +16,38 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from automc.compression.grid import Grid
+from automc.compression.ranges import RangeRule, best_range
+from automc.compression.rounding import Rounded, round_weights
 from automc.policy import Quantize
 
-__all__ = ["Quantized", "best_range", "fake_quantize_weight", "float_model", "quantized_layers", "sample", "set_ranges"]
+__all__ = ["Quantized", "best_range", "float_model", "quantized_layers", "requantize", "sample", "set_ranges"]
 
-_SHRINK = np.linspace(1.0, 0.2, 33)
 _SAMPLE = 16_384
 
 
 class Quantized(nn.Module):
-    """A convolution or linear layer that rounds its weights and its input; gradients pass straight through.
+    """A convolution or linear layer whose weights lie on a grid, and that rounds its input.
+
+    Where the weights require gradients they may leave the grid, and the layer computes with the nearest values on it.
+
+    Args:
+        rounded: the weights of `inner` as `round_weights` decided; rounded to nearest where not given.
 
     Attributes:
-        inner: the layer in floating point.
+        inner: the layer in floating point, its weights on the grid.
         scale, zero: of the input's codes; the input is left as it is until `set_range` has been called.
+        weight_scale, weight_zero: (outputs, groups) of the weights' codes.
+        book: (entries,) the values of a k-means code book; empty without.
     """
 
     scale: Tensor
     zero: Tensor
+    weight_scale: Tensor
+    weight_zero: Tensor
+    book: Tensor
 
-    def __init__(self, inner: nn.Conv2d | nn.Linear, spec: Quantize) -> None:
+    def __init__(self, inner: nn.Conv2d | nn.Linear, spec: Quantize, rounded: Rounded | None = None) -> None:
         super().__init__()
         self.inner = inner
         self.spec = spec
@@ -43,22 +56,59 @@ class Quantized(nn.Module):
         self.rounds_input = False
         self.register_buffer("scale", torch.ones(1))
         self.register_buffer("zero", torch.zeros(1, dtype=torch.int32))
+        self._take(rounded if rounded is not None else round_weights(inner.weight.flatten(1), spec, None))
+
+    @property
+    def grid(self) -> Grid:
+        """The values that weights may take."""
+        return Grid(self.spec, self.weight_scale, self.weight_zero, self.book if self.book.numel() else None)
+
+    def codes(self) -> Tensor:
+        """(outputs, features) the integers that the weights are stored as."""
+        weight = self.inner.weight.detach().flatten(1)
+        return self.grid.encode(weight, torch.arange(weight.shape[1])).to(torch.int64)
 
     def take_outputs(self, inner: nn.Conv2d | nn.Linear, rows: Tensor) -> Quantized:
         """The same rounding around `inner`, which holds the outputs `rows` alone."""
         cut = copy.copy(self)
         cut._modules = {"inner": inner}
+        cut._buffers = dict(self._buffers)
+        cut.weight_scale, cut.weight_zero = self.weight_scale[rows], self.weight_zero[rows]
         return cut
 
     def set_range(self, low: float, high: float) -> None:
-        """Let the codes cover [low, high], which contains zero."""
+        """Let the codes of the input cover [low, high], which contains zero; inputs of 32 bits stay as they are."""
+        if self.activation_bits >= 32:
+            return
         scale = (high - low) / (2**self.activation_bits - 1)
         self.scale.fill_(scale)
         self.zero.fill_(round(-low / scale))
         self.rounds_input = True
 
+    def requantize(self) -> None:
+        """Move trained weights to the nearest values on the grid."""
+        with torch.no_grad():
+            self.inner.weight.copy_(self._on_grid())
+
+    def scale_outputs(self, factor: Tensor) -> None:
+        """Multiply each output's weights with `factor` (outputs,), and the grid with them: their codes stay or are mirrored.
+
+        The entries of a code book, which all outputs share, are found anew.
+        """
+        weight = self.inner.weight
+        with torch.no_grad():
+            weight.mul_(factor.reshape(-1, *[1] * (weight.dim() - 1)))
+        if self.book.numel():
+            self._take(round_weights(weight.flatten(1), self.spec, None))
+            return
+        self.weight_scale.mul_(factor.abs()[:, None])
+        mirrored = sum(self.grid.limits) - self.weight_zero
+        self.weight_zero.copy_(torch.where(factor[:, None] < 0, mirrored, self.weight_zero))
+
     def forward(self, inputs: Tensor) -> Tensor:
-        weight = fake_quantize_weight(self.inner.weight, self.weight_bits)
+        weight = self.inner.weight
+        if weight.requires_grad:
+            weight = weight + (self._on_grid() - weight).detach()
         if self.rounds_input:
             last = 2**self.activation_bits - 1
             inputs = torch.fake_quantize_per_tensor_affine(inputs, self.scale, self.zero, 0, last)
@@ -66,32 +116,30 @@ class Quantized(nn.Module):
             return F.linear(inputs, weight, self.inner.bias)
         return self.inner._conv_forward(inputs, weight, self.inner.bias)
 
+    def _on_grid(self) -> Tensor:
+        weight = self.inner.weight.detach()
+        return self.grid.nearest(weight.flatten(1)).reshape(weight.shape)
 
-def fake_quantize_weight(weight: Tensor, bits: int) -> Tensor:
-    """`weight` rounded to symmetric `bits`-bit integers per output channel (dimension 0), as floats."""
-    limit = 2 ** (bits - 1) - 1
-    scale = (weight.detach().flatten(1).abs().amax(1) / limit).clamp_min(1e-12)
-    zero = torch.zeros(len(scale), dtype=torch.int32)
-    return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -limit, limit)
+    def _take(self, rounded: Rounded) -> None:
+        grid, old = rounded.grid, self.inner.weight
+        self.register_buffer("weight_scale", grid.scale.clone())
+        self.register_buffer("weight_zero", grid.zero.clone())
+        self.register_buffer("book", torch.zeros(0) if grid.book is None else grid.book.clone())
+        self.inner.weight = nn.Parameter(
+            rounded.values.reshape(old.shape).to(old.dtype), requires_grad=old.requires_grad
+        )
 
 
-def best_range(values: NDArray[np.float32], bits: int = 8) -> tuple[float, float]:
-    """The range (low <= 0 <= high) whose `bits`-bit rounding of `values` has the least mean squared error.
+def quantized_layers(model: nn.Module) -> list[str]:
+    """Names of the layers of a model that are rounded."""
+    return [name for name, module in model.named_modules() if isinstance(module, Quantized)]
 
-    Shrinks the ends together from the minimum and maximum; ties and constant inputs keep the full range.
-    """
-    low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
-    if high == low:
-        return 0.0, 1.0  # all zero: any range represents it exactly
-    best, error = (low, high), np.inf
-    for shrink in _SHRINK:
-        scale = (high - low) * shrink / (2**bits - 1)
-        zero = round(-low * shrink / scale)
-        codes = np.clip(np.round(values / scale) + zero, 0, 2**bits - 1)
-        candidate = float(np.mean(((codes - zero) * scale - values) ** 2))
-        if candidate < error:
-            best, error = (low * shrink, high * shrink), candidate
-    return best
+
+def requantize(model: nn.Module) -> None:
+    """Move the trained weights of every rounded layer to its grid, in place."""
+    for module in model.modules():
+        if isinstance(module, Quantized):
+            module.requantize()
 
 
 def sample(values: Tensor) -> NDArray[np.float32]:
@@ -103,20 +151,23 @@ def sample(values: Tensor) -> NDArray[np.float32]:
     return result
 
 
-def quantized_layers(model: nn.Module) -> list[str]:
-    """Names of the integer layers of a model."""
-    return [name for name, module in model.named_modules() if isinstance(module, Quantized)]
-
-
-def set_ranges(model: nn.Module, batches: Iterable[Sequence[Tensor]], *, only_unset: bool = False) -> None:
-    """Set the input range of every integer layer from the inputs that it sees on `batches`, in floating point, in place.
+def set_ranges(
+    model: nn.Module,
+    batches: Iterable[Sequence[Tensor]],
+    rule: RangeRule = best_range,
+    *,
+    only_unset: bool = False,
+) -> None:
+    """Set the input range of every rounded layer from the inputs that it sees on `batches`, in floating point, in place.
 
     Args:
         only_unset: leave those alone that have a range already.
     """
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, Quantized)}
-    if only_unset:
-        layers = {name: layer for name, layer in layers.items() if not layer.rounds_input}
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, Quantized) and module.activation_bits < 32 and not (only_unset and module.rounds_input)
+    }
     if not layers:
         return
     seen: dict[str, list[NDArray[np.float32]]] = {name: [] for name in layers}
@@ -134,11 +185,11 @@ def set_ranges(model: nn.Module, batches: Iterable[Sequence[Tensor]], *, only_un
         for hook in hooks:
             hook.remove()
     for name, layer in layers.items():
-        layer.set_range(*best_range(np.concatenate(seen[name]), layer.activation_bits))
+        layer.set_range(*rule(np.concatenate(seen[name]), layer.activation_bits))
 
 
 def float_model(model: nn.Module) -> nn.Module:
-    """A copy with every integer layer replaced by its floating-point layer: what the ONNX exporter is given."""
+    """A copy with every rounded layer replaced by its floating-point layer, weights as they were rounded: what the exporter is given."""
     plain = copy.deepcopy(model)
     for name in quantized_layers(plain):
         layer = plain.get_submodule(name)

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from automc.compression.lowrank import factorise
-from automc.compression.quantize import fake_quantize_weight
 from automc.compression.stacks import Standing, input_parts, like
 from automc.policy import LowRank, Quantize
 
@@ -54,7 +53,15 @@ class Rounded(Standing):
 
     def _weights(self) -> dict[str, Tensor]:
         matrices = ((name, weight) for name, weight in self.inner.named_parameters() if weight.dim() > 1)
-        return {name: fake_quantize_weight(weight, self.weight_bits) for name, weight in matrices}
+        return {name: _nearest(weight, self.weight_bits) for name, weight in matrices}
+
+
+def _nearest(weight: Tensor, bits: int) -> Tensor:
+    """`weight` rounded to symmetric `bits`-bit integers per row, as floats; gradients pass straight through."""
+    limit = 2 ** (bits - 1) - 1
+    scale = (weight.detach().abs().amax(1) / limit).clamp_min(1e-12)
+    zero = torch.zeros(len(scale), dtype=torch.int32)
+    return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -limit, limit)
 
 
 def factorise_recurrent(layer: nn.RNNBase, spec: LowRank, covariance: Tensor | None) -> Projected:

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from automc.calibrate import LayerStats
-from automc.compression.lowrank import factorise
+from automc.compression.lowrank import covariance_after, factorise, mean_after
 from automc.compression.obs import refit
 from automc.compression.quantize import Quantized, best_range, sample
+from automc.compression.rounding import corrected_bias, round_weights
 from automc.graph import LayerSpec
 from automc.policy import LowRank, Quantize
 
@@ -89,12 +90,53 @@ def _without_inputs(dense: Dense, gone: Sequence[int], kept: Tensor) -> nn.Conv2
 
 
 def _rounded(module: nn.Module, dense: Dense, kept: Tensor, spec: Quantize) -> nn.Module:
-    parts = list(module) if isinstance(module, nn.Sequential) else [module]
+    """The layer, or each of its factors, on its grid; the bias makes up for the change of the mean."""
+    parts = _parts(module)
     read = _reads(parts, dense.windows(kept))
-    rounded = [Quantized(part, spec) for part in parts]
-    for part, values in zip(rounded, read, strict=False):
-        part.set_range(*best_range(sample(values), spec.activation_bits))
+    rounded: list[nn.Module] = []
+    for number, part in enumerate(parts):
+        covariance, mean = _moments(module, number, dense, kept)
+        on_grid = _on_grid(part, spec, covariance, mean)
+        if read:
+            on_grid.set_range(*best_range(sample(read[number]), spec.activation_bits))
+        rounded.append(on_grid)
     return nn.Sequential(*rounded) if isinstance(module, nn.Sequential) else rounded[0]
+
+
+def _on_grid(part: nn.Conv2d | nn.Linear, spec: Quantize, covariance: Tensor | None, mean: Tensor | None) -> Quantized:
+    part = copy.deepcopy(part)
+    weight = part.weight.detach().flatten(1)
+    rounded = round_weights(weight, spec, covariance)
+    if mean is not None:
+        old = None if part.bias is None else part.bias.detach()
+        part.bias = nn.Parameter(corrected_bias(old, weight, rounded.values, mean), requires_grad=False)
+    return Quantized(part.requires_grad_(False), spec, rounded)
+
+
+def _moments(module: nn.Module, number: int, dense: Dense, kept: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Covariance (a diagonal where only that is known) and mean of what a part multiplies its weights with, None where unknown."""
+    stats = dense.stats
+    part = _parts(module)[number]
+    if stats is None or (isinstance(part, nn.Conv2d) and part.groups > 1):
+        return None, None
+    mean, whole = stats.mean[kept], covariance_of(stats, kept)
+    if not isinstance(module, nn.Sequential) or (number == 0 and _reads_columns(part, dense)):
+        return (stats.covariance[kept] if whole is None else whole), mean
+    after = None if whole is None else covariance_after(module, number, whole)
+    return after, mean_after(module, number, mean)
+
+
+def _reads_columns(part: nn.Module, dense: Dense) -> bool:
+    """Whether a first factor has the kernel of the layer, and so multiplies its weights with the same columns."""
+    return isinstance(part, nn.Linear) or (isinstance(part, nn.Conv2d) and part.kernel_size == dense.spec.kernel)
+
+
+def _parts(module: nn.Module) -> list[nn.Conv2d | nn.Linear]:
+    parts: list[nn.Conv2d | nn.Linear] = []
+    for part in module if isinstance(module, nn.Sequential) else [module]:
+        assert isinstance(part, (nn.Conv2d, nn.Linear))
+        parts.append(part)
+    return parts
 
 
 def relative_error(dense: Dense, key: Key, variant: nn.Module) -> float:
@@ -139,7 +181,7 @@ def covariance_of(stats: LayerStats | None, kept: Tensor | slice) -> Tensor | No
 def take_outputs(module: nn.Module, rows: Tensor) -> nn.Module:
     """A copy of a variant with these outputs alone; what is not cut is shared with the variant."""
     if isinstance(module, nn.Sequential):
-        return nn.Sequential(*module[:-1], take_outputs(module[-1], rows)).eval()
+        return nn.Sequential(*list(module)[:-1], take_outputs(module[-1], rows)).eval()
     if isinstance(module, Quantized):
         inner = take_outputs(module.inner, rows)
         assert isinstance(inner, (nn.Conv2d, nn.Linear))

@@ -11,7 +11,7 @@ import onnx
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
-from automc.compression.quantize import Quantized, fake_quantize_weight
+from automc.compression.quantize import Quantized
 from automc.errors import AutomcError
 
 __all__ = ["Part", "layer_part", "to_proto"]
@@ -62,8 +62,6 @@ def _link(part: Part, name: str, layer: nn.Module, source: str, target: str) -> 
         if layer.rounds_input:
             source = _rounded(part, name, layer, source)
     weight = getattr(inner, "weight", None)
-    if isinstance(layer, Quantized) and weight is not None:
-        weight = fake_quantize_weight(weight, layer.weight_bits)
     if isinstance(inner, nn.Conv2d) and inner.padding_mode == "zeros" and weight is not None:
         return _conv(part, name, inner, weight, source, target)
     if isinstance(inner, nn.Linear) and weight is not None:

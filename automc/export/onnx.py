@@ -27,10 +27,11 @@ from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, Te
 from torch import Tensor, nn
 
 from automc.calling import input_names
-from automc.compression.quantize import Quantized, best_range, fake_quantize_weight, float_model
+from automc.compression.quantize import Quantized, best_range, float_model
 from automc.compression.recurrent import bake
+from automc.compression.storage import runs_on_integers
 from automc.errors import AutomcError
-from automc.export.recurrent import store_codes
+from automc.export import recurrent, stored
 from automc.outputs import Outputs, flat_outputs
 
 __all__ = ["OPSET", "build_onnx", "export_float", "integer_closure", "layer_of"]
@@ -52,46 +53,46 @@ def build_onnx(
 ) -> bytes:
     """The serialised ONNX model of a compressed model, as deployed: fixed batch, 8-bit layers as QDQ.
 
-    There are integer kernels for 8-bit activations and 8-bit weights (7-bit ones under `reduce_range`) alone. Layers with
-    other bits stay in floating point: their weights and inputs are rounded as in PyTorch, which costs time and gains none.
+    Layers that integer kernels compute exactly (see `runs_on_integers`; at most 7 bits under `reduce_range`) run on them, with the codes
+    and scales that the layers hold. All others run in floating point, their inputs rounded as in PyTorch, which costs time and gains
+    none. Weights are stored in as few bits as ONNX can pack.
 
     Args:
         model: what `Stitcher.apply` or recovery returned.
         example: inputs with the batch size of the deployment.
-        calibration: inputs that set the ranges of the integer tensors.
+        calibration: inputs that set the ranges of the integer tensors that no layer rounds.
 
     Raises:
         AutomcError: neither exporter can express the model, or the file has no node for an integer layer.
     """
-    weight_bits = 7 if reduce_range else 8
     layers = {name: module for name, module in model.named_modules() if isinstance(module, Quantized)}
-    integer = {n for n, layer in layers.items() if (layer.weight_bits, layer.activation_bits) == (weight_bits, 8)}
+    widest = 7 if reduce_range else 8
+    integer = {
+        n: x for n, x in layers.items() if runs_on_integers(x.spec) and x.rounds_input and x.weight_bits <= widest
+    }
     plain = float_model(model)
     recurrent_bits = bake(plain)
-    for name in layers.keys() - integer:
-        plain.set_submodule(name, _Rounded(layers[name]).eval())
-    proto = store_codes(export_float(plain, example), recurrent_bits, layer_of)
-    if not integer:
-        return proto.SerializeToString()
-    return quantize_proto(proto, integer, calibration, reduce_range=reduce_range).SerializeToString()
+    for name in layers.keys() - integer.keys():
+        if layers[name].rounds_input:
+            plain.set_submodule(name, _Rounded(layers[name]).eval())
+    proto = recurrent.store_codes(export_float(plain, example), recurrent_bits, layer_of)
+    if integer:
+        proto = quantize_proto(proto, integer, calibration, reduce_range=reduce_range)
+    return stored.store_codes(proto, layers, layer_of).SerializeToString()
 
 
 class _Rounded(nn.Module):
-    """What a `Quantized` layer computes, in operators that ONNX has for any number of bits."""
+    """What a `Quantized` layer that rounds its input computes, in operators that ONNX has for any number of bits."""
 
     def __init__(self, layer: Quantized) -> None:
         super().__init__()
         self.inner = copy.deepcopy(layer.inner)
-        self.inner.weight = nn.Parameter(fake_quantize_weight(layer.inner.weight, layer.weight_bits).detach())
         self.scale, self.zero = float(layer.scale), int(layer.zero)
         self.last = 2**layer.activation_bits - 1
-        self.rounds_input = layer.rounds_input
 
     def forward(self, inputs: Tensor) -> Tensor:
-        if self.rounds_input:
-            codes = torch.clamp(torch.round(inputs / self.scale) + self.zero, 0, self.last)
-            inputs = (codes - self.zero) * self.scale
-        result: Tensor = self.inner(inputs)
+        codes = torch.clamp(torch.round(inputs / self.scale) + self.zero, 0, self.last)
+        result: Tensor = self.inner((codes - self.zero) * self.scale)
         return result
 
 
@@ -187,9 +188,11 @@ def layer_of(node: onnx.NodeProto) -> str:
 
 
 def quantize_proto(
-    proto: onnx.ModelProto, layers: Iterable[str], calibration: Sequence[Tensor], *, reduce_range: bool
+    proto: onnx.ModelProto, layers: Mapping[str, Quantized], calibration: Sequence[Tensor], *, reduce_range: bool
 ) -> onnx.ModelProto:
     """`proto` with the nodes of `layers`, and the carriers between them, in QDQ form.
+
+    Weights and the inputs of layers have the scales of `layers`; the other tensors those of their ranges on `calibration`.
 
     Raises:
         AutomcError: no node of the file belongs to one of `layers`.
@@ -215,12 +218,43 @@ def quantize_proto(
         nodes_to_quantize=[node.name for node in nodes],
         nodes_to_exclude=[],
         op_types_to_quantize=sorted({node.op_type for node in nodes}),
-        extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
+        extra_options={
+            "WeightSymmetric": True,
+            "ActivationSymmetric": False,
+            "TensorQuantOverrides": _decided(proto.graph, layers),
+        },
     )
     with _quiet():
         quantizer.quantize_model()
         quantizer.model.topological_sort()
     return _float_outputs(quantizer.model.model)
+
+
+def _decided(graph: onnx.GraphProto, layers: Mapping[str, Quantized]) -> dict[str, list[dict[str, Any]]]:
+    """The scales and zero points that layers hold, by tensor, as ONNX Runtime's quantiser takes them.
+
+    Behind a pool or a reshape it does not take them: there a tensor has the scale of the one that the operator reads.
+    """
+    constants = {initializer.name: len(initializer.dims) for initializer in graph.initializer}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for node in graph.node:
+        layer = layers.get(layer_of(node)) if node.op_type in _INTEGER_OPS else None
+        if layer is None:
+            continue
+        scale, zero = layer.scale.numpy().reshape(()), layer.zero.numpy().astype(np.uint8).reshape(())
+        found.setdefault(node.input[0], [{"scale": scale, "zero_point": zero}])
+        if node.input[1] in constants:
+            axis = _output_axis(node)
+            scales = layer.weight_scale.numpy()
+            zero = np.zeros((), dtype=np.int8)
+            found[node.input[1]] = [{"axis": axis, "scale": s.reshape(()), "zero_point": zero} for s in scales]
+    return found
+
+
+def _output_axis(node: onnx.NodeProto) -> int:
+    """The axis of a layer's weight that counts its outputs."""
+    transposed = any(a.name == "transB" and a.i for a in node.attribute)
+    return 0 if node.op_type == "Conv" or transposed else 1
 
 
 def _float_outputs(proto: onnx.ModelProto) -> onnx.ModelProto:

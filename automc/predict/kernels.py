@@ -9,6 +9,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
+from automc.compression.storage import runs_on_integers
 from automc.factors import Factor, factor_positions, factors_of
 from automc.graph import LayerGraph, LayerSpec
 from automc.policy import LowRank, Prune, Quantize
@@ -142,30 +143,31 @@ class LayerChoices:
         return 2 * (keys * len(self.quantize[1]) + _code(self.quantize[0], codes))
 
     def is_int8(self, codes: Codes) -> NDArray[np.bool_]:
-        """(count,) whether each policy quantises the layer."""
+        """(count,) whether each policy runs the layer on integers."""
         column, specs = self.quantize
-        chosen = np.array([_runs_int8(spec) for spec in specs])
+        chosen = np.array([spec is not None and runs_on_integers(spec) for spec in specs])
         return np.full(len(codes), False) if column < 0 else chosen[codes[:, column]]
 
     def int8_key(self, keys: Ints) -> Ints:
         """(count,) the same choices run on integers, where the layer may be and is not factorised; else the same key."""
-        count = len(self.quantize[1])
-        if not any(_runs_int8(spec) for spec in self.quantize[1]):
+        specs = self.quantize[1]
+        integer = [spec is not None and runs_on_integers(spec) for spec in specs]
+        if not any(integer):
             return keys
         choice = keys // 2
-        plain = (choice % count == 0) & (choice // count % len(self.low_rank[1]) == 0)
-        return np.where(plain, keys + 2, keys)
-
-    def stores_bytes(self, key: int) -> bool:
-        """Whether the weights of a key are a byte each in the file, whatever they are computed in."""
-        spec = self.quantize[1][key // 2 % len(self.quantize[1])]
-        return spec is not None and spec.weight_bits <= 8
+        code = choice % len(specs)
+        plain = ~np.array(integer)[code] & (choice // len(specs) % len(self.low_rank[1]) == 0)
+        return np.where(plain, keys + 2 * (integer.index(True) - code), keys)
 
     @property
     def key_count(self) -> int:
         """One more than the largest key."""
         widths = (self.spec.in_channels + 1) * (self.spec.out_channels + 1)
         return 2 * widths * len(self.low_rank[1]) * len(self.quantize[1])
+
+    def bits(self, key: int) -> Quantize | None:
+        """What a key says about the weights' bits."""
+        return self.quantize[1][key // 2 % len(self.quantize[1])]
 
     def kernels(self, key: int) -> Kernels:
         """The kernels of a key, in order."""
@@ -180,15 +182,10 @@ def layer_kernels(
     spec: LayerSpec, cin: int, cout: int, rank: LowRank | None, bits: Quantize | None, *, cold: bool = False
 ) -> Kernels:
     """The kernels of a layer, in order: itself, or its factors (`automc.factors`)."""
-    int8 = int(_runs_int8(bits))
+    int8 = int(bits is not None and runs_on_integers(bits))
     rows = _own_kernel(spec, cin, cout, int8) if rank is None else _factor_kernels(spec, cin, cout, rank, int8)
     first_cold = [int(cold and int8 == 1)] + [0] * (len(rows) - 1)
     return Kernels(np.column_stack([np.array(rows, dtype=np.int64), first_cold]))
-
-
-def _runs_int8(bits: Quantize | None) -> bool:
-    """Whether a layer computes on integers: those with float activations only store them."""
-    return bits is not None and bits.activation_bits < 32
 
 
 def _own_kernel(spec: LayerSpec, cin: int, cout: int, int8: int) -> list[tuple[int, ...]]:

@@ -9,6 +9,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from automc.compression.storage import file_bytes
+from automc.policy import Quantize
 from automc.predict.kernel_model import KernelModel
 from automc.predict.kernels import Ints, Kernels, LayerChoices, Layouts
 from automc.predict.roofline import Floats
@@ -93,7 +95,7 @@ class LayerTable:
         ends = np.cumsum([len(k) for k in kernels])
         values, formats = np.zeros((len(kernels), WIDTH)), np.zeros((len(kernels), 2), dtype=np.uint8)
         for row, (key, each, end) in enumerate(zip(keys.tolist(), kernels, ends.tolist(), strict=True)):
-            values[row, :5] = self._sums(each, times[end - len(each) : end], self.choices.stores_bytes(key))
+            values[row, :5] = self._sums(each, self.choices.bits(key), times[end - len(each) : end])
             reads, writes = self.layouts.formats(each)
             formats[row] = reads[0], writes[-1]
             for i in range(len(each) - 1):
@@ -106,13 +108,21 @@ class LayerTable:
             row[5 + 2 * kind] += 1
             row[6 + 2 * kind] += elements
 
-    def _sums(self, kernels: Kernels, times: Floats, in_bytes: bool) -> tuple[float, ...]:
-        int8 = kernels["int8"] == 1
-        coded = int8 | in_bytes
+    def _sums(self, kernels: Kernels, bits: Quantize | None, times: Floats) -> tuple[float, ...]:
         biases = int(kernels["cout"][-1]) * 4 if self.choices.spec.bias else 0
-        scales = 5 * int(kernels["cout"][coded].sum())
-        size = float(np.where(coded, 1, 4) @ kernels.weights) + biases + scales
-        return float(times.sum()), float(len(kernels)), float(kernels.macs.sum()), size, float(int8.sum())
+        size = _weight_bytes(kernels, bits) + biases
+        return float(times.sum()), float(len(kernels)), float(kernels.macs.sum()), size, float(kernels["int8"].sum())
+
+
+def _weight_bytes(kernels: Kernels, bits: Quantize | None) -> float:
+    """Of weights and their scales; integer kernels hold a zero point per output besides."""
+    if bits is None:
+        return 4.0 * float(kernels.weights.sum())
+    outputs = kernels["cout"]
+    features = kernels.weights // outputs
+    pairs = zip(outputs.tolist(), features.tolist(), strict=True)
+    zeros = int(outputs[kernels["int8"] == 1].sum())
+    return float(sum(file_bytes(bits, *pair) for pair in pairs)) + zeros
 
 
 def learn(tables: Sequence[LayerTable], model: KernelModel, codes: Codes) -> list[Ints]:
