@@ -1,257 +1,266 @@
 """Which channels must be pruned together: Torch-Pruning's dependency graph, refined to single channels.
 
 Torch-Pruning couples layers. Residual streams that widen through a padded shortcut, or concatenations, couple only *some*
-channels of a layer, so its groups are taken apart: two channels are joined when any of its groups joins them, and the
-classes that touch the same layers make a ChannelGroup. In a CIFAR ResNet with padded shortcuts this gives one group for
-the channels born in each stage, and one per block for its inner channels.
+channels of a layer, so two channels are joined only when a dependency joins them, and the sets of channels that touch the
+same layers make a ChannelGroup. In a CIFAR ResNet with padded shortcuts this gives one group for the channels born in each
+stage, and one per block for its inner channels. The channels of one group of a grouped convolution, or of one group that
+a GroupNorm normalises together, stay or go together.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-import torch
 import torch_pruning as tp
-from scipy.cluster.hierarchy import DisjointSet
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
+from automc.dependencies import Pad, Side, Slot, dependency_graph, joined
 from automc.graph import ChannelGroup, LeftAlone, Member
-from automc.outputs import tensors_of
 
 __all__ = ["Coupling", "couple"]
 
-Side = Literal["in", "out"]
-Slot = tuple[str, Side, int]
-"""One channel of one side of one module."""
-
-_OUTPUT = "<output>"
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-_CARRIERS = (nn.Conv2d, nn.Linear, nn.LayerNorm, nn.PReLU, *_NORMS)
+_CONVOLUTIONS = nn.modules.conv._ConvNd
+_LAYERS = (_CONVOLUTIONS, nn.Linear)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_CARRIERS = (*_LAYERS, *_NORMS, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm, nn.PReLU)
+_UNKNOWN = 1 << 40
+"""More channels than anything has, where their number is not known."""
+_LOST = "they cannot be followed"
+_OUTPUT = "they are the model's output"
+_WORDS = {
+    "Reshape": "a reshape", "Transpose": "a transpose", "Permute": "a transpose", "Split": "a split", "Slice": "a slice",
+    "Unbind": "an unbind", "Expand": "an expand", "Repeat": "a repeat", "Index": "an index", "Bmm": "a matrix product",
+    "PixelShuffle": "a pixel shuffle", "Roll": "a roll",
+}  # fmt: skip
+"""Operations that move channels around, by the start of the name that autograd or Torch-Pruning gives them."""
 
 
 @dataclass(frozen=True)
 class Coupling:
-    """The channel groups of a model, not yet verified, and which layer each foldable batch norm follows."""
+    """The channel groups of a model, not yet verified, and which layer each foldable batch norm follows.
+
+    `passes` says in words which operations move each group's channels around.
+    """
 
     groups: tuple[ChannelGroup, ...] = ()
     batch_norm_of: dict[str, str] = field(default_factory=dict)
     left_alone: tuple[LeftAlone, ...] = ()
+    passes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Class:
+    """Channels that stay or go together: (module, side) -> positions, why not if they have to stay, and what moves them."""
+
+    sides: dict[tuple[str, Side], tuple[int, ...]]
+    reason: str
+    passes: frozenset[str]
+
+    @property
+    def signature(self) -> tuple[tuple[str, Side, int], ...]:
+        return tuple(sorted((module, side, len(index)) for (module, side), index in self.sides.items()))
 
 
 def couple(model: nn.Module, example: tuple[Tensor, ...]) -> Coupling:
     """The channel groups of `model` on `example`. A model that cannot be traced has none, and the reason is given."""
     required = [parameter.requires_grad for parameter in model.parameters()]
     try:
-        graph = _dependency_graph(model, example)
+        graph = dependency_graph(model, example)
         names = {module: name for name, module in model.named_modules()}
-        classes, foreign = _classes(graph, names)
-        groups = _groups(classes, foreign, [name for name, _ in model.named_modules()])
-        return Coupling(groups, _batch_norms(graph, names))
+        classes = list(_classes(graph, names))
+        groups, left_alone = _Groups(model, classes).found()
+        passes = {group.name: passed for group, passed in groups}
+        return Coupling(tuple(group for group, _ in groups), _batch_norms(graph, names), tuple(left_alone), passes)
     except Exception as error:  # Torch-Pruning raises anything on operators it does not know
-        reason = f"its channels cannot be traced ({type(error).__name__}: {str(error).splitlines()[0][:80]})"
+        words = (str(error).splitlines() or [""])[0][:80]
+        reason = f"its channels cannot be traced ({type(error).__name__}: {words})"
         return Coupling(left_alone=(LeftAlone("(all channels)", reason),))
     finally:
         for parameter, value in zip(model.parameters(), required, strict=True):
             parameter.requires_grad_(value)
 
 
-def _dependency_graph(model: nn.Module, example: tuple[Tensor, ...]) -> Any:
-    for parameter in model.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
-    pads = _PadRecorder()
-    with torch.enable_grad(), warnings.catch_warnings(), pads:
-        warnings.simplefilter("ignore")
-        return _Graph(pads).build_dependency(
-            model, tuple(t[:2] for t in example), output_transform=_differentiable, verbose=False
-        )
+@dataclass(frozen=True)
+class _Place:
+    """What there is to know about one side of a node of the dependency graph.
 
-
-def _differentiable(outputs: Any) -> list[Tensor]:
-    """The outputs that the graph can be followed back from."""
-    return [tensor for tensor in tensors_of(outputs) if tensor.grad_fn is not None]
-
-
-class _PadRecorder(TorchFunctionMode):
-    """Notes each pad that adds channels: its output's grad_fn -> (channels put before, channels in, channels out)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pads: dict[Any, tuple[int, int, int]] = {}
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        if func is nn.functional.pad:
-            padding = args[1] if len(args) > 1 else (kwargs or {})["pad"]
-            from_channels = 2 * (args[0].dim() - 2)  # the last dimension comes first
-            if len(padding) >= from_channels + 2:
-                self.pads[output.grad_fn] = (int(padding[from_channels]), args[0].shape[1], output.shape[1])
-        return output
-
-
-class _Pad(nn.Module):
-    """Stands in the dependency graph for a pad that adds channels."""
-
-    def __init__(self, before: int, channels_in: int, channels_out: int) -> None:
-        super().__init__()
-        self.before, self.channels_in, self.channels_out = before, channels_in, channels_out
-
-
-class _PadPruner(tp.ops.DummyPruner):
-    """A pad has no weights: nothing to prune, but it knows how many channels go in and come out."""
-
-    def get_out_channels(self, layer: _Pad) -> int:
-        return layer.channels_out
-
-    def get_in_channels(self, layer: _Pad) -> int:
-        return layer.channels_in
-
-
-class _Shift:
-    """Index mapping of Torch-Pruning for channels that move by `offset` and exist up to `size` on the other side."""
-
-    def __init__(self, offset: int, size: int) -> None:
-        self.offset, self.size = offset, size
-
-    def __call__(self, indices: Sequence[Any]) -> list[Any]:
-        moved = [type(i)(idx=i.idx + self.offset, root_idx=i.root_idx) for i in indices]
-        return [i for i in moved if 0 <= i.idx < self.size]
-
-
-class _Graph(tp.DependencyGraph):
-    """Torch-Pruning's graph, taught that a pad of the channel dimension shifts channel numbers.
-
-    Torch-Pruning takes pads for elementwise operations, which couples the wrong channels.
+    Attributes:
+        key: (module or parameter, side); None for operations and for what follows another side.
+        obstacle: why channels that pass through cannot be removed, "" where they can.
+        inside, outside: channel numbers that exist here, and what is wrong with others.
+        moved: in words, what the operation does to channels.
     """
 
-    def __init__(self, recorder: _PadRecorder) -> None:
-        super().__init__()
-        self.recorder = recorder
-        self.CUSTOMIZED_PRUNERS[_Pad] = _PadPruner()
-
-    def _trace(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        nodes: dict[Any, Any] = super()._trace(*args, **kwargs)
-        for node in list(nodes.values()):
-            if node.grad_fn in self.recorder.pads:
-                del nodes[node.module]
-                node.module = _Pad(*self.recorder.pads[node.grad_fn])
-                nodes[node.module] = node
-        return nodes
-
-    def _build_dependency(self, module2node: dict[Any, Any]) -> None:
-        super()._build_dependency(module2node)
-        for pad, node in module2node.items():
-            if isinstance(pad, _Pad):
-                self._shift(node, pad)
-
-    def _shift(self, node: Any, pad: _Pad) -> None:
-        for source in node.inputs:
-            for dep in source.dependencies:
-                if dep.target is node:
-                    dep.index_mapping[0] = _Shift(pad.before, pad.channels_out)
-            for dep in node.dependencies:
-                if dep.target is source:
-                    dep.index_mapping[0] = _Shift(-pad.before, pad.channels_in)
+    key: tuple[str, Side] | None
+    obstacle: str
+    inside: range
+    outside: str
+    moved: str
 
 
-def _classes(graph: Any, names: dict[nn.Module, str]) -> tuple[DisjointSet, dict[Slot, str]]:
-    """Disjoint sets of channel slots, and the slots that make their class unusable with the reason."""
-    classes, foreign = DisjointSet(), dict[Slot, str]()
-    done: set[Slot] = set()
-    for module in list(graph.module2node):
-        if not isinstance(module, (nn.Conv2d, nn.Linear)) or module not in names:
-            continue
-        pruner = graph.get_pruner_of_module(module)
-        fresh = [c for c in range(pruner.get_out_channels(module)) if (names[module], "out", c) not in done]
-        if not fresh:
-            continue
-        group = graph.get_pruning_group(module, pruner.prune_out_channels, fresh)
-        for slot, root, reason in _slots(graph, group, names):
-            classes.add(slot)
-            classes.add((names[module], "out", root))
-            classes.merge(slot, (names[module], "out", root))
-            done.add(slot)
-            if reason:
-                foreign[slot] = reason
-    return classes, foreign
-
-
-def _slots(graph: Any, group: Any, names: dict[nn.Module, str]) -> Iterator[tuple[Slot, int, str]]:
-    """(slot, root channel, reason why it forbids pruning or "") of everything a Torch-Pruning group touches."""
+def _classes(graph: Any, names: Mapping[nn.Module, str]) -> Iterator[_Class]:
     parameters = {id(p): name for name, p in graph.model.named_parameters()}
-    for item in group.items:
-        module = item.dep.target.module
-        if isinstance(module, nn.Parameter):
-            name, reason = (
-                parameters[id(module)],
-                "" if module.squeeze().dim() <= 1 else "a parameter of several dimensions",
-            )
-        elif module in names:
-            name = names[module]
-            reason = "" if isinstance(module, _CARRIERS) else type(module).__name__
-        elif isinstance(module, tp.ops._OutputOp):
-            name, reason = _OUTPUT, "the model's output"
-        else:
-            continue
-        reads = graph.is_in_channel_pruning_fn(item.dep.handler) and not graph.is_out_channel_pruning_fn(
-            item.dep.handler
-        )
-        side: Side = "in" if reads else "out"
-        for index, root in zip(item.idxs, item.root_idxs, strict=True):
-            if root is not None:
-                yield (name, side, int(index)), int(root), reason
-
-
-def _groups(classes: DisjointSet, foreign: dict[Slot, str], order: Sequence[str]) -> tuple[ChannelGroup, ...]:
-    """Classes that touch the same sides of the same modules, equally often, make a group."""
-    rank = {name: position for position, name in enumerate(order)}
-    by_signature: dict[tuple[tuple[str, Side, int], ...], list[dict[tuple[str, Side], tuple[int, ...]]]] = defaultdict(
-        list
-    )
-    for members in classes.subsets():
-        if any(slot in foreign for slot in members):
-            continue
+    places: dict[tuple[Any, Side], _Place] = {}
+    for slots in joined(graph, _blocks(graph)):
         sides: dict[tuple[str, Side], list[int]] = defaultdict(list)
-        for module, side, index in members:
-            sides[module, side].append(index)
-        signature = tuple(sorted((module, side, len(index)) for (module, side), index in sides.items()))
-        by_signature[signature].append({key: tuple(sorted(index)) for key, index in sides.items()})
-    groups = []
-    for signature, units in by_signature.items():
-        sides_present = {side for _, side, _ in signature}
-        if sides_present != {"in", "out"} or len(units) < 2:
-            continue
-        first = min((name for name, side, _ in signature if side == "out"), key=lambda name: rank.get(name, len(rank)))
-        units.sort(key=lambda unit: min(unit.values()))
+        reasons: dict[str, None] = {}
+        passes = set()
+        for node, side, index in slots:
+            place = places.get((node, side))
+            if place is None:
+                place = places[node, side] = _place(graph, node, side, names.get(node.module), parameters)
+            if place.key is not None:
+                sides[place.key].append(index)
+            reasons[place.obstacle or ("" if index in place.inside else place.outside)] = None
+            passes.add(place.moved)
+        reasons.pop("", None)
+        reason = _OUTPUT if _OUTPUT in reasons else next(iter(reasons), "")
+        if reason.startswith(_LOST) and passes - {""}:
+            reason += f" through {_listed(passes)}"
+        yield _Class({key: tuple(sorted(index)) for key, index in sides.items()}, reason, frozenset(passes - {""}))
+
+
+def _place(graph: Any, node: Any, side: Side, name: str | None, parameters: Mapping[int, str]) -> _Place:
+    module = node.module
+    if isinstance(module, Pad):
+        added = "they are added to a shortcut that a pad fills up with zeros, to a width that is fixed"
+        born = range(module.before, module.before + module.channels_in) if side == "out" else range(module.channels_in)
+        return _Place(None, "", born, added, "")
+    size = graph.get_in_channels(node) if side == "in" else graph.get_out_channels(node)
+    inside = range(_UNKNOWN if size is None else size)
+    name = parameters.get(id(module)) if name is None else name
+    follows = side == "in" and _grouped(module)
+    key = None if name is None or follows else (name, side)
+    return _Place(key, _obstacle(node, name or ""), inside, f"{_LOST} to {name}", _moved(module))
+
+
+def _grouped(module: Any) -> bool:
+    return isinstance(module, _CONVOLUTIONS) and module.groups > 1
+
+
+def _blocks(graph: Any) -> Iterator[list[Slot]]:
+    """Slots of each group of the grouped convolutions and group norms."""
+    for module, node in graph.module2node.items():
+        if _grouped(module):
+            reads, writes = module.in_channels // module.groups, module.out_channels // module.groups
+            for group in range(module.groups):
+                inputs = [Slot(node, "in", group * reads + i) for i in range(reads)]
+                yield [*inputs, *(Slot(node, "out", group * writes + i) for i in range(writes))]
+        elif isinstance(module, nn.GroupNorm):
+            size = module.num_channels // module.num_groups
+            for group in range(module.num_groups):
+                yield [Slot(node, "out", group * size + i) for i in range(size)]
+
+
+def _obstacle(node: Any, name: str) -> str:
+    """Why channels that pass through a node cannot be removed, "" where they can."""
+    module = node.module
+    if isinstance(module, tp.ops._OutputOp):
+        return _OUTPUT
+    if isinstance(module, nn.Parameter):
+        return f"they meet {name}, a parameter of several dimensions" if module.squeeze().dim() > 1 else ""
+    if not name:
+        return ""
+    if isinstance(module, nn.LayerNorm):
+        return f"{name} ({type(module).__name__}) normalises them together, so none can go without changing the others"
+    if not isinstance(module, _CARRIERS):
+        return f"they pass through {name} ({type(module).__name__}), whose width is fixed"
+    return f"{name} reads one group of the model's inputs for each" if _grouped(module) and not node.inputs else ""
+
+
+def _moved(module: Any) -> str:
+    """In words, what an operation that moves channels around does; "" for modules and other operations."""
+    if isinstance(module, nn.Parameter) or not type(module).__module__.startswith("torch_pruning"):
+        return ""
+    name = str(module._grad_fn) if isinstance(module, tp.ops._ElementWiseOp) else type(module).__name__.strip("_")
+    return next((words for start, words in _WORDS.items() if name.startswith(start)), "")
+
+
+class _Groups:
+    """Puts classes that touch the same sides of the same modules, equally often, together."""
+
+    def __init__(self, model: nn.Module, classes: Iterable[_Class]) -> None:
+        self.modules = dict(model.named_modules())
+        self.rank = {name: position for position, name in enumerate(self.modules)}
+        self.classes = classes
+
+    def found(self) -> tuple[list[tuple[ChannelGroup, str]], list[LeftAlone]]:
+        """The groups in the order of the model, each with the words for what moves its channels, and what has to stay."""
+        free: dict[tuple[tuple[str, Side, int], ...], list[_Class]] = defaultdict(list)
+        stuck: dict[tuple[str, str], None] = {}
+        for one in self.classes:
+            producers = self._producers(one)
+            if one.reason in ("", _OUTPUT) and producers:
+                if not one.reason and {side for _, side in one.sides} == {"in", "out"}:
+                    free[one.signature].append(one)
+            elif producers:
+                stuck[producers[0], one.reason] = None
+        groups = []
+        for signature, units in free.items():
+            if len(units) > 1:
+                groups.append((self._group(signature, units), _listed(units[0].passes)))
+            else:
+                stuck[self._producers(units[0])[0], "there is only one of them, or all of them hang together"] = None
+        groups.sort(key=lambda pair: self._position(pair[0].name))
+        left_alone = [LeftAlone(name, f"its channels stay: {reason}") for name, reason in stuck]
+        return list(_uniquely_named(groups)), sorted(left_alone, key=lambda entry: self._position(entry.name))
+
+    def _position(self, name: str) -> int:
+        return self.rank.get(name, len(self.rank))
+
+    def _producers(self, one: _Class) -> list[str]:
+        """The layers that write the channels, in the order of the model."""
+        writers = {name for name, side in one.sides if side == "out" and isinstance(self.modules.get(name), _LAYERS)}
+        return sorted(writers, key=self._position)
+
+    def _group(self, signature: tuple[tuple[str, Side, int], ...], units: list[_Class]) -> ChannelGroup:
+        units.sort(key=lambda unit: min(unit.sides.values()))
         touched = tuple(
-            Member(module, side, tuple(unit[module, side] for unit in units))
-            for module, side, _ in sorted(signature, key=lambda s: (rank.get(s[0], len(rank)), s[1]))
+            Member(module, side, tuple(unit.sides[module, side] for unit in units))
+            for module, side, _ in sorted(signature, key=lambda s: (self._position(s[0]), s[1]))
         )
-        groups.append(ChannelGroup(first, len(units), touched))
-    groups.sort(key=lambda group: rank.get(group.name, len(rank)))
-    return tuple(_uniquely_named(groups))
+        whole = any(self._in_groups(member.module) for member in touched)
+        return ChannelGroup(self._producers(units[0])[0], len(units), touched, "groups" if whole else "channels")
+
+    def _in_groups(self, name: str) -> bool:
+        module = self.modules.get(name)
+        if isinstance(module, nn.GroupNorm):
+            return module.num_groups < module.num_channels
+        if not isinstance(module, _CONVOLUTIONS) or module.groups == 1:
+            return False
+        return not module.groups == module.in_channels == module.out_channels
 
 
-def _uniquely_named(groups: Sequence[ChannelGroup]) -> Iterator[ChannelGroup]:
+def _listed(words: Iterable[str]) -> str:
+    *others, last = sorted(filter(None, words)) or [""]
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def _uniquely_named(groups: Sequence[tuple[ChannelGroup, str]]) -> Iterator[tuple[ChannelGroup, str]]:
     """Two groups may start in one layer; the later ones are told apart by a number."""
     seen: dict[str, int] = defaultdict(int)
-    for group in groups:
+    for group, passes in groups:
         seen[group.name] += 1
         count = seen[group.name]
-        yield group if count == 1 else ChannelGroup(f"{group.name}#{count}", group.width, group.members)
+        name = group.name if count == 1 else f"{group.name}#{count}"
+        yield ChannelGroup(name, group.width, group.members, group.unit), passes
 
 
-def _batch_norms(graph: Any, names: dict[nn.Module, str]) -> dict[str, str]:
+def _batch_norms(graph: Any, names: Mapping[nn.Module, str]) -> dict[str, str]:
     """Layer -> the batch norm that alone reads it, and reads nothing else."""
     found = {}
     for module, node in graph.module2node.items():
         if not isinstance(module, _NORMS) or module.running_mean is None or len(node.inputs) != 1:
             continue
         source = node.inputs[0]
-        if isinstance(source.module, (nn.Conv2d, nn.Linear)) and len(source.outputs) == 1:
+        if isinstance(source.module, _LAYERS) and len(source.outputs) == 1 and not _folds_badly(source.module):
             found[names[source.module]] = names[module]
     return found
+
+
+def _folds_badly(module: Any) -> bool:
+    """Transposed convolutions in groups keep their output channels in two dimensions of the weight."""
+    return _grouped(module) and module.transposed

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from automc.calling import bind_names, protect_inputs
@@ -77,10 +78,12 @@ def trace(model: nn.Module, example: Sequence[Tensor], names: Sequence[str] = ()
     shared = _shared_parameters(copied)
     calls, outputs = _run_and_record(copied, example)
     coupling = couple(copied, example)
-    folded = _fold_batch_norms(copied, coupling.batch_norm_of)
-    layers, left_alone = _layers(copied, calls, shared)
+    reasons = {n: _unusable(call, n in shared) or _unusual(copied.get_submodule(n)) for n, call in calls.items()}
+    unusable = {name: reason for name, reason in reasons.items() if reason}
+    folded = _fold_batch_norms(copied, coupling.batch_norm_of, shared)
+    layers, left_alone = _layers(copied, calls, unusable)
     layers, fixed = _replaceable(copied, example, layers)
-    groups, refused = _verified(copied, example, coupling, layers)
+    groups, refused = _verified(copied, example, coupling, unusable)
     layers = [_with_channels(layer, groups) for layer in layers]
     graph = LayerGraph(
         layers=tuple(layers),
@@ -95,7 +98,7 @@ def trace(model: nn.Module, example: Sequence[Tensor], names: Sequence[str] = ()
 
 def _run_and_record(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[dict[str, _Call], Outputs]:
     """How each layer is called, and what the model returns. A model that writes into its inputs gets copies from now on."""
-    calls = {name: _Call() for name, module in model.named_modules() if isinstance(module, _LAYERS)}
+    calls = {name: _Call() for name, module in model.named_modules() if isinstance(module, (*_LAYERS, _ConvNd))}
 
     def record(call: _Call, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         call.count += 1
@@ -142,30 +145,37 @@ def _shared_parameters(model: nn.Module) -> set[str]:
     return {name for names in owners.values() if len(names) > 1 for name in names}
 
 
-def _fold_batch_norms(model: nn.Module, batch_norm_of: Mapping[str, str]) -> frozenset[str]:
-    for layer_name, norm_name in batch_norm_of.items():
+def _fold_batch_norms(model: nn.Module, batch_norm_of: Mapping[str, str], shared: set[str]) -> frozenset[str]:
+    """Fold norms into their layers, but for modules that go by several names: one of them would keep the norm."""
+    foldable = {layer: norm for layer, norm in batch_norm_of.items() if not {layer, norm} & shared}
+    for layer_name, norm_name in foldable.items():
         layer, norm = model.get_submodule(layer_name), model.get_submodule(norm_name)
-        assert isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d))
+        assert isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d))
         statistics: Any = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
-        if isinstance(layer, nn.Conv2d):
-            weight, bias = fuse_conv_bn_weights(layer.weight, layer.bias, *statistics)
+        if isinstance(layer, _ConvNd):
+            weight, bias = cast(Any, fuse_conv_bn_weights)(
+                layer.weight, layer.bias, *statistics, transpose=layer.transposed
+            )
         else:
             assert isinstance(layer, nn.Linear)
             weight, bias = fuse_linear_bn_weights(layer.weight, layer.bias, *statistics)
         layer.weight, layer.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
         model.set_submodule(norm_name, nn.Identity())
-    return frozenset(batch_norm_of)
+    return frozenset(foldable)
 
 
-def _layers(model: nn.Module, calls: Mapping[str, _Call], shared: set[str]) -> tuple[list[LayerSpec], list[LeftAlone]]:
+def _layers(
+    model: nn.Module, calls: Mapping[str, _Call], unusable: Mapping[str, str]
+) -> tuple[list[LayerSpec], list[LeftAlone]]:
     layers, left_alone = [], []
     for name, module in model.named_modules():
-        if isinstance(module, _LAYERS):
-            reason = _unusable(calls[name], name in shared) or _unusual(module)
-            if reason:
-                left_alone.append(LeftAlone(name, reason))
-            else:
-                layers.append(_layer(name, module, calls[name]))
+        if name in unusable:
+            left_alone.append(LeftAlone(name, unusable[name]))
+        elif isinstance(module, _LAYERS):
+            layers.append(_layer(name, module, calls[name]))
+        elif name in calls:
+            reason = f"{type(module).__name__} layers are neither factorised nor quantised, only pruned"
+            left_alone.append(LeftAlone(name, reason))
         elif not list(module.children()) and _has_matrix(module):
             left_alone.append(
                 LeftAlone(name, f"{type(module).__name__} is not a convolution, linear or recurrent layer")
@@ -270,53 +280,78 @@ def _with_channels(layer: LayerSpec, groups: Sequence[ChannelGroup]) -> LayerSpe
                 inputs = Channels(inputs.fixed - times * group.width, (*inputs.parts, (group.name, times)))
             else:
                 outputs = Channels(outputs.fixed - times * group.width, (*outputs.parts, (group.name, times)))
-    if layer.kind == "depthwise":
-        inputs = outputs
+    if layer.groups > 1:  # a group of the convolution goes with the channels it reads and those it writes
+        inputs = _per_group(outputs, layer)
     return replace(layer, inputs=inputs, outputs=outputs)
 
 
+def _per_group(outputs: Channels, layer: LayerSpec) -> Channels:
+    """Input channels of a grouped convolution, of which whole groups stay, from its output channels."""
+    reads, writes = layer.in_channels // layer.groups, layer.out_channels // layer.groups
+    parts = tuple((group, times * reads // writes) for group, times in outputs.parts)
+    return Channels(outputs.fixed * reads // writes, parts)
+
+
 def _verified(
-    model: nn.Module, example: tuple[Tensor, ...], coupling: Coupling, layers: Sequence[LayerSpec]
+    model: nn.Module, example: tuple[Tensor, ...], coupling: Coupling, unusable: Mapping[str, str]
 ) -> tuple[list[ChannelGroup], list[LeftAlone]]:
-    """The groups that can be pruned without changing anything else, and why the others cannot."""
-    usable = {layer.name for layer in layers if layer.kind != "grouped"}
-    candidates, refused = [], []
+    """The groups that can be pruned without changing anything else, and why the others cannot.
+
+    Groups are tried together and halved where they fail, so that a few bad ones among many cost few forward passes.
+    """
+    kept: list[ChannelGroup] = []
+    refused: list[LeftAlone] = []
+    small = tuple(tensor[:2] for tensor in example)
+
+    def settle(groups: Sequence[ChannelGroup]) -> None:
+        if not groups:
+            return
+        difference = _difference(model, small, [*kept, *groups])  # groups that pass one by one may disturb each other
+        if not difference:
+            kept.extend(groups)
+        elif len(groups) == 1:
+            refused.append(LeftAlone(groups[0].name, _refusal(difference, coupling.passes.get(groups[0].name, ""))))
+        else:
+            settle(groups[: len(groups) // 2])
+            settle(groups[len(groups) // 2 :])
+
+    candidates = []
     for group in coupling.groups:
-        touched = {m.module for m in group.members if isinstance(_module(model, m.module), _LAYERS)}
-        if touched <= usable:
+        stuck = next((member.module for member in group.members if member.module in unusable), None)
+        if stuck is None:
             candidates.append(group)
         else:
-            name = sorted(touched - usable)[0]
-            refused.append(LeftAlone(group.name, f"its channels pass through {name}, which cannot be pruned"))
-    small = tuple(tensor[:2] for tensor in example)
-    if not candidates or _equivalent(model, small, candidates):
-        return candidates, refused
-    kept: list[ChannelGroup] = []
-    for group in candidates:
-        if _equivalent(model, small, [*kept, group]):  # groups that pass one by one may yet disturb each other
-            kept.append(group)
-        else:
-            reason = "its channels cannot be followed through a reshape, pad or normalisation"
-            refused.append(LeftAlone(group.name, reason))
+            refused.append(LeftAlone(group.name, f"its channels pass through {stuck}: {unusable[stuck]}"))
+    settle(candidates)
     return kept, refused
 
 
-def _module(model: nn.Module, name: str) -> nn.Module | None:
-    return dict(model.named_modules()).get(name)
+def _refusal(difference: str, passes: str) -> str:
+    """Why a group stays whole, from what went wrong without some of its channels and the operations that move them."""
+    through = f" through {passes}" if passes else ""
+    return f"its channels cannot be followed{through}: without some of them {difference}"
 
 
-def _equivalent(model: nn.Module, example: tuple[Tensor, ...], groups: Sequence[ChannelGroup]) -> bool:
-    """Whether removing every other channel of `groups` equals zeroing the weights that read those channels."""
+def _difference(model: nn.Module, example: tuple[Tensor, ...], groups: Sequence[ChannelGroup]) -> str:
+    """How removing every other channel of `groups` differs from zeroing the weights that read them; "" where it does not."""
     keep = {group.name: tuple(range(0, group.width, 2)) for group in groups}
     try:
-        zeroed, pruned = copy.deepcopy(model), copy.deepcopy(model)
+        zeroed, pruned = _same_tensors(model), _same_tensors(model)
         zero_consumers(zeroed, groups, keep)
         remove_channels(pruned, groups, keep)
         with torch.no_grad():
             pairs = zip(tensors_of(zeroed(*example)), tensors_of(pruned(*example)), strict=True)
-            return all(_agree(expected, found) for expected, found in pairs)
-    except Exception:  # a model's code may do anything with fewer channels; that it fails is the answer
-        return False
+            same = all(_agree(expected, found) for expected, found in pairs)
+        return "" if same else "the others change"
+    except Exception as error:  # a model's code may do anything with fewer channels; that it fails is the answer
+        words = (str(error).splitlines() or [""])[0][:100]
+        return f"the model's code fails ({type(error).__name__}: {words})"
+
+
+def _same_tensors(model: nn.Module) -> nn.Module:
+    """A copy of `model` with modules of its own that hold the same tensors."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
 def _agree(expected: Tensor, found: Tensor) -> bool:

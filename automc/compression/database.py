@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from automc.calibrate import LayerStats
 from automc.compression.frozen import freeze, is_freezable, thaw
 from automc.compression.obs import Consumer, elimination_order
+from automc.compression.prune import reading_order
 from automc.compression.recurrent import recurrent_variant
 from automc.compression.variants import Dense, Key, covariance_of, make_variant, relative_error
 from automc.disk import write_atomic
@@ -62,7 +63,8 @@ class Database:
         """The channels of a group from the first to go to the last, and the relative error after each removal."""
         if group.name not in self._orders:
             consumers = [c for c in (self._consumer(group, m.module) for m in group.members if m.side == "in") if c]
-            self._orders[group.name] = elimination_order(consumers, group.width)
+            known = elimination_order(consumers, group.width) if consumers else reading_order(self.traced.model, group)
+            self._orders[group.name] = known
             self._dirty.add("")
         return self._orders[group.name]
 
