@@ -7,7 +7,6 @@ zeroing the weights that read them gives. A group that fails is left alone, with
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -17,12 +16,14 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
+from automc.attention import replace_attention
 from automc.calling import bind_names, protect_inputs
 from automc.channels import Coupling, couple
-from automc.compression.prune import remove_channels, zero_consumers
+from automc.compression.prune import remove_channels, sharing_copy, zero_consumers
 from automc.compression.stacks import input_parts, split
 from automc.errors import AutomcError, InputError
 from automc.graph import ChannelGroup, Channels, LayerGraph, LayerKind, LayerSpec, LeftAlone
+from automc.heads import find_heads
 from automc.outputs import Outputs, tensors_of
 from automc.replaceable import read_directly
 from automc.unwrap import copy_of
@@ -74,6 +75,7 @@ def trace(model: nn.Module, example: Sequence[Tensor], names: Sequence[str] = ()
     copied = copy_of(model)
     bind_names(copied, names)
     example = tuple(tensor.detach() for tensor in example)
+    copied, packed = replace_attention(copied, example)
     _split_stacks(copied, example)
     shared = _shared_parameters(copied)
     calls, outputs = _run_and_record(copied, example)
@@ -83,12 +85,16 @@ def trace(model: nn.Module, example: Sequence[Tensor], names: Sequence[str] = ()
     folded = _fold_batch_norms(copied, coupling.batch_norm_of, shared)
     layers, left_alone = _layers(copied, calls, unusable)
     layers, fixed = _replaceable(copied, example, layers)
-    groups, refused = _verified(copied, example, coupling, unusable)
+    heads = find_heads(copied, example)
+    headed = {member.module for group in heads.groups for member in group.members if member.side == "out"}
+    coupled = [entry for entry in coupling.left_alone if entry.name not in headed]
+    candidates = replace(coupling, groups=tuple(_candidates(heads.groups, coupling.groups)))
+    groups, refused = _verified(copied, example, candidates, unusable)
     layers = [_with_channels(layer, groups) for layer in layers]
     graph = LayerGraph(
         layers=tuple(layers),
         groups=tuple(groups),
-        left_alone=(*left_alone, *fixed, *coupling.left_alone, *refused),
+        left_alone=(*packed, *left_alone, *fixed, *coupled, *heads.left_alone, *refused),
         input_shapes=tuple(tuple(tensor.shape[1:]) for tensor in example),
     )
     for parameter in copied.parameters():
@@ -292,6 +298,12 @@ def _per_group(outputs: Channels, layer: LayerSpec) -> Channels:
     return Channels(outputs.fixed * reads // writes, parts)
 
 
+def _candidates(heads: Sequence[ChannelGroup], channels: Sequence[ChannelGroup]) -> list[ChannelGroup]:
+    """The groups of heads, and those of channels that share no side of a layer with them."""
+    taken = {(member.module, member.side) for group in heads for member in group.members}
+    return [*heads, *(g for g in channels if not any((m.module, m.side) in taken for m in g.members))]
+
+
 def _verified(
     model: nn.Module, example: tuple[Tensor, ...], coupling: Coupling, unusable: Mapping[str, str]
 ) -> tuple[list[ChannelGroup], list[LeftAlone]]:
@@ -336,7 +348,7 @@ def _difference(model: nn.Module, example: tuple[Tensor, ...], groups: Sequence[
     """How removing every other channel of `groups` differs from zeroing the weights that read them; "" where it does not."""
     keep = {group.name: tuple(range(0, group.width, 2)) for group in groups}
     try:
-        zeroed, pruned = _same_tensors(model), _same_tensors(model)
+        zeroed, pruned = sharing_copy(model), sharing_copy(model)
         zero_consumers(zeroed, groups, keep)
         remove_channels(pruned, groups, keep)
         with torch.no_grad():
@@ -346,12 +358,6 @@ def _difference(model: nn.Module, example: tuple[Tensor, ...], groups: Sequence[
     except Exception as error:  # a model's code may do anything with fewer channels; that it fails is the answer
         words = (str(error).splitlines() or [""])[0][:100]
         return f"the model's code fails ({type(error).__name__}: {words})"
-
-
-def _same_tensors(model: nn.Module) -> nn.Module:
-    """A copy of `model` with modules of its own that hold the same tensors."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
 def _agree(expected: Tensor, found: Tensor) -> bool:

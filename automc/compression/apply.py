@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from automc.calibrate import LayerStats
 from automc.compression.database import Database
 from automc.compression.norms import recalibrate
-from automc.compression.prune import dropped, remove_channels
+from automc.compression.prune import dropped, remove_channels, sharing_copy
 from automc.compression.quantize import Quantized, set_ranges
 from automc.compression.refine import refine
 from automc.compression.storage import as_run, runs_on_integers
@@ -80,7 +80,7 @@ class Stitcher:
         kept = self._kept(policy)
         gone = {(name, side): i for name, side, i in dropped(self.traced.graph.groups, kept)}
         integer = {n: as_run(s, reduce_range=self.reduce_range) for n, s in self.integer_layers(policy).items()}
-        model = _copy(self.traced.model)
+        model = sharing_copy(self.traced.model)
         with torch.no_grad():
             remove_channels(model, self.traced.graph.groups, kept)
             for name in self.traced.graph.layer:
@@ -129,7 +129,7 @@ class Stitcher:
         spec = self.traced.graph.layer[key.layer]
         if spec.kind == "recurrent":
             if key.low_rank or key.quantize:
-                model.set_submodule(key.layer, _copy(self.database.variant(key)))
+                model.set_submodule(key.layer, sharing_copy(self.database.variant(key)))
         elif spec.groups > 1:
             if key.quantize is not None:
                 model.set_submodule(key.layer, self._rounded(model.get_submodule(key.layer), key.quantize))
@@ -151,9 +151,3 @@ def _as_integers(spec: Quantize | None) -> Quantize:
         if spec is None or not runs_on_integers(replace(spec, activation_bits=8))
         else replace(spec, activation_bits=8)
     )
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    """A copy of the modules that shares the tensors."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})

@@ -5,24 +5,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from automc.graph import ChannelGroup
+from automc.graph import Attribute, ChannelGroup
 
-__all__ = ["dropped", "reading_order", "remove_channels", "zero_consumers"]
+__all__ = ["dropped", "reading_order", "remove_channels", "sharing_copy", "zero_consumers"]
 
 Kept = Mapping[str, Sequence[int]]
 """Channel group -> the channels it keeps, ascending. Groups that are not named stay whole."""
 
 
 def remove_channels(model: nn.Module, groups: Sequence[ChannelGroup], keep: Kept) -> None:
-    """Take the channels that `keep` drops out of every member module of `groups`, in place."""
+    """Take the channels that `keep` drops out of every member module of `groups`, in place.
+
+    Tensors are replaced, never changed, so that models that share them do not disturb each other.
+    """
     for name, side, indices in dropped(groups, keep):
         _remove(model, name, side, indices)
+    for group in groups:
+        for attribute in group.attributes if group.name in keep else ():
+            _set_attribute(model, attribute, len(keep[group.name]))
+
+
+def sharing_copy(model: nn.Module) -> nn.Module:
+    """A copy with modules of its own that shares every parameter and buffer with `model`."""
+    tensors: Iterator[Tensor] = itertools.chain(model.parameters(), model.buffers())
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
 def dropped(groups: Sequence[ChannelGroup], keep: Kept) -> list[tuple[str, str, list[int]]]:
@@ -71,6 +85,19 @@ def reading_order(model: nn.Module, group: ChannelGroup) -> tuple[list[int], lis
 def _dimension(layer: nn.Module, side: str) -> int:
     """The dimension of a layer's weight that holds the channels of `side`."""
     return int(isinstance(layer, _ConvNd) and layer.transposed) ^ int(side == "in")
+
+
+def _set_attribute(model: nn.Module, attribute: Attribute, kept: int) -> None:
+    """Give a number in a module's code its new value; an object that holds it, such as a configuration, is copied before.
+
+    Other modules may share that object, and their numbers must stay.
+    """
+    module = model.get_submodule(attribute.module)
+    holder, _, leaf = attribute.name.rpartition(".")
+    owner = copy.copy(getattr(module, holder)) if holder else module
+    setattr(owner, leaf, attribute.per_unit * kept + attribute.fixed)
+    if holder:
+        setattr(module, holder, owner)
 
 
 def _remove(model: nn.Module, name: str, side: str, indices: Sequence[int]) -> None:
