@@ -153,8 +153,20 @@ def _solve(block: _Block, recipes: dict[tuple[Any, ...], ChannelGroup | None]) -
         known = recipes[block.kind]
         return known if known is not None and trial.holds(known) else None
     tries = itertools.islice(_readings(block), _MAX_TRIES)
-    recipes[block.kind] = next((group for group in tries if trial.holds(group) and trial.holds(group, first=1)), None)
-    return recipes[block.kind]
+    found = next((group for group in tries if trial.holds(group) and trial.holds(group, first=1)), None)
+    if found is not None and trial.holds(_halves(found)):
+        found = None  # features that may go one by one, as in an MLP
+    recipes[block.kind] = found
+    return found
+
+
+def _halves(group: ChannelGroup) -> ChannelGroup:
+    """The group with half heads for units, which no attention has."""
+    members = tuple(
+        replace(m, index=tuple(half for unit in m.index for half in (unit[: len(unit) // 2], unit[len(unit) // 2 :])))
+        for m in group.members
+    )
+    return replace(group, width=2 * group.width, members=members, attributes=())
 
 
 class _Trial:
