@@ -57,11 +57,12 @@ class InputError(AutomcError):
 class UnknownNameError(InputError):
     """A name that nothing is registered under. The caller picks one of the names listed."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+    def __init__(self, kind: str, name: str, known: Iterable[str], plural: str = "") -> None:
         names = sorted(known)
         close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
         hint = f"Did you mean {close[0]!r}?" if close else ""
-        listed = f"Known {kind}s: {', '.join(names)}." if names else f"There are no {kind}s yet."
+        kinds = plural or f"{kind}s"
+        listed = f"Known {kinds}: {', '.join(names)}." if names else f"There are no {kinds} yet."
         super().__init__(f"There is no {kind} called {name!r}.", remedy=f"{hint} {listed}".strip())
         self.closest = close[0] if close else None
 

@@ -27,6 +27,8 @@ class Job:
     Attributes:
         model, weights, data, evaluate: as in `automc search --help`; None takes the built-in demo.
         batch_size: samples per inference; None takes 1, or the demo's own.
+        criterion: which channels are pruned first: "obs", which also refits the layers that read them, or a criterion of the
+            literature ("l1", "l2", "bn", "taylor", "fpgm", "apoz", "lamp", "random"), followed by the same refit.
         timeout, recover, profile: durations such as "10m": of the whole search, of fine-tuning ("0" is off), and of measuring
             the device the first time.
         name: of the run; one that exists is resumed. None makes one from model, budget and time.
@@ -43,6 +45,7 @@ class Job:
     threads: int = 1
     agent: str = "ilp"
     space: str = "default"
+    criterion: str = "obs"
     trials: int = 60
     timeout: str | None = None
     seed: int = 0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -51,4 +53,12 @@ def offer(
     """
     traced = trace(model, example, names)
     can = device.capabilities()
-    return Offer(traced, registry.load("space", space)(traced.graph, channel_block=can.channel_block, int8=can.int8))
+    options = {"channel_block": can.channel_block, "int8": can.int8, "sparsity": can.sparsity}
+    build = registry.load("space", space)
+    return Offer(traced, build(traced.graph, **_understood(build, options)))
+
+
+def _understood(build: Callable[..., SearchSpace], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `options` that a space has parameters for."""
+    parameters = inspect.signature(build).parameters
+    return {name: value for name, value in options.items() if name in parameters}

@@ -16,6 +16,8 @@ from automc import __version__
 from automc.budget import Budget
 from automc.calibrate import Lazily, calibrate, diagonal_layers
 from automc.compression.apply import Stitcher
+from automc.compression.criteria import FALLBACK, Pruning, fallbacks
+from automc.compression.evidence import Evidence
 from automc.devices.device import Device, cache_dir, digest
 from automc.evaluate.accuracy import gather
 from automc.evaluate.data import Data
@@ -101,6 +103,7 @@ def prepare(
     *,
     batch_size: int,
     space: str,
+    pruning: Pruning | None = None,
     seed: int,
     profile_s: float,
     observer: Observer,
@@ -112,7 +115,7 @@ def prepare(
     Factorisations that are predicted to gain nothing in latency, or in what else the budget limits, are not offered.
 
     Raises:
-        InputError: the model or the data cannot be used.
+        InputError: the model or the data cannot be used, or the criterion cannot rank any of the model's channels.
         UnknownNameError: no search space of that name.
     """
     clock.start("trace")
@@ -131,11 +134,17 @@ def prepare(
     dense = export_float(traced.model, example)
     dense_onnx = dense.SerializeToString()
     verify_dense(device.session(dense_onnx), traced.model, _spread(inputs, batch_size))
+    logits = outputs_are_logits(data, score, traced.model(*example))
+    pruning = pruning or Pruning(seed=seed)
+    evidence = Evidence(traced, inputs, logits=logits, seed=seed)
+    if silent := fallbacks(pruning, evidence):
+        observer.message(f"{pruning.criterion!r} says nothing about {', '.join(silent)}: ranked by {FALLBACK!r}.")
     stitcher = Stitcher(
         traced, Lazily(lambda: calibrate(traced, batches, count)), ranges,
         reduce_range=device.capabilities().reduce_range,
         closure=lru_cache(maxsize=4096)(lambda layers: integer_closure(dense, layers)),
-        folder=cache_dir() / "databases" / digest(__version__, model_digest(traced.model), *map(_bytes, inputs)),
+        folder=cache_dir() / "databases" / digest(__version__, repr(pruning), model_digest(traced.model), *map(_bytes, inputs)),
+        pruning=pruning, evidence=evidence,
     )  # fmt: skip
     build = _builder(device, example, ranges)
     clock.start("profile")
@@ -157,7 +166,6 @@ def prepare(
     dense_cost = _dense_cost(device, predictor, searched, dense_onnx, arrays, observer)
     clock.start("sensitivities")
     probe = [tensor[:SENSITIVITY_SAMPLES] for tensor in inputs]
-    logits = outputs_are_logits(data, score, traced.model(*example))
     curves = sensitivities(stitcher, searched, probe, limit_s=profile_s / 2, logits=logits, observer=observer)
     stitcher.database.save()
     clock.stop()

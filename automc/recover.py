@@ -12,6 +12,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -67,7 +68,8 @@ def recover(
     is_near = distance < _NEAR
     normed = [] if is_near else _unfold(student, prepared)
     student.train(not is_near)
-    _train(student, teacher, _batches(prepared), start + seconds, prepared.logits, advance)
+    with _zeros_kept(student):
+        _train(student, teacher, _batches(prepared), start + seconds, prepared.logits, advance)
     student.eval()
     requantize(student)
     _settle(student, [student.get_submodule(name) for name in normed], prepared)
@@ -145,6 +147,21 @@ def _train(
         now = time.perf_counter()
         advance(now - last)
         last = now
+
+
+@contextmanager
+def _zeros_kept(student: nn.Module) -> Iterator[None]:
+    """Weights that are exactly zero get no gradient, so that a sparse layer stays sparse; decay leaves zeros as they are."""
+    hooks = []
+    for parameter in student.parameters():
+        left = parameter.detach() != 0
+        if parameter.dim() > 1 and not bool(left.all()):
+            hooks.append(parameter.requires_grad_(True).register_hook(lambda gradient, left=left: gradient * left))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _step(

@@ -30,6 +30,7 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "mixed": "automc.search_spaces.quantize:mixed",
         "prune": "automc.search_spaces.prune:prune",
         "quantize": "automc.search_spaces.quantize:quantize",
+        "sparse": "automc.search_spaces.sparsify:sparse",
         "tensor": "automc.search_spaces.low_rank:tensor",
     },
     "device": {

@@ -19,6 +19,7 @@ from torch import nn
 from automc import __version__, registry
 from automc.budget import Budget
 from automc.certify import Certified
+from automc.compression.criteria import Pruning
 from automc.engine import Engine, Settings
 from automc.errors import AutomcError, InputError
 from automc.evaluate.data import Data
@@ -126,8 +127,8 @@ class Run:
         clock = Clock()
         prepared = prepare(
             self.task.model, self.task.data, self.task.score, self.device, batch_size=self.task.batch_size,
-            space=self.job.space, seed=self.job.seed, profile_s=self.task.profile_s, observer=self.observer, clock=clock,
-            budget=self.task.settings.budget,
+            space=self.job.space, pruning=Pruning(self.job.criterion, seed=self.job.seed), seed=self.job.seed,
+            profile_s=self.task.profile_s, observer=self.observer, clock=clock, budget=self.task.settings.budget,
         )  # fmt: skip
         known = folder.trials()
         if known:

@@ -8,7 +8,7 @@ zeroing the weights that read them gives. A group that fails is left alone, with
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -28,7 +28,26 @@ from automc.outputs import Outputs, tensors_of
 from automc.replaceable import read_directly
 from automc.unwrap import copy_of
 
-__all__ = ["Traced", "trace"]
+__all__ = ["FoldedNorm", "Traced", "trace"]
+
+
+@dataclass(frozen=True)
+class FoldedNorm:
+    """A batch norm that became part of the layer before it; all (outputs,): y = weight (x - mean) / deviation + bias."""
+
+    weight: Tensor
+    bias: Tensor
+    deviation: Tensor
+
+    @classmethod
+    def of(cls, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> FoldedNorm:
+        """What `norm` has learned, without its running mean; a norm that learns nothing has weight 1 and bias 0."""
+        assert norm.running_var is not None
+        deviation = (norm.running_var + norm.eps).sqrt()
+        if not norm.affine:
+            return cls(torch.ones_like(deviation), torch.zeros_like(deviation), deviation)
+        return cls(norm.weight.detach().clone(), norm.bias.detach().clone(), deviation)
+
 
 _LAYERS = (nn.Conv2d, nn.Linear, nn.RNNBase)
 
@@ -43,6 +62,7 @@ class Traced:
         example: the example input, one sample or batch per tensor.
         folded: layers whose batch norm was folded; recovery gives them one back for training.
         outputs: the structure of what the model returns.
+        norms: what those batch norms were.
     """
 
     model: nn.Module
@@ -50,6 +70,7 @@ class Traced:
     example: tuple[Tensor, ...]
     folded: frozenset[str]
     outputs: Outputs
+    norms: Mapping[str, FoldedNorm] = field(default_factory=dict)
 
 
 @dataclass
@@ -82,7 +103,7 @@ def trace(model: nn.Module, example: Sequence[Tensor], names: Sequence[str] = ()
     coupling = couple(copied, example)
     reasons = {n: _unusable(call, n in shared) or _unusual(copied.get_submodule(n)) for n, call in calls.items()}
     unusable = {name: reason for name, reason in reasons.items() if reason}
-    folded = _fold_batch_norms(copied, coupling.batch_norm_of, shared)
+    norms = _fold_batch_norms(copied, coupling.batch_norm_of, shared)
     layers, left_alone = _layers(copied, calls, unusable)
     layers, fixed = _replaceable(copied, example, layers)
     heads = find_heads(copied, example)
@@ -99,7 +120,7 @@ def trace(model: nn.Module, example: Sequence[Tensor], names: Sequence[str] = ()
     )
     for parameter in copied.parameters():
         parameter.requires_grad_(False)
-    return Traced(copied, graph, example, folded, outputs)
+    return Traced(copied, graph, example, frozenset(norms), outputs, norms)
 
 
 def _run_and_record(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[dict[str, _Call], Outputs]:
@@ -151,8 +172,9 @@ def _shared_parameters(model: nn.Module) -> set[str]:
     return {name for names in owners.values() if len(names) > 1 for name in names}
 
 
-def _fold_batch_norms(model: nn.Module, batch_norm_of: Mapping[str, str], shared: set[str]) -> frozenset[str]:
+def _fold_batch_norms(model: nn.Module, batch_norm_of: Mapping[str, str], shared: set[str]) -> dict[str, FoldedNorm]:
     """Fold norms into their layers, but for modules that go by several names: one of them would keep the norm."""
+    folded = {}
     foldable = {layer: norm for layer, norm in batch_norm_of.items() if not {layer, norm} & shared}
     for layer_name, norm_name in foldable.items():
         layer, norm = model.get_submodule(layer_name), model.get_submodule(norm_name)
@@ -167,7 +189,8 @@ def _fold_batch_norms(model: nn.Module, batch_norm_of: Mapping[str, str], shared
             weight, bias = fuse_linear_bn_weights(layer.weight, layer.bias, *statistics)
         layer.weight, layer.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
         model.set_submodule(norm_name, nn.Identity())
-    return frozenset(foldable)
+        folded[layer_name] = FoldedNorm.of(norm)
+    return folded
 
 
 def _layers(

@@ -14,7 +14,7 @@ from plotly.subplots import make_subplots
 
 from automc.budget import Budget, Limit
 from automc.pareto import dominated_share, front
-from automc.policy import LowRank, Policy, Prune, Quantize
+from automc.policy import LowRank, Policy, Prune, Quantize, Sparsify
 from automc.result import Finalist, Summary
 from automc.trial import Cost, Trial
 from automc.units import METRICS, format_quantity, format_value
@@ -280,7 +280,9 @@ def _strengths(policy: Policy, target: str, summary: Summary) -> list[float | No
     prune, rank, bits = policy.get(target, Prune), policy.get(target, LowRank), policy.get(target, Quantize)
     width = summary.widths.get(target)
     kept = None if prune is None else 0.5 if not width else 1.0 - prune.keep / width
-    return [kept, None if rank is None else 0.5, None if bits is None else 1.0 - bits.weight_bits / 16]
+    zeros = policy.get(target, Sparsify)
+    stored = (zeros.density if zeros else 1.0) * (bits.weight_bits / 16 if bits else 1.0)
+    return [kept, None if rank is None else 0.5, None if bits is None and zeros is None else 1.0 - stored]
 
 
 def score_range(summary: Summary, tried: Sequence[Trial]) -> tuple[float, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from automc.policy import LowRank, Policy, Prune, Quantize
+from automc.policy import LowRank, Policy, Prune, Quantize, Sparsify
 from automc.result import Finalist, Summary
 from automc.trial import Cost
 from automc.units import format_quantity, format_value
@@ -65,12 +65,13 @@ def verdict(summary: Summary) -> str:
 
 
 def knob_rows(policy: Policy, widths: Mapping[str, int]) -> list[tuple[str, str, str, str]]:
-    """One (target, channels, rank, bits) row per target that the policy changes; "" where a knob is left dense."""
+    """One (target, channels, rank, zeros and bits) row per target that the policy changes; "" where a knob is left dense."""
     rows = []
     for target in dict.fromkeys(target for target, _ in policy):
         prune, rank, bits = policy.get(target, Prune), policy.get(target, LowRank), policy.get(target, Quantize)
         kept = "" if prune is None else f"{prune.keep} of {widths[target]}" if target in widths else prune.label
-        rows.append((target, kept, rank.label if rank else "", bits.label if bits else ""))
+        weights = ", ".join(spec.label for spec in (policy.get(target, Sparsify), bits) if spec is not None)
+        rows.append((target, kept, rank.label if rank else "", weights))
     return rows
 
 

@@ -92,6 +92,7 @@ def test_every_option_reaches_the_job(jobs: list[Job]) -> None:
         "threads": "2",
         "agent": "tpe",
         "space": "default",
+        "criterion": "taylor",
         "trials": "7",
         "timeout": "5m",
         "seed": "3",

@@ -37,6 +37,7 @@ def sound(tmp_path: Path) -> dict[str, Any]:
         "device": "cpu",
         "agent": "ilp",
         "space": "default",
+        "criterion": "obs",
         "runs": str(tmp_path / "runs"),
         "timeout": "10m",
         "recover": "0",
@@ -73,6 +74,10 @@ def test_the_defaults_have_no_faults() -> None:
         ({"agent": "nesadapt"}, "no agent called 'nesadapt'. Did you mean 'netadapt'?"),
         ({"device": "cpo"}, "no device called 'cpo'. Did you mean 'cpu'?"),
         ({"space": "defualt"}, "no space called 'defualt'. Did you mean 'default'?"),
+        (
+            {"criterion": "tailor"},
+            "no pruning criterion called 'tailor'. Did you mean 'taylor'? Known pruning criteria: apoz,",
+        ),
         ({"model": "dmeo"}, "no model called 'dmeo'. Did you mean 'demo'?"),
         ({"model": "nowhere.py:build"}, "There is no file"),
         ({"data": "digit"}, "no data set called 'digit'. Did you mean 'digits'?"),

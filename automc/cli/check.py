@@ -28,6 +28,7 @@ _KNOBS = {
     "prune": "channel groups can be pruned",
     "quantize": "layers can be quantised",
     "low_rank": "layers can be factorised",
+    "sparsify": "layers can be thinned out",
 }
 _EPILOG = """\b
 Examples:

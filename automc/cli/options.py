@@ -36,6 +36,7 @@ def duration(text: str) -> str:
 _MODEL = "FILE.py:FUNCTION or MODULE:FUNCTION that returns the model, torchvision:NAME, timm:NAME. Default: demo."
 _DATA = "digits, npz:FILE, imagefolder:DIR, cifar10:DIR, or FILE.py:FUNCTION that returns the loaders. Default: digits."
 _EVALUATE = "FILE.py:FUNCTION of (model, loader) that returns a score, higher is better. Default: accuracy."
+_CRITERION = "Which channels are pruned first: obs, l1, l2, bn, taylor, fpgm, apoz, lamp, random."
 _RECOVER = "Time to fine-tune the finalists for, in all; 0 = off."
 _PROFILE = "Time to measure the device with this model, the first time."
 _TRACKING = "MLflow server or store. Default: $MLFLOW_TRACKING_URI, or sqlite:///mlflow.db here."
@@ -63,6 +64,7 @@ JOB_OPTIONS = (
         ["--agent"], default="ilp", show_default=True, help="What proposes policies: ilp, netadapt, tpe, random."
     ),
     click.Option(["--space"], default="default", show_default=True, help="Which choices each layer has."),
+    click.Option(["--criterion"], default="obs", show_default=True, metavar="NAME", help=_CRITERION),
     click.Option(
         ["--trials"],
         type=click.IntRange(min=1),

@@ -14,14 +14,14 @@ from rich.table import Table
 from automc.cli import text
 from automc.cli.report import print_json, stdout
 from automc.cli.table import budget_lines, heading, result_table
-from automc.policy import Policy, Prune
+from automc.policy import Policy, Prune, Sparsify
 from automc.result import Summary
 from automc.rundir import RunDir
 from automc.trial import Cost
 
 __all__ = ["show"]
 
-_KNOBS = ("prune", "low_rank", "quantize")
+_KNOBS = ("prune", "low_rank", "sparsify", "quantize")
 _EPILOG = """\b
 Examples:
   automc show digits-50ms
@@ -95,10 +95,11 @@ def _policy_table(policy: Policy, widths: Mapping[str, int]) -> Table:
         title=f"Policy {policy.digest}: what changed, layer by layer", title_justify="left", box=box.SIMPLE_HEAD
     )
     table.add_column("layer or channel group")
-    for knob in _KNOBS:
+    chosen = [knob for knob in _KNOBS if knob != Sparsify.knob or any(knob in knobs for knobs in labels.values())]
+    for knob in chosen:
         table.add_column(knob.replace("_", " "))
     for target, knobs in labels.items():
-        table.add_row(target, *(knobs.get(knob, "") for knob in _KNOBS))
+        table.add_row(target, *(knobs.get(knob, "") for knob in chosen))
     return table
 
 

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from automc.calibrate import LayerStats
+from automc.compression.criteria import Pruning
 from automc.compression.database import Database
-from automc.compression.norms import recalibrate
+from automc.compression.evidence import Evidence
+from automc.compression.norms import recalibrate, recalibrate_folded
 from automc.compression.prune import dropped, remove_channels, sharing_copy
 from automc.compression.quantize import Quantized, set_ranges
 from automc.compression.refine import refine
@@ -24,7 +26,7 @@ from automc.compression.storage import as_run, runs_on_integers
 from automc.compression.variants import Key, remaining, take_outputs
 from automc.errors import InputError
 from automc.graph import ChannelGroup
-from automc.policy import LowRank, Policy, Prune, Quantize
+from automc.policy import LowRank, Policy, Prune, Quantize, Sparsify
 from automc.trace import Traced
 
 __all__ = ["Stitcher"]
@@ -41,6 +43,8 @@ class Stitcher:
         reduce_range: integer weights use 7 bits, for processors whose 8-bit kernels saturate.
         closure: the layers that the runtime runs on 8-bit integers when those given do; they are rounded as well.
         folder: where the database of layer variants is kept.
+        pruning: which channels go first, and whether the layers that read them are refitted.
+        evidence: what criteria other than "obs" look at.
     """
 
     def __init__(
@@ -52,10 +56,14 @@ class Stitcher:
         reduce_range: bool = False,
         closure: Callable[[frozenset[str]], frozenset[str]] = lambda layers: layers,
         folder: Path | None = None,
+        pruning: Pruning | None = None,
+        evidence: Evidence | None = None,
     ) -> None:
         self.traced = traced
-        self.database = Database(traced, stats, folder)
         self.range_batch = tuple(range_batch)
+        self.pruning = pruning or Pruning()
+        evidence = evidence or Evidence(traced, self.range_batch, seed=self.pruning.seed)
+        self.database = Database(traced, stats, folder, self.pruning, evidence)
         self.reduce_range = reduce_range
         self.closure = closure
         self._norms_stay = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in traced.model.modules())
@@ -84,10 +92,14 @@ class Stitcher:
         with torch.no_grad():
             remove_channels(model, self.traced.graph.groups, kept)
             for name in self.traced.graph.layer:
-                key = Key(name, tuple(gone.get((name, "in"), ())), policy.get(name, LowRank), integer.get(name))
+                choices = policy.get(name, LowRank), integer.get(name), policy.get(name, Sparsify)
+                key = Key(name, tuple(gone.get((name, "in"), ())), *choices)
                 self._replace(model, key, gone.get((name, "out"), []))
             if self._norms_stay and any(not isinstance(spec, Quantize) for _, spec in policy):
                 recalibrate(model, self.range_batch)
+            if kept and not self.pruning.compensate:
+                lost = {name: indices for (name, side), indices in gone.items() if side == "out"}
+                recalibrate_folded(model, self.traced.norms, lost, self.range_batch)
             set_ranges(model, [self.range_batch], only_unset=True)
         return model
 
@@ -133,7 +145,7 @@ class Stitcher:
         elif spec.groups > 1:
             if key.quantize is not None:
                 model.set_submodule(key.layer, self._rounded(model.get_submodule(key.layer), key.quantize))
-        elif key.gone or key.low_rank or key.quantize:
+        elif key.gone or key.low_rank or key.sparsify or key.quantize:
             variant = self.database.variant(key)
             rows = remaining(spec.out_channels, outputs)
             model.set_submodule(key.layer, take_outputs(variant, rows))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from automc.calibrate import LayerStats
+from automc.compression.criteria import Pruning, channel_order
+from automc.compression.evidence import Evidence
 from automc.compression.frozen import freeze, is_freezable, thaw
 from automc.compression.obs import Consumer, elimination_order
 from automc.compression.prune import reading_order
@@ -29,14 +32,14 @@ from automc.compression.variants import Dense, Key, covariance_of, make_variant,
 from automc.disk import write_atomic
 from automc.errors import InputError
 from automc.graph import ChannelGroup
-from automc.policy import LowRank, Prune, Quantize, Spec
+from automc.policy import LowRank, Prune, Quantize, Sparsify, Spec
 from automc.protocols import Observer
 from automc.space import SearchSpace
 from automc.trace import Traced
 
 __all__ = ["Database"]
 
-_FORMAT = "1"
+_FORMAT = "2"
 _MOST_PER_LAYER = 1024
 """Layers that read many channel groups have more combinations than this; theirs are made when first needed."""
 Order = tuple[list[int], list[float]]
@@ -47,12 +50,23 @@ class Database:
 
     Args:
         stats: what each layer reads; only looked into when an entry has to be made.
-        folder: where entries are kept; None keeps them in memory alone.
+        folder: where entries are kept, of one way of pruning alone; None keeps them in memory alone.
+        pruning: which channels go first, and whether the layers that read them are refitted.
+        evidence: what criteria other than "obs" look at.
     """
 
-    def __init__(self, traced: Traced, stats: Mapping[str, LayerStats], folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        traced: Traced,
+        stats: Mapping[str, LayerStats],
+        folder: Path | None = None,
+        pruning: Pruning | None = None,
+        evidence: Evidence | None = None,
+    ) -> None:
         self.traced = traced
         self.stats = stats
+        self.pruning = pruning or Pruning()
+        self.evidence = evidence
         self.folder = folder
         self._orders: dict[str, Order] = {}
         self._entries: dict[str, dict[str, tuple[nn.Module, float]]] = {}
@@ -62,11 +76,16 @@ class Database:
     def order(self, group: ChannelGroup) -> Order:
         """The channels of a group from the first to go to the last, and the relative error after each removal."""
         if group.name not in self._orders:
-            consumers = [c for c in (self._consumer(group, m.module) for m in group.members if m.side == "in") if c]
-            known = elimination_order(consumers, group.width) if consumers else reading_order(self.traced.model, group)
-            self._orders[group.name] = known
+            self._orders[group.name] = self._ranked(group)
             self._dirty.add("")
         return self._orders[group.name]
+
+    def _ranked(self, group: ChannelGroup) -> Order:
+        if self.pruning.criterion != "obs":
+            assert self.evidence is not None
+            return channel_order(self.pruning, group, self.evidence)
+        consumers = [c for c in (self._consumer(group, m.module) for m in group.members if m.side == "in") if c]
+        return elimination_order(consumers, group.width) if consumers else reading_order(self.traced.model, group)
 
     def variant(self, key: Key) -> nn.Module:
         """The module of a key, with all its outputs; never to be changed in place."""
@@ -139,7 +158,7 @@ class Database:
         module = self.traced.model.get_submodule(name)
         assert isinstance(module, (nn.Conv2d, nn.Linear))
         spec = self.traced.graph.layer[name]
-        return Dense(spec, module, self.stats.get(name) if spec.groups == 1 else None)
+        return Dense(spec, module, self.stats.get(name) if spec.groups == 1 else None, self.pruning.compensate)
 
     def _consumer(self, group: ChannelGroup, name: str) -> Consumer | None:
         spec = self.traced.graph.layer.get(name)
@@ -158,17 +177,17 @@ class Database:
         if spec.groups > 1:
             return
         pruned = [self._removals(name, group, space) for group, _ in spec.inputs.parts]
-        ranks, codes = _choices(space, name, LowRank), _choices(space, name, Quantize)
-        count = len(ranks) * len(codes)
+        knobs = [_choices(space, name, kind) for kind in (LowRank, Quantize, Sparsify)]
+        count = math.prod(len(choices) for choices in knobs)
         for removals in pruned:
             count *= len(removals)
         if count > _MOST_PER_LAYER:
             return
         for combination in itertools.product(*pruned):
             gone = tuple(sorted(itertools.chain.from_iterable(combination)))
-            for low_rank, quantize in itertools.product(ranks, codes):
-                if gone or low_rank or quantize:
-                    yield Key(name, gone, low_rank, quantize)  # type: ignore[arg-type]
+            for chosen in itertools.product(*knobs):
+                if gone or any(chosen):
+                    yield Key(name, gone, *chosen)  # type: ignore[arg-type]
 
     def _removals(self, name: str, group_name: str, space: SearchSpace) -> list[tuple[int, ...]]:
         """For each choice of a group, the input channels that layer `name` loses by it."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from automc.calibrate import LayerStats
 
-__all__ = ["Consumer", "elimination_order", "refit"]
+__all__ = ["Consumer", "absorb_mean", "elimination_order", "refit"]
 
 DAMPING = 0.01
 """Ridge, as a share of the mean variance of a feature."""
@@ -109,7 +109,12 @@ def refit(weight: Tensor, bias: Tensor, stats: LayerStats, kept: Tensor) -> tupl
         covariance = _damped(stats)
         target = covariance[kept] @ weight.T
         new = torch.cholesky_solve(target, torch.linalg.cholesky(covariance[kept][:, kept])).T
-    return new, bias + weight @ stats.mean - new @ stats.mean[kept]
+    return new, absorb_mean(weight, bias, new, stats, kept)
+
+
+def absorb_mean(weight: Tensor, bias: Tensor, new: Tensor, stats: LayerStats, kept: Tensor) -> Tensor:
+    """Bias (outputs,) with which `new` weights (outputs, kept) put out the same mean as the whole layer."""
+    return bias + weight @ stats.mean - new @ stats.mean[kept]
 
 
 def _damped(stats: LayerStats) -> Tensor:

@@ -9,6 +9,7 @@ independent in their rows; there the factors of all outputs serve, with rows of 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,11 +18,12 @@ from torch import Tensor, nn
 
 from automc.calibrate import LayerStats
 from automc.compression.lowrank import covariance_after, factorise, mean_after
-from automc.compression.obs import refit
+from automc.compression.obs import absorb_mean, refit
 from automc.compression.quantize import Quantized, best_range, sample
 from automc.compression.rounding import corrected_bias, round_weights
+from automc.compression.sparsify import sparsify
 from automc.graph import LayerSpec
-from automc.policy import LowRank, Quantize
+from automc.policy import LowRank, Quantize, Sparsify
 
 __all__ = ["Dense", "Key", "covariance_of", "make_variant", "relative_error", "remaining", "take_outputs"]
 
@@ -36,15 +38,20 @@ class Key:
     gone: Indices = ()
     low_rank: LowRank | None = None
     quantize: Quantize | None = None
+    sparsify: Sparsify | None = None
 
 
 @dataclass(frozen=True)
 class Dense:
-    """The layer as it was, and what it reads. `stats` is None for grouped layers, whose weights are never refitted."""
+    """The layer as it was, and what it reads. `stats` is None for grouped layers, whose weights are never refitted.
+
+    Without `compensate` the weights that are left by pruning stay as they are, and the bias alone makes up for the others.
+    """
 
     spec: LayerSpec
     module: nn.Conv2d | nn.Linear
     stats: LayerStats | None
+    compensate: bool = True
 
     def features(self, gone: Sequence[int]) -> Tensor:
         """The feature numbers that are left without the input channels `gone`."""
@@ -68,6 +75,8 @@ def make_variant(dense: Dense, key: Key) -> nn.Module:
         assert isinstance(module, (nn.Conv2d, nn.Linear))
         mean = None if dense.stats is None else dense.stats.mean[kept]
         module = factorise(module, key.low_rank, covariance_of(dense.stats, kept), mean)
+    if key.sparsify is not None:
+        module = _thinned(module, dense, kept, key.sparsify)
     if key.quantize is not None:
         module = _rounded(module, dense, kept, key.quantize)
     return module.eval().requires_grad_(False)
@@ -79,7 +88,10 @@ def _without_inputs(dense: Dense, gone: Sequence[int], kept: Tensor) -> nn.Conv2
         return module
     old = module.weight.detach().flatten(1)
     bias = module.bias.detach() if module.bias is not None else torch.zeros(len(old))
-    weight, bias = refit(old, bias, dense.stats, kept)
+    if dense.compensate:
+        weight, bias = refit(old, bias, dense.stats, kept)
+    else:
+        weight, bias = old[:, kept], absorb_mean(old, bias, old[:, kept], dense.stats, kept)
     module.weight = nn.Parameter(weight.reshape(len(weight), -1, *module.weight.shape[2:]), requires_grad=False)
     module.bias = nn.Parameter(bias, requires_grad=False)
     if isinstance(module, nn.Linear):
@@ -87,6 +99,25 @@ def _without_inputs(dense: Dense, gone: Sequence[int], kept: Tensor) -> nn.Conv2
     else:
         module.in_channels = module.weight.shape[1]
     return module
+
+
+def _thinned(module: nn.Module, dense: Dense, kept: Tensor, spec: Sparsify) -> nn.Module:
+    """The layer, or each of its factors, with weights set to zero; the bias makes up for the change of the mean."""
+    parts = [_with_zeros(part, spec, *_moments(module, i, dense, kept)) for i, part in enumerate(_parts(module))]
+    return nn.Sequential(*parts) if isinstance(module, nn.Sequential) else parts[0]
+
+
+def _with_zeros(
+    part: nn.Conv2d | nn.Linear, spec: Sparsify, covariance: Tensor | None, mean: Tensor | None
+) -> nn.Conv2d | nn.Linear:
+    part = copy.deepcopy(part)
+    weight = part.weight.detach().flatten(1)
+    new = sparsify(weight, spec, covariance, taps=math.prod(part.weight.shape[2:]))
+    part.weight = nn.Parameter(new.view_as(part.weight), requires_grad=False)
+    if mean is not None:
+        old = None if part.bias is None else part.bias.detach()
+        part.bias = nn.Parameter(corrected_bias(old, weight, new, mean), requires_grad=False)
+    return part
 
 
 def _rounded(module: nn.Module, dense: Dense, kept: Tensor, spec: Quantize) -> nn.Module:

@@ -29,6 +29,7 @@ class Capabilities:
         channel_multiple: input channels must be a multiple of this (and at least a block) to stay on the blocked path.
         int8: the runtime has integer kernels for convolutions and linear layers.
         weight_bits_exact: weight precisions with a real kernel; others are only simulated.
+        sparsity: patterns of zeros with a real kernel, such as "2:4"; others only make files smaller.
         reduce_range: the integer kernels can saturate with 8-bit weights, so exporters use 7 bits (AVX2 without VNNI).
     """
 
@@ -36,6 +37,7 @@ class Capabilities:
     channel_multiple: int = 1
     int8: bool = True
     weight_bits_exact: tuple[int, ...] = (8,)
+    sparsity: tuple[str, ...] = ()
     reduce_range: bool = False
 
 

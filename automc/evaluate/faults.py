@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from automc.budget import Budget
+from automc.compression.criteria import Pruning
 from automc.errors import AutomcError, DiskError, InputError, MissingError, UnknownNameError
 from automc.evaluate.data import Data, sample_count
 from automc.evaluate.inputs import Fault, check_data, check_inputs, check_match, check_weights
@@ -43,6 +44,7 @@ def find_faults(
     threads: int = 1,
     agent: str | None = None,
     space: str | None = None,
+    criterion: str | None = None,
     trials: int = 1,
     timeout: str | None = None,
     seed: int = 0,
@@ -57,8 +59,9 @@ def find_faults(
     Loads the model and the data and runs the model on a few samples; measures, compresses, writes and connects to nothing.
     """
     faults = find_setting_faults(
-        budget=budget, batch_size=batch_size, device=device, threads=threads, agent=agent, space=space, trials=trials,
-        timeout=timeout, seed=seed, recover=recover, profile=profile, name=name, runs=runs, tracking_uri=tracking_uri,
+        budget=budget, batch_size=batch_size, device=device, threads=threads, agent=agent, space=space, criterion=criterion,
+        trials=trials, timeout=timeout, seed=seed, recover=recover, profile=profile, name=name, runs=runs,
+        tracking_uri=tracking_uri,
     )  # fmt: skip
     return [*faults, *_task_faults(model, Path(weights) if weights else None, data, evaluate, batch_size)]
 
@@ -71,6 +74,7 @@ def find_setting_faults(
     threads: int = 1,
     agent: str | None = None,
     space: str | None = None,
+    criterion: str | None = None,
     trials: int = 1,
     timeout: str | None = None,
     seed: int = 0,
@@ -88,6 +92,8 @@ def find_setting_faults(
     for kind, plug_in in (("device", device), ("agent", agent), ("space", space)):
         if plug_in is not None and plug_in not in names(kind):
             faults.append(Fault.of(UnknownNameError(kind, plug_in, names(kind))))
+    if criterion is not None:
+        _try(faults, lambda: Pruning(criterion))
     faults.extend(_number_faults(threads=threads, trials=trials, batch_size=batch_size, seed=seed))
     faults.extend(_duration_faults(timeout=timeout, recover=recover, profile=profile))
     faults.extend(_folder_faults(runs, name))

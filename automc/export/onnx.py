@@ -32,6 +32,7 @@ from automc.compression.recurrent import bake
 from automc.compression.storage import runs_on_integers
 from automc.errors import AutomcError
 from automc.export import recurrent, stored
+from automc.export.sparse import pack_zeros
 from automc.outputs import Outputs, flat_outputs
 
 __all__ = ["OPSET", "build_onnx", "export_float", "integer_closure", "layer_of"]
@@ -51,7 +52,7 @@ _REPEATED = re.compile(r"_\d+$")
 def build_onnx(
     model: nn.Module, example: Sequence[Tensor], calibration: Sequence[Tensor], *, reduce_range: bool
 ) -> bytes:
-    """The serialised ONNX model of a compressed model, as deployed: fixed batch, 8-bit layers as QDQ.
+    """The serialised ONNX model of a compressed model, as deployed: fixed batch, 8-bit layers as QDQ, zeros packed.
 
     Layers that integer kernels compute exactly (see `runs_on_integers`; at most 7 bits under `reduce_range`) run on them, with the codes
     and scales that the layers hold. All others run in floating point, their inputs rounded as in PyTorch, which costs time and gains
@@ -78,7 +79,7 @@ def build_onnx(
     proto = recurrent.store_codes(export_float(plain, example), recurrent_bits, layer_of)
     if integer:
         proto = quantize_proto(proto, integer, calibration, reduce_range=reduce_range)
-    return stored.store_codes(proto, layers, layer_of).SerializeToString()
+    return pack_zeros(stored.store_codes(proto, layers, layer_of)).SerializeToString()
 
 
 class _Rounded(nn.Module):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from automc.compression.storage import runs_on_integers
 from automc.factors import Factor, factor_positions, factors_of
 from automc.graph import LayerGraph, LayerSpec
-from automc.policy import LowRank, Prune, Quantize
+from automc.policy import LowRank, Prune, Quantize, Sparsify
 from automc.space import Codes, SearchSpace
 
 __all__ = [
@@ -113,7 +113,7 @@ class LayerChoices:
 
     Attributes:
         inputs, outputs: (fixed, [(column or -1, kept channels times `times` per code)]).
-        low_rank, quantize: (column or -1, spec per code).
+        low_rank, quantize, sparsify: (column or -1, spec per code).
     """
 
     spec: LayerSpec
@@ -121,24 +121,28 @@ class LayerChoices:
     outputs: tuple[int, tuple[tuple[int, Ints], ...]]
     low_rank: tuple[int, tuple[LowRank | None, ...]]
     quantize: tuple[int, tuple[Quantize | None, ...]]
+    sparsify: tuple[int, tuple[Sparsify | None, ...]] = (-1, (None,))
 
     @classmethod
     def of(cls, spec: LayerSpec, graph: LayerGraph, space: SearchSpace) -> LayerChoices:
         """The choices that `space` offers for a layer."""
         ranks = _domain(space, spec.name, LowRank.knob)
         bits = _domain(space, spec.name, Quantize.knob)
+        zeros = _domain(space, spec.name, Sparsify.knob)
         return cls(
             spec,
             (spec.inputs.fixed, kept(spec.inputs.parts, graph, space)),
             (spec.outputs.fixed, kept(spec.outputs.parts, graph, space)),
             (ranks[0], tuple(s if isinstance(s, LowRank) else None for s in ranks[1])),
             (bits[0], tuple(s if isinstance(s, Quantize) else None for s in bits[1])),
+            (zeros[0], tuple(s if isinstance(s, Sparsify) else None for s in zeros[1])),
         )
 
     def keys(self, codes: Codes) -> Ints:
-        """(count,) one even integer per policy that says all about the layer: cin, cout, rank code, bits code; odd is cold."""
+        """(count,) one even integer per policy that says all about the layer: cin, cout, zeros, rank and bits code; odd is cold."""
         cin, cout = count(self.inputs, codes), count(self.outputs, codes)
         keys = cin * (self.spec.out_channels + 1) + cout
+        keys = keys * len(self.sparsify[1]) + _code(self.sparsify[0], codes)
         keys = keys * len(self.low_rank[1]) + _code(self.low_rank[0], codes)
         return 2 * (keys * len(self.quantize[1]) + _code(self.quantize[0], codes))
 
@@ -163,7 +167,13 @@ class LayerChoices:
     def key_count(self) -> int:
         """One more than the largest key."""
         widths = (self.spec.in_channels + 1) * (self.spec.out_channels + 1)
-        return 2 * widths * len(self.low_rank[1]) * len(self.quantize[1])
+        return 2 * widths * len(self.sparsify[1]) * len(self.low_rank[1]) * len(self.quantize[1])
+
+    def density(self, key: int) -> float:
+        """The share of the weights that a key leaves."""
+        _, code = divmod(key // (2 * len(self.quantize[1]) * len(self.low_rank[1])), len(self.sparsify[1]))
+        spec = self.sparsify[1][code]
+        return 1.0 if spec is None else spec.density
 
     def bits(self, key: int) -> Quantize | None:
         """What a key says about the weights' bits."""
@@ -174,7 +184,7 @@ class LayerChoices:
         key, cold = divmod(key, 2)
         key, bits = divmod(key, len(self.quantize[1]))
         key, rank = divmod(key, len(self.low_rank[1]))
-        cin, cout = divmod(key, self.spec.out_channels + 1)
+        cin, cout = divmod(key // len(self.sparsify[1]), self.spec.out_channels + 1)
         return layer_kernels(self.spec, cin, cout, self.low_rank[1][rank], self.quantize[1][bits], cold=bool(cold))
 
 

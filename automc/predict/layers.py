@@ -9,7 +9,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from automc.compression.storage import file_bytes
+from automc.compression.storage import file_bits, file_bytes
+from automc.export.sparse import OVERHEAD
 from automc.policy import Quantize
 from automc.predict.kernel_model import KernelModel
 from automc.predict.kernels import Ints, Kernels, LayerChoices, Layouts
@@ -95,7 +96,8 @@ class LayerTable:
         ends = np.cumsum([len(k) for k in kernels])
         values, formats = np.zeros((len(kernels), WIDTH)), np.zeros((len(kernels), 2), dtype=np.uint8)
         for row, (key, each, end) in enumerate(zip(keys.tolist(), kernels, ends.tolist(), strict=True)):
-            values[row, :5] = self._sums(each, self.choices.bits(key), times[end - len(each) : end])
+            stored = self.choices.bits(key), self.choices.density(key)
+            values[row, :5] = self._sums(each, times[end - len(each) : end], *stored)
             reads, writes = self.layouts.formats(each)
             formats[row] = reads[0], writes[-1]
             for i in range(len(each) - 1):
@@ -108,9 +110,9 @@ class LayerTable:
             row[5 + 2 * kind] += 1
             row[6 + 2 * kind] += elements
 
-    def _sums(self, kernels: Kernels, bits: Quantize | None, times: Floats) -> tuple[float, ...]:
+    def _sums(self, kernels: Kernels, times: Floats, bits: Quantize | None, density: float) -> tuple[float, ...]:
         biases = int(kernels["cout"][-1]) * 4 if self.choices.spec.bias else 0
-        size = _weight_bytes(kernels, bits) + biases
+        size = _weight_bytes(kernels, bits) - _saved_bytes(kernels, bits, density) + biases
         return float(times.sum()), float(len(kernels)), float(kernels.macs.sum()), size, float(kernels["int8"].sum())
 
 
@@ -123,6 +125,13 @@ def _weight_bytes(kernels: Kernels, bits: Quantize | None) -> float:
     pairs = zip(outputs.tolist(), features.tolist(), strict=True)
     zeros = int(outputs[kernels["int8"] == 1].sum())
     return float(sum(file_bytes(bits, *pair) for pair in pairs)) + zeros
+
+
+def _saved_bytes(kernels: Kernels, bits: Quantize | None, density: float) -> float:
+    """What a file gains by not storing zeros: a bit per weight says which are left. Codes of less than a byte are stored whole."""
+    value_bytes = 4.0 if bits is None else file_bits(bits) / 8
+    saved = (value_bytes * (1.0 - density) - 1 / 8) * kernels.weights - OVERHEAD
+    return float(np.maximum(saved, 0.0).sum()) if value_bytes >= 1 else 0.0
 
 
 def learn(tables: Sequence[LayerTable], model: KernelModel, codes: Codes) -> list[Ints]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from automc.policy import LowRank, Prune, Quantize
+from automc.policy import LowRank, Prune, Quantize, Sparsify
 from automc.predict.kernels import Ints
 from automc.space import Codes, SearchSpace
 
@@ -27,7 +27,7 @@ def stratified(space: SearchSpace, count: int, seed: int = 0) -> Codes:
 
 
 def _recipes(space: SearchSpace, rng: np.random.Generator) -> list[Callable[[], Codes]]:
-    prune, rank, bits = (space.columns(spec.knob) for spec in (Prune, LowRank, Quantize))
+    prune, rank, zeros, bits = (space.columns(spec.knob) for spec in (Prune, LowRank, Sparsify, Quantize))
 
     def draw(strength: float, columns: list[int], share: float = 1.0) -> Ints:
         """Codes near `strength` in a `share` of the columns, dense elsewhere."""
@@ -61,7 +61,7 @@ def _recipes(space: SearchSpace, rng: np.random.Generator) -> list[Callable[[], 
         return row
 
     def mixture(low: float, high: float) -> Ints:
-        return anywhere([*prune, *rank, *bits], rng.uniform(low, high))
+        return anywhere([*prune, *rank, *zeros, *bits], rng.uniform(low, high))
 
     return [
         every_bit,

@@ -110,4 +110,5 @@ def _candidate(record: dict[str, Any]) -> Candidate:
 
 
 def _capabilities(data: dict[str, Any]) -> Capabilities:
-    return Capabilities(**{**data, "weight_bits_exact": tuple(data["weight_bits_exact"])})
+    known: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+    return Capabilities(**known)
