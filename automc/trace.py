@@ -40,7 +40,7 @@ class FoldedNorm:
     deviation: Tensor
 
     @classmethod
-    def of(cls, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> FoldedNorm:
+    def of(cls, norm: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) -> FoldedNorm:
         """What `norm` has learned, without its running mean; a norm that learns nothing has weight 1 and bias 0."""
         assert norm.running_var is not None
         deviation = (norm.running_var + norm.eps).sqrt()
