@@ -20,9 +20,11 @@ from automc.space import Codes
 from automc.trial import Trial
 
 from .belief import Belief
+from .frontier import Frontier
 from .ledger import Ledger
 from .pricing import Pricing
 from .relinearise import Solver
+from .variation import Variation
 
 __all__ = ["ILP"]
 
@@ -31,7 +33,11 @@ _TIGHTER = (0.97, 0.93, 0.9, 0.85, 0.8, 0.7, 0.6)
 _RELAXED = (1.05, 1.15, 1.3)
 _OFF_BUDGET = 0.2
 """Share of the later proposals that aim at another rung than the budget itself, for the front."""
-_PATIENCE = 12
+_SAMPLES = 24
+_NEAR = 4
+"""Domains in which a row near the best may differ from it."""
+_ELITE = 6
+_TIE = 1e-3
 _FIRST_ROUNDS, _LATER_ROUNDS = 8, 2
 
 
@@ -54,25 +60,23 @@ class ILP:
         self._ledger = Ledger(problem.space)
         self._belief = Belief([domain.knob for domain in problem.space.domains])
         self._rng = np.random.default_rng(seed)
+        self._variation = Variation(self._pricing, self._solver.knapsack, self._rng)
+        self._frontier = Frontier(self._pricing, self._ledger, self._rng)
+        self._codes = np.concatenate([np.arange(n) for n in problem.space.cardinalities] or [np.zeros(0)])
         self._alone = _finite(self._solver.knapsack.flat(problem.sensitivity))
         self._rungs: deque[float] | None = None
         self._targets = [1.0]
         self._last: Codes | None = None
-        self._best: Codes | None = None
-        self._stale = self._learned = False
+        self._elite: list[Codes] = []
+        self._varied: deque[Codes] = deque()
+        self._stale = False
 
     def ask(self, count: int) -> Sequence[Policy]:
-        """Up to `count` new policies; none once twelve attempts in a row found nothing new."""
+        """`count` new policies; fewer only when the budget holds no more of them."""
         self._learn()
         asked: list[Policy] = []
-        missed = 0
-        while len(asked) < count and missed < _PATIENCE:
-            row = self._next()
-            if row is not None and self._ledger.is_new(row):
-                asked.append(self._ledger.propose(row))
-                missed = 0
-            else:
-                missed += 1
+        while len(asked) < count and (row := self._next(count - len(asked))) is not None:
+            asked.append(self._ledger.propose(row))
         return asked
 
     def tell(self, trials: Sequence[Trial]) -> None:
@@ -82,19 +86,58 @@ class ILP:
             if trial.state == "infeasible" and trial.score is None and self._rungs:
                 self._rungs = deque(rung for rung in self._rungs if rung <= 1.0)
 
-    def _next(self) -> Codes | None:
-        if not self._pricing.reachable:
-            return self._pricing.smallest
-        if self._rungs is None:
-            return self._open()
-        if self._rungs:
-            return self._solve(self._rungs.popleft(), self._belief.mean(), [self._start()], exact=True)
-        if self._learned:
-            self._learned = False
-            return self._solve(self._targets[0], self._belief.mean(), [self._start()], exact=False)
-        aside = self._rng.random() < _OFF_BUDGET
-        target = float(self._rng.choice(self._targets)) if aside else self._targets[0]
-        return self._solve(target, self._belief.sample(self._rng), [self._start()], exact=False)
+    def _next(self, count: int) -> Codes | None:
+        """The next new row; `count` of them will be wanted in all."""
+        while self._pricing.reachable and (self._rungs is None or self._rungs):
+            row = self._open() if self._rungs is None else self._climb(self._rungs.popleft())
+            if row is not None and self._ledger.is_new(row):
+                return row
+        if not self._varied and self._pricing.reachable:
+            self._varied = self._vary(count)
+        while self._varied:
+            row = self._varied.popleft()
+            if self._ledger.is_new(row):
+                return row
+        return self._frontier.next()
+
+    def _climb(self, rung: float) -> Codes | None:
+        return self._solve(rung, self._belief.mean(), [self._start()], exact=False)
+
+    def _vary(self, count: int) -> deque[Codes]:
+        """`count` different rows, each the best under a loss sampled from what the scores say; every second one near the best.
+
+        The first is the best under the likeliest loss. Thompson sampling over one pool of candidates.
+        """
+        parents = self._parents()
+        sampled = [self._belief.mean(), *(self._belief.sample(self._rng) for _ in range(max(_SAMPLES, count) - 1))]
+        losses = self._tied() * np.array(sampled)[:, self._solver.knapsack.domain]
+        rows, used = self._variation.around(parents, losses, self._targets[0])
+        free = np.array([self._ledger.is_new(row) for row in rows])
+        near = (rows != parents[0]).sum(axis=1) <= _NEAR
+        picked: deque[Codes] = deque()
+        for i in range(count):
+            aside = self._rng.random() < _OFF_BUDGET
+            target = float(self._rng.choice(self._targets)) if aside else self._targets[0]
+            fits = free & (used <= target)
+            fits = fits & near if i % 2 and (fits & near).any() else fits
+            if not fits.any():
+                continue
+            loss = self._solver.knapsack.at(losses[i], rows).sum(axis=1)
+            best = int(np.argmin(np.where(fits, loss, np.inf)))
+            free[best] = False
+            picked.append(rows[best])
+        return picked
+
+    def _parents(self) -> list[Codes]:
+        """The best scored row inside the budget and another good one; the last answer where nothing has a score."""
+        if not self._elite:
+            return [self._start()]
+        return [self._elite[0], self._elite[int(self._rng.integers(len(self._elite)))]]
+
+    def _tied(self) -> Array:
+        """(choices,) the losses, with a little random preference where they do not tell choices apart."""
+        scale = _TIE * max(float(self._alone.mean()), _TIE)
+        return self._alone + scale * self._rng.random(len(self._alone)) * (self._codes > 0)
 
     def _open(self) -> Codes | None:
         """The answer for the budget itself, from the dense, the all-integer, the smallest and the best known policy."""
@@ -124,8 +167,8 @@ class ILP:
 
     def _start(self) -> Codes:
         """Where the next programme starts: the best scored policy inside the budget, or the last answer."""
-        if self._best is not None:
-            return self._best
+        if self._elite:
+            return self._elite[0]
         return self._problem.space.dense if self._last is None else self._last
 
     def _all_integer(self) -> Codes:
@@ -139,10 +182,13 @@ class ILP:
             return
         rows = np.array([row for row, _ in self._ledger.scored])
         scores = np.array([trial.score for _, trial in self._ledger.scored], dtype=float)
-        inside = np.where(self._pricing.holds(rows), scores, -np.inf)
-        self._best = rows[int(np.argmax(inside))] if np.isfinite(inside).any() else None
-        self._belief.fit(self._solver.knapsack.at(self._alone, rows), self._problem.dense_score - scores)
-        self._stale, self._learned = False, True
+        losses = self._solver.knapsack.at(self._alone, rows)
+        inside = np.flatnonzero(self._pricing.holds(rows))
+        order = inside[np.lexsort((losses[inside].sum(axis=1), -scores[inside]))]
+        self._elite = list(rows[order[:_ELITE]])
+        self._varied.clear()
+        self._belief.fit(losses, self._problem.dense_score - scores)
+        self._stale = False
 
 
 def _finite(loss: Array) -> Array:

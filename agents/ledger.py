@@ -17,12 +17,14 @@ class Ledger:
     """The rows that were proposed or told.
 
     Attributes:
+        rows: every row proposed or told, in that order.
         scored: (row, trial) of every trial that has a score, in the order told.
     """
 
     def __init__(self, space: SearchSpace) -> None:
         self._space = space
         self._seen: set[bytes] = set()
+        self.rows: list[Codes] = []
         self.scored: list[tuple[Codes, Trial]] = []
 
     def is_new(self, row: Codes) -> bool:
@@ -31,7 +33,7 @@ class Ledger:
 
     def propose(self, row: Codes) -> Policy:
         """The policy of `row`, marked as proposed."""
-        self._seen.add(row.tobytes())
+        self._note(row)
         return self._space.decode(row[None])[0]
 
     def record(self, trials: Iterable[Trial]) -> list[tuple[Codes, Trial]]:
@@ -39,9 +41,15 @@ class Ledger:
         known = [trial for trial in trials if self._space.contains(trial.policy)]
         rows = self._space.encode(trial.policy for trial in known)
         noted = list(zip(rows, known, strict=True))
-        self._seen.update(row.tobytes() for row in rows)
+        for row in rows:
+            self._note(row)
         self.scored.extend((row, trial) for row, trial in noted if _is_scored(trial))
         return noted
+
+    def _note(self, row: Codes) -> None:
+        if self.is_new(row):
+            self._seen.add(row.tobytes())
+            self.rows.append(row)
 
 
 def _is_scored(trial: Trial) -> bool:

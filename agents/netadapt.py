@@ -20,6 +20,7 @@ from automc.protocols import Problem
 from automc.space import Codes
 from automc.trial import Trial
 
+from .frontier import Frontier
 from .ledger import Ledger
 from .pricing import Pricing
 
@@ -43,6 +44,7 @@ class NetAdapt:
         self._pricing = Pricing(problem)
         self._ledger = Ledger(problem.space)
         self._rng = np.random.default_rng(seed)
+        self._frontier = Frontier(self._pricing, self._ledger, self._rng)
         self._row = problem.space.dense
         self._proposals: list[Codes] = []
         self._queue: deque[Codes] = deque()
@@ -52,7 +54,7 @@ class NetAdapt:
         self._first: float | None = None
 
     def ask(self, count: int) -> Sequence[Policy]:
-        """Up to `count` proposals of the current step, fewer where it has fewer; none once the passes are used up."""
+        """Up to `count` proposals of the current step; once the passes are used up, what lies next to the proposals so far."""
         if self._first is None:
             self._open()
         asked: list[Policy] = []
@@ -65,6 +67,8 @@ class NetAdapt:
                 break
             else:
                 self._advance()
+        while not asked and (near := self._frontier.next()) is not None:
+            asked.append(self._ledger.propose(near))
         return asked
 
     def tell(self, trials: Sequence[Trial]) -> None:

@@ -13,15 +13,15 @@ from automc.space import Codes
 __all__ = ["Pricing", "ray"]
 
 Array = NDArray[np.float64]
-_TOLERANCE = 1e-9
 _ROUNDS = 60
+_ROOM = 0.05
 
 
 class Pricing:
     """Prices codes as usage: cost over limit, one column per limit of the budget; 1 is exactly the budget.
 
-    Where nothing holds the budget, `ceiling` rises to the smallest usage found, so that the smallest policy is what is
-    left inside it.
+    Where nothing holds the budget, `ceiling` rises to just above the smallest usage found: predictors err by a few percent, so
+    which policy is the smallest is known only when some of those near it were measured.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -44,8 +44,8 @@ class Pricing:
 
     @cached_property
     def ceiling(self) -> float:
-        """The usage that counts as inside: 1, or that of the smallest policy where the budget cannot be reached."""
-        return max(1.0, float(self.usage(self.smallest[None]).max()) + _TOLERANCE)
+        """The usage that counts as inside: 1, or just above that of the smallest policy where the budget cannot be reached."""
+        return 1.0 if self.reachable else (1.0 + _ROOM) * float(self.usage(self.smallest[None]).max())
 
     @cached_property
     def smallest(self) -> Codes:

@@ -15,6 +15,7 @@ from automc.protocols import Problem
 from automc.space import Codes
 from automc.trial import Trial
 
+from .frontier import Frontier
 from .ledger import Ledger
 from .pricing import Pricing, ray
 
@@ -22,7 +23,7 @@ __all__ = ["Random"]
 
 _STRENGTHS = np.linspace(0.0, 1.0, 41)
 _ON_BUDGET = 0.75
-_PATIENCE = 200
+_PATIENCE = 20
 
 
 class Random:
@@ -36,21 +37,23 @@ class Random:
         self._pricing = Pricing(problem)
         self._ledger = Ledger(problem.space)
         self._rng = np.random.default_rng(seed)
+        self._frontier = Frontier(self._pricing, self._ledger, self._rng)
 
     def ask(self, count: int) -> Sequence[Policy]:
-        """Up to `count` new random policies inside the budget; the smallest policy where there are none."""
+        """`count` new random policies inside the budget, then what is left next to them; the smallest where there are none."""
         asked: list[Policy] = []
-        for _ in range(_PATIENCE + count):
-            if len(asked) == count:
-                break
-            row = self._draw()
-            if self._ledger.is_new(row):
-                asked.append(self._ledger.propose(row))
+        while len(asked) < count and (row := self._new()) is not None:
+            asked.append(self._ledger.propose(row))
         return asked
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Note what needs no proposing again; nothing is learned."""
         self._ledger.record(trials)
+
+    def _new(self) -> Codes | None:
+        drawn = (self._draw() for _ in range(_PATIENCE))
+        fresh = next((row for row in drawn if self._ledger.is_new(row)), None)
+        return self._frontier.next() if fresh is None else fresh
 
     def _draw(self) -> Codes:
         path = ray(self._pricing.space.cardinalities, _STRENGTHS, self._rng)

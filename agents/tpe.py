@@ -18,6 +18,7 @@ from automc.protocols import Problem
 from automc.space import Codes
 from automc.trial import Trial
 
+from .frontier import Frontier
 from .ledger import Ledger
 from .pricing import Pricing, ray
 
@@ -36,6 +37,7 @@ class TPE:
         self._pricing = Pricing(problem)
         self._ledger = Ledger(problem.space)
         self._rng = np.random.default_rng(seed)
+        self._frontier = Frontier(self._pricing, self._ledger, self._rng)
         sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=_STARTUP)
         self._study = optuna.create_study(direction="maximize", sampler=sampler)
         sizes = problem.space.cardinalities.tolist()
@@ -44,16 +46,17 @@ class TPE:
         self._asked = 0
 
     def ask(self, count: int) -> Sequence[Policy]:
-        """Up to `count` new policies inside the budget; random points of it first; the smallest policy where there are none."""
+        """`count` new policies inside the budget, random points of it first; once ideas repeat, those next to known ones."""
         asked: list[Policy] = []
         missed = 0
         while len(asked) < count and missed < _PATIENCE:
             row = self._draw() if self._asked >= _STARTUP and missed < _PATIENCE // 2 else self._random()
             if self._ledger.is_new(row):
-                self._enter(row)
-                asked.append(self._ledger.propose(row))
+                asked.append(self._propose(row))
             else:
                 missed += 1
+        while len(asked) < count and (near := self._frontier.next()) is not None:
+            asked.append(self._propose(near))
         self._asked += len(asked)
         return asked
 
@@ -90,14 +93,17 @@ class TPE:
         return self._pricing.shrink(row, self._rng)
 
     def _random(self) -> Codes:
+        """The first point of a random path inside the budget, other than dense: a dense model inside teaches nothing twice."""
         path = ray(self._pricing.space.cardinalities, _STRENGTHS, self._rng)
-        return self._pricing.shrink(path[int(np.argmax(self._pricing.holds(path)))], self._rng)
+        inside = self._pricing.holds(path) & path.any(axis=1)
+        return self._pricing.shrink(path[int(np.argmax(inside))], self._rng)
 
-    def _enter(self, row: Codes) -> None:
-        """Have Optuna run a trial at `row`, unless it proposed it itself."""
+    def _propose(self, row: Codes) -> Policy:
+        """Propose `row`, and have Optuna run a trial there unless it proposed it itself."""
         if row.tobytes() not in self._pending:
             self._study.enqueue_trial(self._parameters(row))
             self._pending[row.tobytes()] = self._study.ask(dict(self._distributions))
+        return self._ledger.propose(row)
 
     def _parameters(self, row: Codes) -> dict[str, int]:
         return {name: int(row[int(name)]) for name in self._distributions}

@@ -11,6 +11,7 @@ from automc.protocols import Problem
 from automc.space import Codes
 from automc.trial import Trial
 
+from .frontier import Frontier
 from .ledger import Ledger
 from .pricing import Pricing
 
@@ -22,16 +23,17 @@ _LEVELS = 64
 class Uniform:
     """Sets every domain of the chosen knobs to the same relative level, for every combination of knobs, mildest first.
 
-    Deterministic; `seed` is accepted because every agent takes one.
+    Deterministic until the even policies are used up; `seed` orders what lies next to them.
     """
 
     def __init__(self, problem: Problem, seed: int) -> None:
         self._ledger = Ledger(problem.space)
         self._pricing = Pricing(problem)
+        self._frontier = Frontier(self._pricing, self._ledger, np.random.default_rng(seed))
         self._rows: list[Codes] | None = None
 
     def ask(self, count: int) -> Sequence[Policy]:
-        """Up to `count` even policies inside the budget, least compressed first; none once all were proposed."""
+        """`count` even policies inside the budget, least compressed first; once all were proposed, those one change away."""
         if self._rows is None:
             self._rows = list(_even(self._pricing))
         asked: list[Policy] = []
@@ -39,6 +41,8 @@ class Uniform:
             row = self._rows.pop(0)
             if self._ledger.is_new(row):
                 asked.append(self._ledger.propose(row))
+        while len(asked) < count and (near := self._frontier.next()) is not None:
+            asked.append(self._ledger.propose(near))
         return asked
 
     def tell(self, trials: Sequence[Trial]) -> None:

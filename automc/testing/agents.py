@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from automc.policy import Policy, Prune
 from automc.protocols import Agent, Problem
 from automc.testing.fakes import Toy, drive, small_toy, toy_problem
@@ -94,6 +96,19 @@ class AgentContract:
         agent.tell([])
         assert agent.ask(1)
 
+    def test_goes_on_until_nothing_inside_the_budget_is_left(self) -> None:
+        for toy in (_tiny("60%"), _flat(_tiny("60%")), _flat(_tiny("100%"))):
+            told = drive(self.make(toy.problem, 0), toy, 1000)
+            inside = {trial.policy for trial in told if toy.problem.budget.holds(trial.cost)}
+            left = [policy for policy in _all_inside(toy) if policy not in inside]
+            assert not left, f"stopped after {len(told)} proposals with {len(left)} inside the budget never proposed"
+
+    def test_goes_on_where_nothing_tells_policies_apart(self) -> None:
+        for budget in ("40%", "97%", "500%"):
+            toy = _flat(_medium(budget))
+            told = drive(self.make(toy.problem, 0), toy, _MANY)
+            assert len({trial.policy for trial in told}) == _MANY, f"{len(told)} of {_MANY} trials at {budget}"
+
     def test_ends_when_a_tiny_space_is_exhausted(self) -> None:
         toy = toy_problem(groups=1, levels=3, layers=2, ranks=1, budget=("100%",))
         told = drive(self.make(toy.problem, 0), toy, 1000)
@@ -125,6 +140,24 @@ class AgentContract:
 def _medium(budget: str = "40%") -> Toy:
     """22 domains, 10^13 policies: too many to stumble on the answer, few enough for a quick test."""
     return toy_problem(groups=6, levels=6, layers=8, ranks=3, budget=(budget,), noise=0.002)
+
+
+def _tiny(budget: str) -> Toy:
+    """144 policies."""
+    return toy_problem(groups=2, levels=3, layers=2, ranks=2, budget=(budget,))
+
+
+def _flat(toy: Toy) -> Toy:
+    """The same problem with no sensitivities to speak of, and the dense score for whatever is proposed."""
+    nothing = [np.zeros(n) for n in toy.problem.space.cardinalities]
+    evaluator = replace(toy.evaluator, losses=nothing, noise=0.0)
+    return replace(toy, problem=replace(toy.problem, sensitivity=nothing), evaluator=evaluator)
+
+
+def _all_inside(toy: Toy) -> list[Policy]:
+    space = toy.problem.space
+    codes = np.array(list(np.ndindex(*space.cardinalities)), dtype=np.int64)
+    return space.decode(codes[toy.problem.predictor.predict(codes).violation(toy.problem.budget) <= 0.0])
 
 
 def _policies(trials: Sequence[Trial]) -> list[Policy]:

@@ -1,0 +1,83 @@
+"""Variations: many candidates around a few good policies, all priced at once.
+
+Around each parent the costs are linearised; programmes under many losses are answered by their Lagrangian relaxation, taken over
+in part (only some of the changed domains) and joined by random single and double changes. What the linearisation got wrong is
+found by pricing every candidate truly, in one call, because a predictor takes hundreds of rows in the time of a few.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from automc.space import Codes
+
+from .knapsack import Knapsack
+from .lagrange import relaxed
+from .pricing import Pricing
+
+__all__ = ["Variation"]
+
+Array = NDArray[np.float64]
+_SLACK = (-0.03, 0.05)
+"""How far from the target the relaxations aim, as a share of it: the linearisation errs both ways."""
+
+
+class Variation:
+    """Makes candidates near parents; marginal costs are remembered for each parent."""
+
+    def __init__(self, pricing: Pricing, knapsack: Knapsack, rng: np.random.Generator) -> None:
+        self._pricing = pricing
+        self._knapsack = knapsack
+        self._rng = rng
+        self._known: dict[bytes, tuple[Array, Array]] = {}
+
+    def around(self, parents: Sequence[Codes], losses: Array, target: float) -> tuple[Codes, Array]:
+        """(rows, domains) different candidates around `parents`, and their (rows,) largest usage.
+
+        Args:
+            losses: (count, choices) losses under which the programmes are answered, all for every parent.
+        """
+        rows = np.unique(np.concatenate([self._of(parent, losses, target) for parent in parents]), axis=0)
+        return rows, self._pricing.usage(rows).max(axis=1)
+
+    def _of(self, parent: Codes, losses: Array, target: float) -> Codes:
+        answers = self._answers(parent, losses, target)
+        share = self._rng.random((len(answers), 1))
+        taken = self._rng.random(answers.shape) < share
+        return np.concatenate([answers, np.where(taken, answers, parent), self._mutants(parent, len(answers))])
+
+    def _answers(self, parent: Codes, losses: Array, target: float) -> Codes:
+        """(count, domains) relaxed answers as if costs added, the limits weighed at random where there are several."""
+        usage, marginal = self.marginal(parent)
+        weights = self._rng.dirichlet(np.ones(len(usage)), size=len(losses))
+        aim = target * (1.0 + self._rng.uniform(*_SLACK, size=len(losses)))
+        return relaxed(self._knapsack, losses, weights @ marginal.T, aim - weights @ usage)
+
+    def _mutants(self, parent: Codes, count: int) -> Codes:
+        """(count, domains) rows with one to three random domains set to random choices."""
+        domains = len(parent)
+        rows = np.repeat(parent[None], count, axis=0)
+        for _ in range(3):
+            moved = self._rng.integers(0, max(domains, 1), size=count) if domains else np.zeros(0, dtype=np.int64)
+            at = np.arange(len(moved))
+            keep = self._rng.random(len(moved)) < 0.5
+            drawn = self._rng.integers(0, self._knapsack.cardinalities[moved])
+            rows[at, moved] = np.where(keep, rows[at, moved], drawn)
+        return rows
+
+    def marginal(self, row: Codes) -> tuple[Array, Array]:
+        """((limits,) usage of `row`, (choices, limits) change in usage that each single choice makes to it)."""
+        key = row.tobytes()
+        if key not in self._known:
+            usage = self._pricing.usage(row[None])[0]
+            moves = self._pricing.around(row)
+            domain = (moves != row).argmax(axis=1)
+            marginal = np.zeros((len(self._knapsack.domain), len(usage)))
+            marginal[self._knapsack.first[domain] + moves[np.arange(len(moves)), domain]] = (
+                self._pricing.usage(moves) - usage
+            )
+            self._known[key] = usage, marginal
+        return self._known[key]
