@@ -19,6 +19,7 @@ from automc.evaluate.fast import fast_evaluator
 from automc.execute.serial import Serial
 from automc.loop import Loop
 from automc.policy import Policy, Quantize
+from automc.predict.bottleneck import bottleneck
 from automc.predict.predictor import LearnedPredictor
 from automc.prepare import Clock, Prepared
 from automc.protocols import Agent, Evaluator, Observer, Problem
@@ -122,6 +123,14 @@ class Engine:
         return min(self.certified, key=lambda c: self.limits.violation(c.finalist.cost), default=None)
 
     @property
+    def limiting(self) -> str | None:
+        """Where nothing holds the budget and it limits latency: what takes the time of what came nearest."""
+        nearest = self.smallest
+        if self.best is not None or nearest is None or self.limits.limit("latency_s") is None:
+            return None
+        return bottleneck(self._predictor, nearest.candidate.policy)
+
+    @property
     def front(self) -> list[Trial]:
         """What the front is drawn from: measured models, and priced trials that were not measured."""
         return [*self.measured, *(trial for trial in self.done if not self._is_measured(trial.policy))]
@@ -202,8 +211,9 @@ class Engine:
     def _finalists(self) -> list[Candidate]:
         """The most promising trials not yet measured: the best scores, and the least sum of single-choice losses.
 
-        Where the dense model holds the budget, the fastest of those that lose little. A trial whose score is an estimate can be
-        chosen for its losses alone; like every finalist it is scored on all samples when it is measured.
+        Where the dense model holds the budget, the fastest of those that lose little. Where what was measured missed the
+        budget, the one with most room too. A trial whose score is an estimate can be chosen for its losses alone; like every
+        finalist it is scored on all samples when it is measured.
         """
         scored = [t for t in self.done if t.state == "complete" and len(t.policy) and not self._is_measured(t.policy)]
         likely = [t for t in scored if self._is_likely(t)]
@@ -215,6 +225,8 @@ class Engine:
         ranked = sorted(full, key=lambda t: (-_score(t), self._loss(t.policy)))
         if self.dense.holds:
             ranked.sort(key=lambda t: (not self._is_tolerable(_score(t)), t.cost.latency_s or np.inf))
+        if self.certified and self.best is None:
+            return self._candidates([gentlest, min(likely, key=lambda t: self.limits.violation(t.cost)), *ranked])
         return self._candidates([*ranked[: FINALISTS - 1], gentlest, *ranked[FINALISTS - 1 :]])
 
     def _candidates(self, trials: Iterable[Trial]) -> list[Candidate]:

@@ -218,7 +218,7 @@ class Run:
             left_alone=tuple((left.name, left.reason) for left in prepared.traced.graph.left_alone),
             seconds=clock.seconds,
             widths=prepared.traced.graph.widths,
-            notes=self.task.data.notes,
+            notes=(*self.task.data.notes, *((engine.limiting,) if engine.limiting else ())),
         )
 
     def _tracker(self, folder: RunDir) -> MLflowTracker | NullTracker:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -169,7 +170,9 @@ def test_a_budget_beyond_reach_says_the_smallest_found(tmp_path: Path) -> None:
     with pytest.raises(BudgetUnreachableError, match=r"Nothing held 1% .*the nearest takes") as caught:
         compress(tmp_path, budget="1%", recover="0", trials=4)
     assert caught.value.exit_code == 3
-    assert RunDir(tmp_path / "run").summary().best is None
+    summary = RunDir(tmp_path / "run").summary()
+    assert summary.best is None
+    assert re.search(r"most is in .+ \d+ %, .+; \d+ % is between layers", summary.notes[-1])
 
 
 def test_a_dense_model_that_holds_the_budget_is_said_and_nothing_worse_handed_over(tmp_path: Path) -> None:
