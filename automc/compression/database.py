@@ -28,7 +28,7 @@ from automc.compression.frozen import freeze, is_freezable, thaw
 from automc.compression.obs import Consumer, elimination_order
 from automc.compression.prune import reading_order
 from automc.compression.recurrent import recurrent_variant
-from automc.compression.variants import Dense, Key, covariance_of, make_variant, relative_error
+from automc.compression.variants import Dense, Key, before_last, covariance_of, make_variant, relative_error
 from automc.disk import write_atomic
 from automc.errors import InputError
 from automc.graph import ChannelGroup
@@ -142,7 +142,8 @@ class Database:
                 layer, key.low_rank, key.quantize, covariance_of(self.stats[key.layer], slice(None))
             )
         dense = self._dense(key.layer)
-        module = make_variant(dense, key)
+        before = before_last(key)
+        module = dense.module if before is None else make_variant(dense, key, self.variant(before))
         return module, relative_error(dense, key, module)
 
     def _of_layer(self, name: str) -> dict[str, tuple[nn.Module, float]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +25,20 @@ from automc.compression.sparsify import sparsify
 from automc.graph import LayerSpec
 from automc.policy import LowRank, Quantize, Sparsify
 
-__all__ = ["Dense", "Key", "covariance_of", "make_variant", "relative_error", "remaining", "take_outputs"]
+__all__ = [
+    "Dense",
+    "Key",
+    "before_last",
+    "covariance_of",
+    "make_variant",
+    "relative_error",
+    "remaining",
+    "take_outputs",
+]
 
 Indices = tuple[int, ...]
+_PLAIN_BITS = 7
+"""From so many bits on weights go to their nearest values: what compensation could gain is lost in the rounding of the inputs."""
 
 
 @dataclass(frozen=True)
@@ -67,18 +78,31 @@ class Dense:
         return columns if isinstance(self.module, nn.Linear) else columns.unflatten(1, (-1, *self.spec.kernel))
 
 
-def make_variant(dense: Dense, key: Key) -> nn.Module:
-    """The module that stands in for a layer, with all of its outputs, in eval mode."""
+def before_last(key: Key) -> Key | None:
+    """The key without its last step: prune, factorise, set to zero, round. None for the layer as it was."""
+    for step in ("quantize", "sparsify", "low_rank"):
+        if getattr(key, step) is not None:
+            return replace(key, **{step: None})
+    return replace(key, gone=()) if key.gone else None
+
+
+def make_variant(dense: Dense, key: Key, before: nn.Module) -> nn.Module:
+    """The module that stands in for a layer, with all of its outputs, in eval mode.
+
+    Args:
+        before: the variant of `before_last(key)`; the last step is taken from there.
+    """
     kept = dense.features(key.gone)
-    module: nn.Module = _without_inputs(dense, key.gone, kept)
-    if key.low_rank is not None:
-        assert isinstance(module, (nn.Conv2d, nn.Linear))
-        mean = None if dense.stats is None else dense.stats.mean[kept]
-        module = factorise(module, key.low_rank, covariance_of(dense.stats, kept), mean)
-    if key.sparsify is not None:
-        module = _thinned(module, dense, kept, key.sparsify)
     if key.quantize is not None:
-        module = _rounded(module, dense, kept, key.quantize)
+        module = _rounded(before, dense, kept, key.quantize)
+    elif key.sparsify is not None:
+        module = _thinned(before, dense, kept, key.sparsify)
+    elif key.low_rank is not None:
+        assert isinstance(before, (nn.Conv2d, nn.Linear))
+        mean = None if dense.stats is None else dense.stats.mean[kept]
+        module = factorise(before, key.low_rank, covariance_of(dense.stats, kept), mean)
+    else:
+        module = _without_inputs(dense, key.gone, kept)
     return module.eval().requires_grad_(False)
 
 
@@ -127,6 +151,8 @@ def _rounded(module: nn.Module, dense: Dense, kept: Tensor, spec: Quantize) -> n
     rounded: list[nn.Module] = []
     for number, part in enumerate(parts):
         covariance, mean = _moments(module, number, dense, kept)
+        if covariance is not None and spec.weight_bits >= _PLAIN_BITS:
+            covariance = covariance.diagonal() if covariance.dim() == 2 else covariance
         on_grid = _on_grid(part, spec, covariance, mean)
         if read:
             on_grid.set_range(*best_range(sample(read[number]), spec.activation_bits))
