@@ -23,7 +23,7 @@ from automc.graph import LayerGraph, LayerSpec
 from automc.outputs import logits_of, tensors_of
 from automc.trace import Traced
 
-__all__ = ["LayerStats", "Lazily", "calibrate", "diagonal_layers", "output_sensitivity"]
+__all__ = ["MAX_FEATURES", "LayerStats", "Lazily", "calibrate", "diagonal_layers", "output_sensitivity", "unfold"]
 
 MAX_FEATURES = 8192
 """Widest input for which a full covariance is kept (268 MB in float32); wider layers keep its diagonal."""
