@@ -30,7 +30,7 @@ from automc.compression.evidence import Evidence, norms, producers, tp_group
 from automc.errors import InputError, UnknownNameError
 from automc.graph import ChannelGroup
 
-__all__ = ["CRITERIA", "Pruning", "channel_order", "channel_scores", "fallbacks"]
+__all__ = ["CRITERIA", "FALLBACK", "Pruning", "channel_order", "channel_scores", "fallbacks"]
 
 CRITERIA = ("obs", "l1", "l2", "bn", "taylor", "fpgm", "apoz", "lamp", "random")
 FALLBACK = "l1"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from automc.calibrate import LayerStats
 
-__all__ = ["Consumer", "absorb_mean", "elimination_order", "refit"]
+__all__ = ["DAMPING", "Consumer", "absorb_mean", "elimination_order", "refit"]
 
 DAMPING = 0.01
 """Ridge, as a share of the mean variance of a feature."""
