@@ -80,9 +80,12 @@ class Dense:
 
 def before_last(key: Key) -> Key | None:
     """The key without its last step: prune, factorise, set to zero, round. None for the layer as it was."""
-    for step in ("quantize", "sparsify", "low_rank"):
-        if getattr(key, step) is not None:
-            return replace(key, **{step: None})
+    if key.quantize is not None:
+        return replace(key, quantize=None)
+    if key.sparsify is not None:
+        return replace(key, sparsify=None)
+    if key.low_rank is not None:
+        return replace(key, low_rank=None)
     return replace(key, gone=()) if key.gone else None
 
 
