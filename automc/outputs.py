@@ -126,7 +126,8 @@ def _paths(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     elif isinstance(value, (tuple, list)):
         items = zip(getattr(value, "_fields", range(len(value))), value, strict=True)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        items = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
+        fields = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
+        items = ((name, inner) for name, inner in fields if inner is not None)  # pytree leaves empty fields out
     else:
         yield path
         return
