@@ -27,7 +27,7 @@ from automc.recover import recover
 from automc.result import Summary
 from automc.rundir import RunDir
 
-OPTIONS = {"trials": 8, "recover": "2s", "tracking_uri": "", "batch_size": 16, "profile": "6s", "name": "run"}
+OPTIONS = {"trials": 8, "recover": "2s", "tracking_uri": "", "batch_size": 64, "profile": "6s", "name": "run"}
 
 
 def samples(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,7 +65,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
 
 
 def compress(folder: Path, **changes: object) -> automc.Compressed:
-    return automc.compress(trained(), data=data(), runs=str(folder), **{"budget": "70%", **OPTIONS, **changes})
+    return automc.compress(trained(), data=data(), runs=str(folder), **{"budget": "75%", **OPTIONS, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -105,9 +105,9 @@ def test_a_stranger_gets_the_reported_accuracy_from_the_file(finished: tuple[aut
     session = onnxruntime.InferenceSession(folder / "best" / "model.onnx", providers=["CPUExecutionProvider"])
     x, y = samples(200, 13)
     right = 0
-    for start in range(0, 192, 16):
-        logits = session.run(None, {"input": x[start : start + 16].numpy()})[0]
-        right += int((np.argmax(logits, 1) == y[start : start + 16].numpy()).sum())
+    for start in range(0, 192, 64):
+        logits = session.run(None, {"input": x[start : start + 64].numpy()})[0]
+        right += int((np.argmax(logits, 1) == y[start : start + 64].numpy()).sum())
     assert result.summary.best is not None
     assert result.summary.best.test == pytest.approx(right / 192, abs=0.02)
 
@@ -160,7 +160,7 @@ def test_another_search_under_the_same_name_is_refused(finished: tuple[automc.Co
 
 
 def test_trials_can_be_watched_and_a_search_broken_off_keeps_its_record(tmp_path: Path) -> None:
-    trials = automc.search(trained(), data=data(), runs=str(tmp_path), budget="70%", **OPTIONS)
+    trials = automc.search(trained(), data=data(), runs=str(tmp_path), budget="75%", **OPTIONS)
     first = [next(trials), next(trials)]
     trials.close()  # type: ignore[attr-defined]
     assert [trial.policy for trial in RunDir(tmp_path / "run").trials()] == [trial.policy for trial in first]
@@ -251,7 +251,7 @@ def test_a_finalist_that_cannot_be_exported_is_left_out(tmp_path: Path, monkeypa
 def test_loaders_that_yield_single_samples_can_be_distilled_from(tmp_path: Path) -> None:
     x, y = samples(40, 5)
     single = Data(TensorSplit(x, y, 1), data().calibration, data().validation, None, name="single")
-    result = automc.compress(trained(), data=single, runs=str(tmp_path), budget="70%", **{**OPTIONS, "recover": "1s"})
+    result = automc.compress(trained(), data=single, runs=str(tmp_path), budget="75%", **{**OPTIONS, "recover": "1s"})
     assert {finalist.stage for finalist in result.summary.finalists} == {"finalist", "recovered"}
     assert result.summary.best is not None
     assert result.summary.best.test is None
