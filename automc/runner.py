@@ -135,7 +135,7 @@ class Run:
             self.observer.message(f"Going on with {len(known)} known trials; finalists are measured anew.")
         engine = Engine(prepared, self.task.settings, self.observer, clock, known=known)
         tracker.set_reference(
-            engine.dense.cost, engine.dense.validation, {limit.metric: limit.value for limit in engine.limits}
+            engine.dense.cost, engine.dense.validation, {limit.metric: limit.value for limit in engine.standing.limits}
         )
         for trial in known:
             tracker.log(trial)
@@ -148,15 +148,15 @@ class Run:
         try:
             yield from engine.trials()
         finally:
-            folder.write_front(engine.front, self.task.settings.budget.metrics)
+            folder.write_front(engine.standing.front, self.task.settings.budget.metrics)
         self._hand_over(folder, tracker, engine, prepared, clock)
 
     def _keep(self, folder: RunDir, engine: Engine, pt2: bytes | None = None) -> None:
         """Put every measured model on disk, and the best so far where people look for it."""
-        for certified in engine.certified[self._kept :]:
+        for certified in engine.standing.certified[self._kept :]:
             folder.write_model(certified.finalist, certified.onnx)
-        self._kept = len(engine.certified)
-        best = engine.best
+        self._kept = len(engine.standing.certified)
+        best = engine.standing.best
         if best is None:
             folder.clear_best()
         elif best is not self.best or pt2 is not None:
@@ -173,7 +173,7 @@ class Run:
         clock.start("export")
         self.observer.stage("write the results", None)
         prepared.stitcher.database.save()
-        self._keep(folder, engine, self._pt2(engine.best, prepared))
+        self._keep(folder, engine, self._pt2(engine.standing.best, prepared))
         clock.stop()
         self.summary = self._summary(engine, prepared, clock)
         folder.write_summary(self.summary)
@@ -191,9 +191,9 @@ class Run:
 
     def _summary(self, engine: Engine, prepared: Prepared, clock: Clock) -> Summary:
         """Where there is a winner, the dense latency and the limits are those of the rounds that it was measured in."""
-        smallest, best, dense = engine.smallest, engine.best, engine.dense
+        smallest, best, dense = engine.standing.smallest, engine.standing.best, engine.dense
         shown = best or smallest
-        limits: Mapping[str, float] = {limit.metric: limit.value for limit in engine.limits}
+        limits: Mapping[str, float] = {limit.metric: limit.value for limit in engine.standing.limits}
         if shown is not None:
             latency = shown.certificate.dense_latency_s, shown.certificate.dense_latency_interval_s
             dense = dataclasses.replace(dense, cost=dense.cost.with_measured_latency(*latency))
@@ -211,9 +211,9 @@ class Run:
             dense=dense,
             best=best.finalist if best else None,
             smallest=smallest.finalist if smallest else None,
-            finalists=tuple(c.finalist for c in engine.certified),
+            finalists=tuple(c.finalist for c in engine.standing.certified),
             predictor=prepared.predictor.report,
-            trials=len(engine.done),
+            trials=len(engine.standing.done),
             dense_meets_budget=engine.dense.holds,
             left_alone=tuple((left.name, left.reason) for left in prepared.traced.graph.left_alone),
             seconds=clock.seconds,

@@ -1,0 +1,184 @@
+"""Where a search stands: its trials and measured finalists, which of them is best, and which are worth measuring next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from automc.aim import Aim, learn_aim
+from automc.budget import Budget
+from automc.certify import Candidate, Certified
+from automc.policy import Policy, Quantize
+from automc.predict.predictor import LearnedPredictor
+from automc.prepare import Prepared
+from automc.result import Finalist
+from automc.trial import Cost, Trial
+
+__all__ = ["Standing"]
+
+FINALISTS = 3
+TOLERATED_LOSS = 0.005
+"""Where the dense model already holds the budget, the winner is the fastest that loses no more than this share of its score."""
+NOTICEABLE = 0.002
+"""A difference, as a share of the dense score, worth another round of measuring."""
+ROOM = 0.02
+"""What one measuring session may differ from another, as a share of the latency."""
+
+
+@dataclass
+class Standing:
+    """What a search has found so far.
+
+    Attributes:
+        budget: as it was asked for; `limits` is the same in absolute figures.
+        predictor: prices the trials; corrected by what was measured.
+        aim: what the predictor still misses near the budget.
+        done: the trials of the search, priced by the predictor as it is now.
+        certified: finalists and recovered models that were measured.
+        measured: the trials that record them.
+        failed: digests of policies that could not be measured.
+    """
+
+    prepared: Prepared
+    budget: Budget
+    limits: Budget
+    dense: Finalist
+    predictor: LearnedPredictor
+    aim: Aim = field(default_factory=Aim)
+    done: list[Trial] = field(default_factory=list)
+    certified: list[Certified] = field(default_factory=list)
+    measured: list[Trial] = field(default_factory=list)
+    failed: set[str] = field(default_factory=set)
+
+    @property
+    def best(self) -> Certified | None:
+        """The winner so far: of what holds the budget as measured, the best validation score; the faster of equals."""
+        holding = [c for c in self.certified if c.finalist.holds]
+        if self.dense.holds:
+            enough = [c for c in holding if self._is_tolerable(c.finalist.validation)]
+            return min(enough, key=_latency_s, default=None) or max(holding, key=_merit, default=None)
+        return max(holding, key=_merit, default=None)
+
+    @property
+    def smallest(self) -> Certified | None:
+        """What came nearest to the budget as measured."""
+        return min(self.certified, key=lambda c: self.limits.violation(c.finalist.cost), default=None)
+
+    @property
+    def front(self) -> list[Trial]:
+        """What the front is drawn from: measured models, and priced trials that were not measured."""
+        return [*self.measured, *(trial for trial in self.done if not self._is_measured(trial.policy))]
+
+    def finalists(self) -> list[Candidate]:
+        """The most promising trials not yet measured: the best scores, and the least sum of single-choice losses.
+
+        Where the dense model holds the budget, the fastest of those that lose little. Where what was measured missed the
+        budget, the one with most room too. A trial whose score is an estimate can be chosen for its losses alone; like every
+        finalist it is scored on all samples when it is measured.
+        """
+        scored = [t for t in self.done if t.state == "complete" and len(t.policy) and not self._is_measured(t.policy)]
+        likely = [t for t in scored if self.is_likely(t)]
+        if not likely:
+            nearest = sorted(scored, key=lambda t: self.limits.violation(self.aim.cost(t.cost)))
+            return self._candidates(nearest) if self.best is None else []
+        gentlest = min(likely, key=lambda t: self.loss(t.policy))
+        full = [t for t in likely if t.samples is None]
+        ranked = sorted(full, key=lambda t: (-_score(t), self.loss(t.policy)))
+        if self.dense.holds:
+            ranked.sort(key=lambda t: (not self._is_tolerable(_score(t)), t.cost.latency_s or np.inf))
+        if self.certified and self.best is None:
+            return self._candidates([gentlest, min(likely, key=lambda t: self.limits.violation(t.cost)), *ranked])
+        return self._candidates([*ranked[: FINALISTS - 1], gentlest, *ranked[FINALISTS - 1 :]])
+
+    def _candidates(self, trials: Iterable[Trial]) -> list[Candidate]:
+        """The first FINALISTS different ones, with every layer that runs on integers named."""
+        predicted = {self.explicit(trial.policy): trial.cost for trial in reversed(list(trials))}
+        chosen = list(reversed(predicted.items()))[:FINALISTS]
+        stitcher = self.prepared.stitcher
+        return [Candidate(policy, stitcher.finish(stitcher.apply(policy)), cost) for policy, cost in chosen]
+
+    def explicit(self, policy: Policy) -> Policy:
+        """The policy with every layer that runs on integers named."""
+        rounded = self.prepared.stitcher.integer_layers(policy)
+        return Policy.of([*(c for c in policy if not isinstance(c[1], Quantize)), *rounded.items()])
+
+    def _is_measured(self, policy: Policy) -> bool:
+        digest = self.explicit(policy).digest
+        return digest in self.failed or digest in {c.candidate.policy.digest for c in self.certified}
+
+    def is_likely(self, trial: Trial) -> bool:
+        """Whether the trial is expected to hold the budget; measuring it will tell."""
+        return self.aim.holds(self.limits, trial.cost)
+
+    def _is_tolerable(self, score: float) -> bool:
+        return score >= self.dense.validation - TOLERATED_LOSS * abs(self.dense.validation)
+
+    def loss(self, policy: Policy) -> float:
+        """Sum of the losses of the policy's single choices: a better guide to the recovered score than the score before."""
+        codes = self.prepared.space.encode([policy])[0]
+        return float(sum(curve[code] for curve, code in zip(self.prepared.sensitivity, codes, strict=True)))
+
+    def comparable(self, certified: Certified) -> Cost:
+        """The measured cost; where the latency limit is a share, as if the dense model ran as when the budget was resolved."""
+        cost, limit = certified.finalist.cost, self.budget.limit("latency_s")
+        if limit is not None and not limit.relative:
+            return cost
+        drift = (self.dense.cost.latency_s or 1.0) / certified.certificate.dense_latency_s
+        return replace(cost, latency_s=certified.certificate.latency_s * drift)
+
+    def correct(self, latest: int) -> None:
+        """Refit the predictor to what was measured, aim by what it still misses, and price the trials anew.
+
+        The `latest` measured count most.
+        """
+        pairs = [(c.candidate.policy, self.comparable(c)) for c in self.certified if c.candidate.stage == "finalist"]
+        if pairs:
+            self.predictor, self.aim = learn_aim(self.prepared.predictor, self.prepared.space, pairs, latest)
+            self.reprice()
+
+    def reprice(self) -> None:
+        """Price the trials by the predictor as it is now."""
+        if self.done:
+            costs = self.predictor.predict(self.prepared.space.encode([t.policy for t in self.done]))
+            self.done = [replace(trial, cost=costs[i]) for i, trial in enumerate(self.done)]
+
+    def better_expected(self) -> bool:
+        """Whether an unmeasured trial that should hold the budget beats the winner clearly."""
+        best = self.best
+        assert best is not None
+        left = [
+            t
+            for t in self.done
+            if t.state == "complete" and t.samples is None and not self._is_measured(t.policy) and self.is_likely(t)
+        ]
+        if self.dense.holds:
+            fast = 0.95 * best.certificate.latency_s
+            return any(self._is_tolerable(_score(t)) and (t.cost.latency_s or np.inf) < fast for t in left)
+        return any(_score(t) > best.finalist.validation + NOTICEABLE * abs(self.dense.validation) for t in left)
+
+    def recoverable(self) -> list[Certified]:
+        """The best finalist that holds, and the best that holds with room to spare.
+
+        Recovery changes no shapes, but the recovered model is measured anew, and the machine may be a little slower then.
+        """
+        pool = [c for c in self.certified if c.finalist.holds and len(c.candidate.policy)]
+        if not pool:
+            return []
+        roomy = [c for c in pool if self.limits.violation(c.finalist.cost) <= -ROOM]
+        rest = sorted(pool, key=lambda c: self.loss(c.candidate.policy))
+        second = max(roomy, key=_merit, default=rest[0])
+        return list({id(c): c for c in (max(pool, key=_merit), second)}.values())
+
+
+def _score(trial: Trial) -> float:
+    return -np.inf if trial.score is None else trial.score
+
+
+def _latency_s(certified: Certified) -> float:
+    return certified.certificate.latency_s
+
+
+def _merit(certified: Certified) -> tuple[float, float]:
+    return certified.finalist.validation, -certified.certificate.latency_s
