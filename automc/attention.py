@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from automc.compression.prune import sharing_copy
+from automc.compression.sharing import sharing_copy
 from automc.graph import LeftAlone
 from automc.outputs import tensors_of
 

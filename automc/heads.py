@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from automc.compression.prune import remove_channels, sharing_copy, zero_consumers
+from automc.compression.prune import remove_channels, zero_consumers
+from automc.compression.sharing import sharing_copy
 from automc.graph import Attribute, ChannelGroup, LeftAlone, Member
 from automc.layouts import Hypothesis, hypotheses
 

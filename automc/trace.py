@@ -19,7 +19,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 from automc.attention import replace_attention
 from automc.calling import bind_names, protect_inputs
 from automc.channels import Coupling, couple
-from automc.compression.prune import remove_channels, sharing_copy, zero_consumers
+from automc.compression.prune import remove_channels, zero_consumers
+from automc.compression.sharing import sharing_copy
 from automc.compression.stacks import input_parts, split
 from automc.errors import AutomcError, InputError
 from automc.graph import ChannelGroup, Channels, LayerGraph, LayerKind, LayerSpec, LeftAlone

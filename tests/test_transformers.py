@@ -19,7 +19,7 @@ from automc.attention import replace_attention
 from automc.calibrate import calibrate
 from automc.compression.apply import Stitcher
 from automc.compression.prune import remove_channels, zero_consumers
-from automc.compression.prune import sharing_copy as shared
+from automc.compression.sharing import sharing_copy as shared
 from automc.evaluate.task import Data, TensorSplit
 from automc.export.onnx import build_onnx
 from automc.policy import Policy, Prune, Quantize

@@ -19,9 +19,10 @@ from automc.compression.criteria import Pruning
 from automc.compression.database import Database
 from automc.compression.evidence import Evidence
 from automc.compression.norms import recalibrate, recalibrate_folded
-from automc.compression.prune import dropped, remove_channels, sharing_copy
+from automc.compression.prune import dropped, remove_channels
 from automc.compression.quantize import Quantized, set_ranges
 from automc.compression.refine import refine
+from automc.compression.sharing import sharing_copy
 from automc.compression.storage import as_run, runs_on_integers
 from automc.compression.variants import Key, remaining, take_outputs
 from automc.errors import InputError
@@ -66,6 +67,9 @@ class Stitcher:
         self.database = Database(traced, stats, folder, self.pruning, evidence)
         self.reduce_range = reduce_range
         self.closure = closure
+        self._replaced = frozenset(
+            spec.name for spec in traced.graph.layers if spec.groups == 1 and spec.kind != "recurrent"
+        )
         self._norms_stay = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in traced.model.modules())
 
     def order(self, group: ChannelGroup) -> list[int]:
@@ -90,7 +94,7 @@ class Stitcher:
         integer = {n: as_run(s, reduce_range=self.reduce_range) for n, s in self.integer_layers(policy).items()}
         model = sharing_copy(self.traced.model)
         with torch.no_grad():
-            remove_channels(model, self.traced.graph.groups, kept)
+            remove_channels(model, self.traced.graph.groups, kept, self._replaced)
             for name in self.traced.graph.layer:
                 choices = policy.get(name, LowRank), integer.get(name), policy.get(name, Sparsify)
                 key = Key(name, tuple(gone.get((name, "in"), ())), *choices)
@@ -145,10 +149,10 @@ class Stitcher:
         elif spec.groups > 1:
             if key.quantize is not None:
                 model.set_submodule(key.layer, self._rounded(model.get_submodule(key.layer), key.quantize))
-        elif key.gone or key.low_rank or key.sparsify or key.quantize:
+        elif outputs or key != Key(key.layer):
             variant = self.database.variant(key)
-            rows = remaining(spec.out_channels, outputs)
-            model.set_submodule(key.layer, take_outputs(variant, rows))
+            cut = take_outputs(variant, remaining(spec.out_channels, outputs)) if outputs else sharing_copy(variant)
+            model.set_submodule(key.layer, cut)
 
     def _rounded(self, layer: nn.Module, spec: Quantize) -> nn.Module:
         """A grouped layer is rounded as it stands: its few taps per channel have no database."""

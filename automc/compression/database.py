@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -39,7 +39,7 @@ from automc.trace import Traced
 
 __all__ = ["Database"]
 
-_FORMAT = "2"
+_FORMAT = "3"
 _MOST_PER_LAYER = 1024
 """Layers that read many channel groups have more combinations than this; theirs are made when first needed."""
 Order = tuple[list[int], list[float]]
@@ -210,9 +210,9 @@ def _choices(space: SearchSpace, target: str, kind: type[Spec]) -> Sequence[Spec
     return (None,)
 
 
+@lru_cache(maxsize=1 << 16)
 def _digest(key: Key) -> str:
-    text = json.dumps(asdict(key), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(repr(key).encode()).hexdigest()[:16]
 
 
 def _packed(entries: Mapping[str, tuple[nn.Module, float]]) -> bytes:

@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import copy
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,28 +14,28 @@ from torch.nn.modules.conv import _ConvNd
 
 from automc.graph import Attribute, ChannelGroup
 
-__all__ = ["dropped", "reading_order", "remove_channels", "sharing_copy", "zero_consumers"]
+__all__ = ["dropped", "reading_order", "remove_channels", "zero_consumers"]
 
 Kept = Mapping[str, Sequence[int]]
 """Channel group -> the channels it keeps, ascending. Groups that are not named stay whole."""
 
 
-def remove_channels(model: nn.Module, groups: Sequence[ChannelGroup], keep: Kept) -> None:
+def remove_channels(
+    model: nn.Module, groups: Sequence[ChannelGroup], keep: Kept, without: Collection[str] = ()
+) -> None:
     """Take the channels that `keep` drops out of every member module of `groups`, in place.
 
     Tensors are replaced, never changed, so that models that share them do not disturb each other.
+
+    Args:
+        without: modules that are left as they are, because others take their place.
     """
     for name, side, indices in dropped(groups, keep):
-        _remove(model, name, side, indices)
+        if name not in without:
+            _remove(model, name, side, indices)
     for group in groups:
         for attribute in group.attributes if group.name in keep else ():
             _set_attribute(model, attribute, len(keep[group.name]))
-
-
-def sharing_copy(model: nn.Module) -> nn.Module:
-    """A copy with modules of its own that shares every parameter and buffer with `model`."""
-    tensors: Iterator[Tensor] = itertools.chain(model.parameters(), model.buffers())
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
 def dropped(groups: Sequence[ChannelGroup], keep: Kept) -> list[tuple[str, str, list[int]]]:

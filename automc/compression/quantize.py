@@ -72,8 +72,8 @@ class Quantized(nn.Module):
         """The same rounding around `inner`, which holds the outputs `rows` alone."""
         cut = copy.copy(self)
         cut._modules = {"inner": inner}
-        cut._buffers = dict(self._buffers)
-        cut.weight_scale, cut.weight_zero = self.weight_scale[rows], self.weight_zero[rows]
+        grid = {"weight_scale": self.weight_scale[rows], "weight_zero": self.weight_zero[rows]}
+        cut._buffers = {**self._buffers, **grid}
         return cut
 
     def set_range(self, low: float, high: float) -> None:

@@ -248,16 +248,14 @@ def take_outputs(module: nn.Module, rows: Tensor) -> nn.Module:
         return module.take_outputs(inner, rows)
     assert isinstance(module, (nn.Conv2d, nn.Linear))
     cut = copy.copy(module)
-    cut._parameters = dict(module._parameters)
-    cut.weight = nn.Parameter(module.weight[rows], requires_grad=False)
-    if module.bias is not None:
-        cut.bias = nn.Parameter(module.bias[rows], requires_grad=False)
+    cut._parameters = {
+        name: None if tensor is None else nn.Parameter(tensor[rows], requires_grad=False)
+        for name, tensor in module._parameters.items()
+    }
     setattr(cut, "out_features" if isinstance(cut, nn.Linear) else "out_channels", len(rows))
     return cut
 
 
 def remaining(size: int, gone: Sequence[int]) -> Tensor:
     """The numbers below `size` that are not in `gone`."""
-    mask = torch.ones(size, dtype=torch.bool)
-    mask[list(gone)] = False
-    return mask.nonzero().flatten()
+    return torch.tensor(sorted(set(range(size)).difference(gone)), dtype=torch.long)
