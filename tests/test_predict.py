@@ -76,6 +76,21 @@ def test_whole_models_that_it_never_saw(predictor: LearnedPredictor, unseen: tup
     assert inside.mean() >= 0.85  # 34 of 40; at a true 95 % fewer than that happens once in 3,000
 
 
+def test_prices_are_what_the_counted_features_add_up_to(
+    predictor: LearnedPredictor, unseen: tuple[np.ndarray, np.ndarray]
+) -> None:
+    model, codes = predictor.model, unseen[0]
+    priced, counted = model.price(codes), model.flow.count(codes)
+    np.testing.assert_allclose(
+        priced.latency_s, model.calibration.predict(model._terms(counted.layers, counted.glue)), rtol=1e-9
+    )
+    np.testing.assert_allclose(
+        priced.size_bytes, model.size.predict(counted.layers[:, 3], model._parts(counted)), rtol=1e-9
+    )
+    np.testing.assert_allclose(priced.macs, counted.layers[:, 2])
+    np.testing.assert_allclose(priced.layers_s, counted.times_s)
+
+
 def test_the_report_counts_what_was_learned(predictor: LearnedPredictor) -> None:
     report = predictor.report
     assert report.models >= 8

@@ -10,24 +10,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Generic, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from automc.graph import LayerGraph
+from automc.graph import Channels, LayerGraph
 from automc.predict.kernel_model import KernelModel
-from automc.predict.kernels import BLOCKED, INT8, PLAIN, count, kept
-from automc.predict.layers import FILE_COLUMNS, TRANSITIONS, WIDTH, Formats, LayerTable, learn, transition
+from automc.predict.kernels import BLOCKED, INT8, PLAIN, Ints, count, kept
+from automc.predict.layers import TRANSITIONS, Formats, LayerTable, learn, transition
 from automc.predict.roofline import Floats
 from automc.predict.structure import Step, Structure
+from automc.predict.tally import Bill, Prices, Sink, Tally
 from automc.space import Codes, SearchSpace
 
 __all__ = ["Counted", "Flow"]
 
 Rows: TypeAlias = NDArray[np.bool_]
+S = TypeVar("S", bound=Sink)
 
 _FORMATS = {PLAIN: "plain", BLOCKED: "blocked", INT8: "int8"}
+_NOTHING, _QUANTIZED = 0, 8
+"""States of an operator besides the formats: part of the layer behind it, or fp32 between conversions from and to integers."""
 _UNARY = frozenset({"Clip", "HardSigmoid", "HardSwish", "LeakyRelu", "PRelu", "Relu", "Sigmoid", "Tanh"})
 _FOLDED = frozenset({"Pad"})
 """Operators that become part of the fp32 convolution which alone reads them."""
@@ -51,7 +55,7 @@ class Counted:
 
 
 class Flow:
-    """Counts what policies add up to, many at once.
+    """Counts or prices what policies add up to, many at once.
 
     Attributes:
         names: of the columns of `Counted.glue`.
@@ -75,78 +79,66 @@ class Flow:
         self.names = tuple(f"{kind}:{what}" for kind in kinds for what in ("count", "elements"))
         self.count_columns = list(range(0, len(self.names), 2))
         self.int8_columns = [i for i, name in enumerate(self.names) if name.endswith("int8:count")]
-        self._column = {kind: 2 * index for index, kind in enumerate(kinds)}
-        self._channels = [
-            None if t.channels is None else (t.channels.fixed, kept(t.channels.parts, graph, space))
-            for t in structure.tensors
-        ]
-        self._readers = [_readers(structure.steps, tensor, through=False) for tensor in range(len(structure.tensors))]
-        self._behind = [_readers(structure.steps, tensor, through=True) for tensor in range(len(structure.tensors))]
+        column = {kind: 2 * index for index, kind in enumerate(kinds)}
+        self.by_state = {op: _by_state(op, column) for op in ops}
+        met = [*(t.channels for t in structure.tensors), *(c for n in graph.layers for c in (n.inputs, n.outputs))]
+        self.widths = {c: (c.fixed, kept(c.parts, graph, space)) for c in met if c is not None}
+        tensors = range(len(structure.tensors))
+        self.readers = [_readers(structure.steps, tensor, through=False) for tensor in tensors]
+        self.behind = [_readers(structure.steps, tensor, through=True) for tensor in tensors]
 
     def count(self, codes: Codes) -> Counted:
         """What the policies add up to."""
-        walk = _Walk(self, codes)
-        for index in range(self.structure.inputs):
-            walk.write(index, np.full(len(codes), PLAIN, dtype=np.uint8))
-        for step in self.structure.steps:
-            if step.layer >= 0:
-                walk.layer(step)
-            else:
-                walk.operator(step)
-        return Counted(walk.layers, walk.glue.T, walk.times.T)
+        tally = _Walk(self, codes, Tally(len(codes), len(self.names), len(self.tables))).sink
+        return Counted(tally.layers, tally.glue.T, tally.times_s.T)
 
-    def elements(self, tensor: int, codes: Codes) -> Floats:
-        """(count,) elements of a tensor, batch included."""
-        info, channels = self.structure.tensors[tensor], self._channels[tensor]
-        if channels is None:
-            return np.full(len(codes), float(info.elements))
-        return np.asarray(count(channels, codes) * (info.elements / max(info.width, 1)), dtype=np.float64)
-
-    def column(self, kind: str) -> int:
-        """The column that counts `kind`; the next one holds its elements."""
-        return self._column[kind]
+    def bill(self, codes: Codes, prices: Prices) -> Bill:
+        """What the policies cost."""
+        return _Walk(self, codes, Bill(prices, len(codes), len(self.tables))).sink
 
     def only_layers_read(self, tensor: int) -> bool:
         """Whether nothing but layers reads a tensor."""
-        return sum(tensor in step.inputs for step in self.structure.steps) == len(self._readers[tensor])
-
-    def readers(self, tensor: int) -> list[int]:
-        """The layers that read a tensor."""
-        return self._readers[tensor]
-
-    def behind(self, tensor: int) -> list[int]:
-        """The layers that read a tensor, or the activation function that alone reads it."""
-        return self._behind[tensor]
+        return sum(tensor in step.inputs for step in self.structure.steps) == len(self.readers[tensor])
 
 
-class _Walk:
-    """One pass over the steps for some codes: the formats of every tensor, and the sums so far."""
+class _Walk(Generic[S]):
+    """One pass over the steps for some codes: the formats of every tensor, and the sums so far, in `sink`."""
 
-    def __init__(self, flow: Flow, codes: Codes) -> None:
-        self.flow, self.codes = flow, codes
-        count, tensors = len(codes), len(flow.structure.tensors)
-        self.keys = learn(flow.tables, flow.model, codes)
+    def __init__(self, flow: Flow, codes: Codes, sink: S) -> None:
+        self.flow, self.codes, self.sink = flow, codes, sink
+        count, structure = len(codes), flow.structure
+        self._widths: dict[Channels, Ints] = {}
+        self._elements: dict[int, Floats] = {}
+        self.keys = [self._keys(table) for table in flow.tables]
+        learn(flow.tables, flow.model, self.keys)
         self.int8 = [table.choices.is_int8(codes) for table in flow.tables]
-        self.born: list[Formats] = [np.zeros(count, dtype=np.uint8)] * tensors
+        self._some_int8 = [bool(rows.any()) for rows in self.int8]
+        self.never = np.zeros(count, dtype=np.bool_)
+        self.born: list[Formats] = [np.zeros(count, dtype=np.uint8)] * len(structure.tensors)
         self.native = list(self.born)
         self.have = list(self.born)
-        self.glue = np.zeros((len(flow.names), count))
-        self.times = np.zeros((len(flow.tables), count))
-        self.layers: Floats = np.zeros((count, WIDTH))
+        for index in range(structure.inputs):
+            self.write(index, np.full(count, PLAIN, dtype=np.uint8))
+        for step in structure.steps:
+            if step.layer >= 0:
+                self.layer(step)
+            else:
+                self.operator(step)
 
     def layer(self, step: Step) -> None:
         """Run a layer; on integers also where its policy says fp32, if it reads and feeds nothing but integers."""
-        table, keys = self.flow.tables[step.layer], self.keys[step.layer]
+        table, keys, int8 = self.flow.tables[step.layer], self.keys[step.layer], self.int8[step.layer]
         source = step.inputs[0]
-        implied = (self.native[source] == INT8) & self._any_int8(self.flow.behind(step.output)) & ~self.int8[step.layer]
-        cold = (implied | self.int8[step.layer]) & (self.born[source] != INT8)
-        values, formats = table.lookup(np.where(implied, table.choices.int8_key(keys), keys) + cold)
+        implied = (self.native[source] == INT8) & self._any_int8(self.flow.behind[step.output]) & ~int8
+        file = run = keys
         if implied.any():
-            values[:, FILE_COLUMNS] = table.lookup(keys)[0][:, FILE_COLUMNS]
+            run = np.where(implied, table.choices.int8_key(keys), keys)
+        cold = (implied | int8) & (self.born[source] != INT8)
+        if cold.any():
+            run = run + cold
+        formats = table.formats[table.find(run)]
         self.convert(source, formats[:, 0])
-        self.layers += values
-        self.glue[: 2 * len(TRANSITIONS)] += values[:, WIDTH - 2 * len(TRANSITIONS) :].T
-        self.times[step.layer] = values[:, 0]
+        self.sink.layer(step.layer, table, run, file if implied.any() else run)
         self.write(step.output, formats[:, 1])
 
     def operator(self, step: Step) -> None:
@@ -154,27 +146,29 @@ class _Walk:
         natives = [self.native[tensor] for tensor in step.inputs]
         formats = np.full(len(self.codes), PLAIN, dtype=np.uint8)
         if step.op in _KEEPS_BLOCKS:
-            formats[np.all([native == BLOCKED for native in natives], axis=0)] = BLOCKED
+            formats[_all_are(natives, BLOCKED)] = BLOCKED
         if step.op in _KEEPS_INT8:
-            formats[np.all([native == INT8 for native in natives], axis=0)] = INT8
-        quantized = self._any_int8(self.flow.readers(step.output)) & (formats != INT8)
-        folded = np.full(len(self.codes), False)
+            formats[_all_are(natives, INT8)] = INT8
+        quantized = self._any_int8(self.flow.readers[step.output]) & (formats != INT8)
+        state = np.where(quantized, _QUANTIZED, formats)
         if step.op in _FOLDED and self.flow.only_layers_read(step.output):
             folded = ~quantized & (formats != INT8)
             formats = np.where(folded, natives[0], formats)
+            state = np.where(folded, _NOTHING, state)
         for tensor in step.inputs:
             self.convert(tensor, formats)
-        sizes = [self.flow.elements(tensor, self.codes) for tensor in (*step.inputs, step.output)]
-        elements = np.max(sizes, axis=0)
-        for code, name in _FORMATS.items():
-            self._add(self.flow.column(f"{step.op}:{name}"), (formats == code) & ~folded & ~quantized, elements)
-        self._add(self.flow.column(f"{step.op}:quantized"), quantized, elements)
+        sizes = [self.elements(tensor) for tensor in (*step.inputs, step.output)]
+        elements = sizes[0]
+        for size in sizes[1:]:
+            elements = elements if size is elements else np.maximum(elements, size)
+        self.sink.operators(self.flow.by_state[step.op][state], elements)
         self.write(step.output, formats)
 
     def write(self, tensor: int, formats: Formats) -> None:
         """A tensor is made in these formats, and quantised where an integer layer reads it."""
         self.born[tensor] = self.native[tensor] = self.have[tensor] = formats
-        quantized = self._any_int8(self.flow.readers(tensor)) & (formats != INT8)
+        readers = self.flow.readers[tensor]
+        quantized = self._any_int8(readers) & (formats != INT8) if readers else self.never
         if quantized.any():
             native = np.where(quantized, INT8, formats).astype(np.uint8)
             self.convert(tensor, native)
@@ -186,25 +180,61 @@ class _Walk:
         missing = (have & wanted) == 0
         if not missing.any():
             return
-        elements = self.flow.elements(tensor, self.codes)
-        for target in _FORMATS:
-            rows = missing & (wanted == target)
-            for source in _FORMATS if rows.any() else ():
-                if source != target:
-                    here = rows & (have & source > 0)
-                    self._add(2 * transition(source, target), here, elements)
-                    rows &= ~here
+        self.sink.operators(_CONVERSION[have * missing, wanted], self.elements(tensor))
         self.have[tensor] = have | wanted
 
-    def _add(self, column: int, rows: Rows, elements: Floats) -> None:
-        if rows.any():
-            self.glue[column] += rows
-            self.glue[column + 1] += rows * elements
+    def elements(self, tensor: int) -> Floats:
+        """(count,) elements of a tensor, batch included."""
+        if tensor not in self._elements:
+            info = self.flow.structure.tensors[tensor]
+            width = np.full(len(self.codes), info.width) if info.channels is None else self._width(info.channels)
+            self._elements[tensor] = np.asarray(width * (info.elements / max(info.width, 1)), dtype=np.float64)
+        return self._elements[tensor]
+
+    def _width(self, channels: Channels) -> Ints:
+        if channels not in self._widths:
+            self._widths[channels] = count(self.flow.widths[channels], self.codes)
+        return self._widths[channels]
+
+    def _keys(self, table: LayerTable) -> Ints:
+        spec = table.choices.spec
+        return table.choices.keys(self.codes, self._width(spec.inputs), self._width(spec.outputs))
 
     def _any_int8(self, layers: Sequence[int]) -> Rows:
-        if not layers:
-            return np.zeros(len(self.codes), dtype=np.bool_)
-        return np.any([self.int8[layer] for layer in layers], axis=0)
+        found = self.never
+        for layer in layers:
+            if self._some_int8[layer]:
+                found = found | self.int8[layer]
+        return found
+
+
+def _all_are(formats: Sequence[Formats], wanted: int) -> Rows:
+    found = formats[0] == wanted
+    for other in formats[1:]:
+        found = found & (other == wanted)
+    return found
+
+
+def _by_state(op: str, column: dict[str, int]) -> Ints:
+    """The column of an operator in each state (a format, or quantised); -1 where it is none."""
+    columns = np.full(_QUANTIZED + 1, -1, dtype=np.int64)
+    for state, name in {**_FORMATS, _QUANTIZED: "quantized"}.items():
+        columns[state] = column[f"{op}:{name}"]
+    return columns
+
+
+def _conversions() -> Ints:
+    """(8, 8) column of the conversion from one of the formats at hand, the first of _FORMATS, to one; -1 where there is none."""
+    columns = np.full((8, 8), -1, dtype=np.int64)
+    for have in range(8):
+        for target in _FORMATS:
+            sources = [source for source in _FORMATS if have & source and source != target]
+            if sources:
+                columns[have, target] = 2 * transition(sources[0], target)
+    return columns
+
+
+_CONVERSION = _conversions()
 
 
 def _readers(steps: Sequence[Step], tensor: int, *, through: bool) -> list[int]:

@@ -138,9 +138,13 @@ class LayerChoices:
             (zeros[0], tuple(s if isinstance(s, Sparsify) else None for s in zeros[1])),
         )
 
-    def keys(self, codes: Codes) -> Ints:
-        """(count,) one even integer per policy that says all about the layer: cin, cout, zeros, rank and bits code; odd is cold."""
-        cin, cout = count(self.inputs, codes), count(self.outputs, codes)
+    def keys(self, codes: Codes, cin: Ints | None = None, cout: Ints | None = None) -> Ints:
+        """(count,) one even integer per policy that says all about the layer: cin, cout, zeros, rank and bits code; odd is cold.
+
+        `cin` and `cout`, (count,) channels, spare counting them where they are known.
+        """
+        cin = count(self.inputs, codes) if cin is None else cin
+        cout = count(self.outputs, codes) if cout is None else cout
         keys = cin * (self.spec.out_channels + 1) + cout
         keys = keys * len(self.sparsify[1]) + _code(self.sparsify[0], codes)
         keys = keys * len(self.low_rank[1]) + _code(self.low_rank[0], codes)
@@ -200,7 +204,7 @@ def layer_kernels(
 
 def _own_kernel(spec: LayerSpec, cin: int, cout: int, int8: int) -> list[tuple[int, ...]]:
     window, stride = prod(spec.kernel), prod(spec.stride)
-    groups = cout if spec.kind == "depthwise" else spec.groups
+    groups = max(1, spec.groups * cout // spec.out_channels)  # of a depthwise layer all its channels
     kind = KINDS.index(spec.kind if spec.kind != "conv" or window > 1 else "pointwise")
     return [(kind, cin, cout, window, stride, spec.in_positions, spec.positions, groups, int8)]
 

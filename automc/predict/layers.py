@@ -15,7 +15,6 @@ from automc.policy import Quantize
 from automc.predict.kernel_model import KernelModel
 from automc.predict.kernels import Ints, Kernels, LayerChoices, Layouts
 from automc.predict.roofline import Floats
-from automc.space import Codes
 
 __all__ = ["FILE_COLUMNS", "TRANSITIONS", "WIDTH", "Formats", "LayerTable", "learn", "transition"]
 
@@ -59,13 +58,25 @@ class LayerTable:
     def __post_init__(self) -> None:
         size = self.choices.key_count
         self._row_of = np.full(size, -1, dtype=np.int32) if size <= _DIRECT else None
+        self._fold: tuple[Floats, Floats] | None = None
 
     def fresh(self, keys: Ints) -> Ints:
         """The different keys among `keys`, their integer twins, and both when cold, that the table does not hold."""
-        if len(self.keys) and np.array_equal(self.keys[self.find(keys)], keys):
+        if self._holds(keys):
             return keys[:0]
         warm = np.concatenate([keys, self.choices.int8_key(keys)])
         return np.setdiff1d(np.concatenate([warm, warm + 1]), self.keys)
+
+    def _holds(self, keys: Ints) -> bool:
+        if self._row_of is not None:
+            return bool((self._row_of[keys] >= 0).all())
+        return len(self.keys) > 0 and np.array_equal(self.keys[self.find(keys)], keys)
+
+    def folded(self, weights: Floats) -> Floats:
+        """(rows, columns) `values` times (WIDTH, columns) weights, kept until the table grows or the weights are others."""
+        if self._fold is None or self._fold[0] is not weights or len(self._fold[1]) != len(self.values):
+            self._fold = weights, self.values @ weights
+        return self._fold[1]
 
     def lookup(self, keys: Ints) -> tuple[Floats, Formats]:
         """((count, WIDTH) values, (count, 2) formats) of keys that the table holds."""
@@ -134,16 +145,15 @@ def _saved_bytes(kernels: Kernels, bits: Quantize | None, density: float) -> flo
     return float(np.maximum(saved, 0.0).sum()) if value_bytes >= 1 else 0.0
 
 
-def learn(tables: Sequence[LayerTable], model: KernelModel, codes: Codes) -> list[Ints]:
-    """Per layer the (count,) keys of the policies; what the tables do not hold of them is predicted in one go first."""
-    keys = [table.choices.keys(codes) for table in tables]
+def learn(tables: Sequence[LayerTable], model: KernelModel, keys: Sequence[Ints]) -> None:
+    """Take per table (count,) keys in; the kernels of those that it does not hold are predicted in one go, equal ones once."""
     fresh = [table.fresh(of_layer) for table, of_layer in zip(tables, keys, strict=True)]
     kernels = [[table.kernels(key) for key in new.tolist()] for table, new in zip(tables, fresh, strict=True)]
     rows = [each.rows for of_layer in kernels for each in of_layer]
     if rows:
-        times = model.predict(Kernels(np.concatenate(rows)))
+        unique, where = np.unique(np.concatenate(rows), axis=0, return_inverse=True)
+        times = model.predict(Kernels(unique))[where.reshape(-1)]
         ends = np.cumsum([sum(len(each) for each in of_layer) for of_layer in kernels]).tolist()
         for table, new, each, start, end in zip(tables, fresh, kernels, [0, *ends], ends, strict=False):
             if len(new):
                 table.add(new, each, times[start:end])
-    return keys

@@ -15,11 +15,12 @@ from automc.predict.flow import Counted, Flow
 from automc.predict.glue import Glue
 from automc.predict.kernel_model import KernelModel
 from automc.predict.kernels import COLUMNS, Kernels, LayerChoices, Layouts
-from automc.predict.layers import LayerTable
+from automc.predict.layers import WIDTH, LayerTable
 from automc.predict.profile import Candidate, Profile
 from automc.predict.roofline import Floats, relative_nnls
 from automc.predict.size import SizeModel
 from automc.predict.structure import Structure
+from automc.predict.tally import Prices
 from automc.space import Codes, SearchSpace
 
 __all__ = ["FittedModel", "Priced", "Samples", "Setting"]
@@ -119,17 +120,31 @@ class FittedModel:
         self.glue = Glue.fit(counted.glue, {**samples.glue_s, "(neighbours)": excess}, samples.latency_s)
         self.calibration = Calibration.fit(self._terms(counted.layers, counted.glue), samples.latency_s)
         self.size = SizeModel.fit(counted.layers[:, 3], self._parts(counted), samples.size_bytes)
+        self.prices = self._prices()
 
     def price(self, codes: Codes) -> Priced:
         """Price (count, domains) codes."""
-        counted = self.flow.count(codes)
-        latency = self.calibration.predict(self._terms(counted.layers, counted.glue))
-        size = self.size.predict(counted.layers[:, 3], self._parts(counted))
-        return Priced(latency, size, counted.layers[:, 2], counted.times_s)
+        bill = self.flow.bill(codes, self.prices)
+        latency_s, size_bytes, macs = bill.rows().T
+        return Priced(latency_s, size_bytes, macs, bill.times_s)
+
+    def _prices(self) -> Prices:
+        """The same linear models, per part."""
+        kernels, glue, nodes, constant = self.calibration.weights
+        size, added, int8, between = self.size.weights
+        layer_s, layer_bytes = np.zeros((2, WIDTH))
+        layer_s[:2] = kernels, nodes
+        layer_bytes[[1, 3, 4]] = added, 1.0, int8
+        feature_s = glue * self.glue.weights
+        feature_s[self.flow.count_columns] += nodes
+        feature_bytes = np.zeros(len(feature_s))
+        feature_bytes[self.flow.int8_columns] = between
+        constants = float(constant), float(size - added * len(self.setting.graph.layers))
+        return Prices.of(layer_s, layer_bytes, feature_s, feature_bytes, constants)
 
     def _parts(self, counted: Counted) -> Floats:
         """(count, 3) kernels beyond the dense model's, integer kernels, integer tensors between layers."""
-        added = np.maximum(counted.layers[:, 1] - len(self.setting.graph.layers), 0.0)
+        added = counted.layers[:, 1] - len(self.setting.graph.layers)
         between = counted.glue[:, self.flow.int8_columns].sum(axis=1)
         return np.stack([added, counted.layers[:, 4], between], axis=1)
 

@@ -20,11 +20,14 @@ from automc.predict.store import read_profile, write_profile
 from automc.protocols import Observer
 from automc.space import SearchSpace
 
-__all__ = ["Candidate", "Profile", "profile_key", "profile_model"]
+__all__ = ["Candidate", "Profile", "measure_policies", "profile_key", "profile_model"]
 
 MAX_CANDIDATES = 28
 MIN_CANDIDATES = 8
 _KERNEL_REPEATS = 4
+_MOST_REPEATS = 64
+_KERNEL_S = 0.2
+"""Running time of a candidate whose kernels are timed: a model of a millisecond runs as often as _MOST_REPEATS."""
 _ROUNDS = 8
 _BUILD_SHARE = 0.6
 """Share of the time limit for building candidates and timing their kernels; the rest is for the interleaved rounds."""
@@ -83,22 +86,44 @@ def profile_model(
     cached = read_profile(path, key, observer)
     if cached is not None:
         return cached
+    policies = space.decode(stratified(space, MAX_CANDIDATES, seed))
+    profile = measure_policies(
+        device, build, graph, policies, inputs, key, time_limit_s=time_limit_s, seed=seed, observer=observer
+    )
+    write_profile(path, profile, observer)
+    return profile
+
+
+def measure_policies(
+    device: Device,
+    build: Callable[[Policy], bytes],
+    graph: LayerGraph,
+    policies: Sequence[Policy],
+    inputs: Sequence[Array],
+    key: str,
+    *,
+    time_limit_s: float,
+    seed: int = 0,
+    observer: Observer | None = None,
+) -> Profile:
+    """The policies' models, first kernel by kernel, then whole and interleaved; as many as the time allows.
+
+    Raises:
+        AutomcError: none of them could be built; the reason is the first one's.
+    """
     begin = time.monotonic()
-    codes = stratified(space, MAX_CANDIDATES, seed)
     if observer:
-        observer.stage("profile the device", 2.0 * len(codes))
-    built = _build(device, build, graph, space.decode(codes), inputs, begin + _BUILD_SHARE * time_limit_s, observer)
+        observer.stage("profile the device", 2.0 * len(policies))
+    built = _build(device, build, graph, policies, inputs, begin + _BUILD_SHARE * time_limit_s, observer)
     left = max(time_limit_s - (time.monotonic() - begin), 2.0)
     models = {candidate.policy.digest: model for candidate, model in built}
     measurement = device.measure(models, inputs, _ROUNDS, min_time_s=0.0, time_limit_s=left, retries=3, seed=seed)
     if observer:
-        observer.advance(float(len(codes)))
-    profile = Profile(
+        observer.advance(float(len(policies)))
+    return Profile(
         key, device.key, device.environment(), device.capabilities(), len(inputs[0]),
         tuple(candidate for candidate, _ in built), measurement, time.monotonic() - begin,
     )  # fmt: skip
-    write_profile(path, profile, observer)
-    return profile
 
 
 def profile_key(device: Device, space: SearchSpace, inputs: Sequence[Array], dense_onnx: bytes) -> str:
@@ -125,7 +150,7 @@ def _build(
             break
         try:
             model = build(policy)
-            nodes = device.node_times(model, inputs, _KERNEL_REPEATS)
+            nodes = device.node_times(model, inputs, _repeats(built))
         except Exception as error:  # one candidate that cannot be built or run is said and left out
             failures.append(error)
             if observer:
@@ -138,3 +163,9 @@ def _build(
     if not built:
         raise AutomcError(f"No candidate could be profiled: {failures[0]}") from failures[0]
     return built
+
+
+def _repeats(built: Sequence[tuple[Candidate, bytes]]) -> int:
+    """How often to run the next candidate, by the time that the last one took: the shorter the kernels, the coarser the clock."""
+    last_s = sum(node.time_s for node in built[-1][0].nodes) if built else _KERNEL_S
+    return int(min(max(_KERNEL_S / max(last_s, 1e-9), _KERNEL_REPEATS), _MOST_REPEATS))

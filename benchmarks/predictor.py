@@ -1,0 +1,81 @@
+"""The predictor on candidates that it never saw, network by network, and how many policies it prices a second.
+
+    python benchmarks/predictor.py FOLDER [--networks PATH.py:resnet20@32 resnet18@224 mobilenet_v2@224 vit_tiny@224]
+
+FOLDER holds the profiles of benchmarks/profiles.py, measured now where they are missing. Baselines on the same candidates: a
+straight line on MACs, and the mean of what was learned from. Errors are of the measured latency of one batch, scaled by what the
+dense model took in either session; the noise floor is what the measurements themselves repeat to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import profiles
+from numpy.typing import NDArray
+from scipy.stats import kendalltau
+
+from automc.policy import Policy
+from automc.predict.predictor import LearnedPredictor
+from automc.predict.profile import Candidate, Profile
+from automc.space import SearchSpace
+
+PRICED = 100_000
+Latencies = NDArray[np.float64]
+
+
+def main() -> None:
+    """Print a line per network and estimator, then the rate of pricing."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    profiles.add_arguments(parser)
+    for case in profiles.cases(parser.parse_args()):
+        predictor = LearnedPredictor.fit(case.profile, case.offered.graph, case.offered.space, case.dense_onnx, 1)
+        known = case.profile.candidates
+        unseen = [c for c in case.unseen.candidates if len(c.policy)]
+        codes = case.offered.space.encode(c.policy for c in unseen)
+        seen = case.offered.space.encode(c.policy for c in known)
+        drift = _dense_s(case.unseen) / _dense_s(case.profile)
+        truth = _measured(case.unseen, unseen) / drift
+        line = np.polyfit(predictor.predict(seen).macs, _measured(case.profile, known), 1)
+        costs = predictor.predict(codes)
+        noise = 100 * case.unseen.measurement.noise_floor
+        print(
+            f"{case.name}: {len(known)} candidates to learn from, {len(unseen)} unseen, noise floor {noise:.1f} %, "
+            f"second session {drift:.2f} x as slow"
+        )
+        _report("automc", costs.latency_s, truth)
+        _report("line on MACs", np.polyval(line, costs.macs), truth)
+        _report("mean", np.full(len(truth), _measured(case.profile, known).mean()), truth)
+        inside = np.mean((costs.latency_low_s <= truth) & (truth <= costs.latency_high_s))
+        print(f"    inside the 95 % interval: {100 * inside:.0f} %")
+        print(f"    priced {_rate(predictor, case.offered.space):,.0f} policies a second, none of them seen before")
+
+
+def _measured(profile: Profile, candidates: Sequence[Candidate]) -> Latencies:
+    return np.array([profile.measurement.median_s(c.policy.digest) for c in candidates])
+
+
+def _dense_s(profile: Profile) -> float:
+    return profile.measurement.median_s(Policy().digest)
+
+
+def _report(name: str, predicted: Latencies, truth: Latencies) -> None:
+    error = np.abs(predicted / truth - 1.0)
+    tau = kendalltau(predicted, truth).statistic if np.ptp(predicted) else float("nan")
+    print(
+        f"    {name:<14} MAPE {100 * error.mean():5.1f} %, within 10 %: {100 * np.mean(error <= 0.1):3.0f} %, Kendall {tau:.2f}"
+    )
+
+
+def _rate(predictor: LearnedPredictor, space: SearchSpace) -> float:
+    codes = space.sample(PRICED, np.random.default_rng(3))
+    start = time.perf_counter()
+    predictor.predict(codes)
+    return PRICED / (time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Profiles of networks with random weights, and of candidates of theirs that no fit sees; measured once, then read.
+
+    python benchmarks/profiles.py FOLDER [--networks PATH.py:resnet20@32 resnet18 mobilenet_v2 vit_tiny] [--unseen 24]
+
+What a kernel takes depends on shapes, not on what weights are worth, so nothing is solved: channels go by their norm.
+Networks are `file.py:builder@side` or names that torchvision and timm know; the others' benchmarks read FOLDER.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from automc.calibrate import calibrate
+from automc.compression.apply import Stitcher
+from automc.compression.criteria import Pruning
+from automc.devices.cpu import Cpu
+from automc.devices.device import Array, digest
+from automc.evaluate.models import load_model
+from automc.export.onnx import build_onnx, export_float
+from automc.job import Silent
+from automc.offer import Offer, offer
+from automc.policy import Policy
+from automc.predict.profile import MAX_CANDIDATES, Profile, measure_policies
+from automc.predict.sampling import stratified
+from automc.predict.store import read_profile, write_profile
+
+NETWORKS = ("resnet18@224", "mobilenet_v2@224", "vit_tiny@224")
+
+
+class Teller(Silent):
+    """An observer that passes on what is said."""
+
+    def message(self, text: str, level: str = "info") -> None:
+        print(f"  {level}: {text}", file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network: what it offers, its dense file, what a predictor learns from, and candidates that it must not have seen.
+
+    The dense model is measured in both sessions, so that a machine that has slowed down between them is not taken for an error.
+    """
+
+    name: str
+    offered: Offer
+    dense_onnx: bytes
+    profile: Profile
+    unseen: Profile
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that name profiles."""
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--networks", nargs="+", default=NETWORKS, metavar="NAME@SIDE")
+    parser.add_argument("--seconds", type=float, default=60.0, help="time for either profile of a network")
+    parser.add_argument("--unseen", type=int, default=24)
+
+
+def cases(arguments: argparse.Namespace) -> Iterator[Case]:
+    """Each network's profiles, from the folder or measured now and kept there."""
+    for name in arguments.networks:
+        yield _case(name, arguments)
+
+
+def _case(name: str, arguments: argparse.Namespace) -> Case:
+    source, _, side = name.partition("@")
+    torch.manual_seed(0)
+    example = torch.randn(1, 3, int(side), int(side))
+    device = Cpu(1)
+    offered = offer(_network(source), (example,), device)
+    dense = export_float(offered.traced.model, (example,)).SerializeToString()
+    build = _builder(offered, device, example)
+    known = stratified(offered.space, MAX_CANDIDATES, 0)
+    drawn = offered.space.sample(arguments.unseen, np.random.default_rng(2))
+    others = _different(known, stratified(offered.space, arguments.unseen // 2, 1), drawn)
+    anchored = np.concatenate([offered.space.dense[None], others[: arguments.unseen]])
+
+    def profile(codes: Array, seed: int) -> Profile:
+        path = arguments.folder / f"{source.rpartition(':')[2]}-{seed}.jsonl"
+        key = digest(device.key, name, repr(codes.tolist()))
+        if (found := read_profile(path, key)) is None:
+            found = measure_policies(
+                device, build, offered.graph, offered.space.decode(codes), [example.numpy()], key,
+                time_limit_s=arguments.seconds, seed=seed, observer=Teller(),
+            )  # fmt: skip
+            write_profile(path, found, Teller())
+        return found
+
+    return Case(source.rpartition(":")[2], offered, dense, profile(known, 0), profile(anchored, 1))
+
+
+def _different(known: Array, *more: Array) -> Array:
+    """The rows of `more` that are not among `known`."""
+    seen = {tuple(row) for row in known.tolist()}
+    rows = dict.fromkeys(tuple(row) for codes in more for row in codes.tolist() if tuple(row) not in seen)
+    return np.array(list(rows), dtype=np.int64)
+
+
+def _builder(offered: Offer, device: Cpu, example: torch.Tensor) -> Callable[[Policy], bytes]:
+    stats = calibrate(offered.traced, [(example,)], 1, memory_bytes=0)
+    reduce_range = device.capabilities().reduce_range
+    pruning = Pruning("l1", compensate=False)
+    stitcher = Stitcher(offered.traced, stats, (example,), reduce_range=reduce_range, pruning=pruning)
+    return lambda policy: build_onnx(stitcher.apply(policy), (example,), (example,), reduce_range=reduce_range)
+
+
+def _network(source: str) -> nn.Module:
+    if ":" in source:
+        return load_model(source, None)
+    schemas = torch.library.Library("torchvision", "FRAGMENT")
+    for operator in ("nms", "qnms"):
+        schemas.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    import timm
+    import torchvision
+
+    _KEPT.append(schemas)
+    if source == "vit_tiny":
+        return timm.create_model("vit_tiny_patch16_224").eval()
+    return getattr(torchvision.models, source)().eval()
+
+
+_KEPT: list[torch.library.Library] = []
+
+
+def main() -> None:
+    """Measure, and say how much."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_arguments(parser)
+    for case in cases(parser.parse_args()):
+        for what, profile in (("learned from", case.profile), ("unseen", case.unseen)):
+            kernels = sum(place is not None for c in profile.candidates for place in c.places)
+            noise = profile.measurement.noise_floor
+            print(f"{case.name:>12}, {what}: {len(profile.candidates)} candidates, {kernels} kernels, {profile.seconds:.0f} s, noise floor {100 * noise:.1f} %{', noisy' if profile.measurement.noisy else ''}", flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
