@@ -63,22 +63,35 @@ class LayerStats:
         """Whether the covariance is a matrix rather than its diagonal."""
         return self.covariance.dim() == 2
 
+    @property
+    def variance(self) -> Tensor:
+        """(features,) the covariance's diagonal."""
+        return self.covariance.diagonal() if self.full else self.covariance
+
 
 @dataclass
 class _Accumulator:
+    """Sums over columns whose features come tap by tap; `order` puts them into PyTorch's order at the end."""
+
     total: Tensor
     moment: Tensor
+    order: Tensor
     columns: int = 0
     kept: list[Tensor] = field(default_factory=list)
 
     def add(self, columns: Tensor, keep: Tensor) -> None:
         """`columns` is (count, features), `keep` the numbers of those to remember."""
         self.total += columns.sum(0)
-        self.moment += columns.T @ columns if self.moment.dim() == 2 else columns.square().sum(0)
+        self.moment += _gram(columns) if self.moment.dim() == 2 else columns.square().sum(0)
         self.columns += len(columns)
         self.kept.append(columns[keep])
 
     def finish(self) -> LayerStats:
+        self.total = self.total[self.order]
+        self.moment = self.moment[self.order]
+        if self.moment.dim() == 2:
+            self.moment = self.moment[:, self.order]
+        self.kept = [rows[:, self.order] for rows in self.kept]
         mean = self.total / self.columns
         second = self.moment / self.columns
         covariance = second - (torch.outer(mean, mean) if second.dim() == 2 else mean.square())
@@ -88,6 +101,12 @@ class _Accumulator:
         values = sample(kept)
         ranges = {bits: best_range(values, bits) for bits in RANGE_BITS}
         return LayerStats(covariance, mean, self.columns, kept, ranges)
+
+
+def _gram(columns: Tensor) -> Tensor:
+    """(features, features) columns^T columns: NumPy knows that it is symmetric, which halves the work."""
+    values = columns.numpy()
+    return torch.from_numpy(values.T @ values)
 
 
 def calibrate(
@@ -215,7 +234,8 @@ def diagonal_layers(graph: LayerGraph, memory_bytes: int = MEMORY_BYTES) -> list
 
 def _accumulator(layer: LayerSpec, diagonal: bool) -> _Accumulator:
     features = layer.features
-    return _Accumulator(torch.zeros(features), torch.zeros((features,) if diagonal else (features, features)))
+    order = torch.arange(features).reshape(math.prod(layer.kernel), -1).T.flatten()
+    return _Accumulator(torch.zeros(features), torch.zeros((features,) if diagonal else (features, features)), order)
 
 
 def _recorder(layer: LayerSpec, accumulator: _Accumulator, samples: int, generator: torch.Generator) -> Any:
@@ -228,15 +248,15 @@ def _recorder(layer: LayerSpec, accumulator: _Accumulator, samples: int, generat
         chosen = torch.arange(positions)
         if positions > per_sample:
             chosen = torch.randperm(positions, generator=generator)[:per_sample]
-        columns = unfold(module, inputs[0].detach(), chosen)
+        columns = _gather(module, inputs[0].detach(), chosen)
         flat = columns.reshape(-1, features)
-        if not bool(torch.isfinite(flat).all()):
+        count = max(1, math.ceil(SAMPLE_ROWS * len(columns) / max(1, samples)))
+        accumulator.add(flat, torch.randint(len(flat), (count,), generator=generator))
+        if not bool(torch.isfinite(accumulator.total).all()):
             raise InputError(
                 f"The input of layer {layer.name!r} is not finite on the calibration data.",
                 remedy="Check the data and the model's weights for NaN and overflow.",
             )
-        count = max(1, math.ceil(SAMPLE_ROWS * len(columns) / max(1, samples)))
-        accumulator.add(flat, torch.randint(len(flat), (count,), generator=generator))
 
     return record
 
@@ -246,19 +266,27 @@ def unfold(module: nn.Module, inputs: Tensor, positions: Tensor) -> Tensor:
 
     `positions` are output positions, row by row for a convolution; only their columns are gathered.
     """
+    columns = _gather(module, inputs, positions)
+    if not isinstance(module, nn.Conv2d):
+        return columns
+    return columns.unflatten(2, (math.prod(module.kernel_size), -1)).transpose(2, 3).flatten(2)
+
+
+def _gather(module: nn.Module, inputs: Tensor, positions: Tensor) -> Tensor:
+    """As `unfold`, but the features of a convolution come tap by tap, which copies all channels of a tap at once."""
     if isinstance(module, nn.RNNBase):
         return (inputs if module.batch_first else inputs.transpose(0, 1))[:, positions]
     if isinstance(module, nn.Linear):
         return inputs.reshape(len(inputs), -1, inputs.shape[-1])[:, positions]
     assert isinstance(module, nn.Conv2d)
-    padded = F.pad(inputs, _padding(module))
-    height, width = module.kernel_size[0], module.kernel_size[1]
+    padded = F.pad(inputs, _padding(module)).movedim(1, -1)
+    width = padded.shape[2]
     steps = [torch.arange(k) * d for k, d in zip(module.kernel_size, module.dilation, strict=True)]
-    columns_out = (padded.shape[3] - module.dilation[1] * (width - 1) - 1) // module.stride[1] + 1
-    rows = (positions // columns_out) * module.stride[0]
-    columns = (positions % columns_out) * module.stride[1]
-    picked = padded[:, :, (rows[:, None] + steps[0])[:, :, None], (columns[:, None] + steps[1])[:, None, :]]
-    return picked.transpose(1, 2).reshape(len(inputs), len(positions), -1, height * width).flatten(2)
+    columns_out = (width - module.dilation[1] * (module.kernel_size[1] - 1) - 1) // module.stride[1] + 1
+    rows = (positions // columns_out * module.stride[0])[:, None] + steps[0]
+    columns = (positions % columns_out * module.stride[1])[:, None] + steps[1]
+    pixels = (rows[:, :, None] * width + columns[:, None, :]).flatten()
+    return padded.flatten(1, 2).index_select(1, pixels).reshape(len(inputs), len(positions), -1)
 
 
 def _padding(module: nn.Conv2d) -> tuple[int, int, int, int]:

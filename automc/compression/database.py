@@ -71,6 +71,7 @@ class Database:
         self._orders: dict[str, Order] = {}
         self._entries: dict[str, dict[str, tuple[nn.Module, float]]] = {}
         self._dirty: set[str] = set()
+        self._latest: Dense | None = None
         self._read_orders()
 
     def order(self, group: ChannelGroup) -> Order:
@@ -105,6 +106,7 @@ class Database:
                 self._entry(key)
                 if observer:
                     observer.advance(1.0, name)
+        self._latest = None
         self.save()
         return sum(len(keys) for keys in plans.values())
 
@@ -159,7 +161,10 @@ class Database:
         module = self.traced.model.get_submodule(name)
         assert isinstance(module, (nn.Conv2d, nn.Linear))
         spec = self.traced.graph.layer[name]
-        return Dense(spec, module, self.stats.get(name) if spec.groups == 1 else None, self.pruning.compensate)
+        if self._latest is None or self._latest.spec.name != name:
+            stats = self.stats.get(name) if spec.groups == 1 else None
+            self._latest = Dense(spec, module, stats, self.pruning.compensate)
+        return self._latest
 
     def _consumer(self, group: ChannelGroup, name: str) -> Consumer | None:
         spec = self.traced.graph.layer.get(name)

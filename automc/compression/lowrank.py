@@ -7,20 +7,25 @@ fewer they are. On ResNet-20 at 50 % of the MACs, with half the outputs left: sp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
 import torch
 from torch import Tensor, nn
 
 from automc.compression.alternate import error, refine
 from automc.compression.compose import assemble, compose, join, reading, weights_of
 from automc.compression.cp import cp
-from automc.compression.spatial import spatial
-from automc.compression.svd import svd
+from automc.compression.spatial import spatial, spatial_spectrum
+from automc.compression.svd import Spectrum, svd
 from automc.compression.tensortrain import tensor_train
 from automc.compression.tucker import tucker
-from automc.factors import Factor, factors_of
+from automc.factors import factors_of
 from automc.policy import LowRank
 
 __all__ = [
+    "Target",
     "compose",
     "covariance_after",
     "factorise",
@@ -34,32 +39,101 @@ _WIDE = 2304
 """Features beyond which refinement is cut short: a step costs outputs x features^2."""
 
 
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A layer to factorise, and what all of its factorisations share, computed when first needed.
+
+    Attributes:
+        covariance: (features, features) of what the layer reads, None for plain factorisations of the weights.
+        mean: (features,) of what the layer reads; the bias then keeps the mean of every output.
+    """
+
+    layer: nn.Conv2d | nn.Linear
+    covariance: Tensor | None
+    mean: Tensor | None = None
+
+    def factors(self, spec: LowRank) -> nn.Sequential:
+        """The layers that replace `layer`; the last one carries the bias. Ranks beyond what its (pruned) shape allows are capped.
+
+        Raises:
+            MissingError: cp or tt without tensorly.
+        """
+        outputs, inputs, height, width = self._weight.shape
+        shapes = factors_of(spec, inputs, outputs, (height, width))
+        weights = self._decompose(spec, [shape.outputs for shape in shapes[:-1]])
+        damped = self._damped
+        if damped is not None and spec.method != "svd" and height * width > 1:
+            sweeps, steps = (2, 4) if len(damped) <= _WIDE else (1, 2)
+            weights = refine(weights, self._weight.flatten(1), damped, sweeps=sweeps, steps=steps)
+        return assemble(self.layer, shapes, weights, self._bias(weights))
+
+    def _decompose(self, spec: LowRank, ranks: Sequence[int]) -> list[Tensor]:
+        """The weights of the factors before refinement."""
+        weight = self._weight
+        if spec.method == "svd" or weight[0, 0].numel() == 1:
+            return svd(weight.shape, ranks[0], self._spectrum)
+        if spec.method == "spatial":
+            return spatial(weight.shape, ranks[0], self._spatial_spectrum)
+        if spec.method == "tucker":
+            return tucker(weight, ranks[0], ranks[1], self._channel_root)
+        if spec.method == "cp":
+            return cp(weight, ranks[0], self._channel_root)
+        return tensor_train(weight, (ranks[0], ranks[1], ranks[2]), self._channel_root)
+
+    def _bias(self, weights: Sequence[Tensor]) -> Tensor | None:
+        bias = self.layer.bias
+        if self.mean is None:
+            return bias
+        lost = (self._weight - join(weights)).flatten(1) @ self.mean
+        return lost if bias is None else bias.detach() + lost
+
+    @cached_property
+    def _weight(self) -> Tensor:
+        """(outputs, inputs, height, width)."""
+        weight = self.layer.weight.detach()
+        return weight if weight.dim() == 4 else weight[:, :, None, None]
+
+    @cached_property
+    def _damped(self) -> Tensor | None:
+        if self.covariance is None:
+            return None
+        ridge = _DAMPING * float(self.covariance.diagonal().mean()) + 1e-8
+        damped = self.covariance.clone()
+        damped.diagonal().add_(ridge)
+        return damped
+
+    @cached_property
+    def _spectrum(self) -> Spectrum:
+        return Spectrum.of(self._weight.flatten(1), _root(self._damped))
+
+    @cached_property
+    def _spatial_spectrum(self) -> Spectrum:
+        return spatial_spectrum(self._weight, _root(self._marginal("chwdiw->chdi")))
+
+    @cached_property
+    def _channel_root(self) -> Tensor | None:
+        return _root(self._marginal("chwdhw->cd"))
+
+    def _marginal(self, pattern: str) -> Tensor | None:
+        """The covariance of some axes of the window, averaged over the others."""
+        damped = self._damped
+        if damped is None:
+            return None
+        window = tuple(self._weight.shape[1:])
+        summed = torch.einsum(pattern, damped.reshape(*window, *window))
+        size = int(summed.numel() ** 0.5)
+        return summed.reshape(size, size) * (size / len(damped))
+
+
 def factorise(
     layer: nn.Conv2d | nn.Linear, spec: LowRank, covariance: Tensor | None, mean: Tensor | None = None
 ) -> nn.Sequential:
-    """The layers that replace `layer`; the last one carries the bias. Ranks beyond what its (pruned) shape allows are capped.
-
-    Args:
-        covariance: (features, features) of what the layer reads, None for a plain factorisation of the weights.
-        mean: (features,) of what the layer reads; the bias then keeps the mean of every output.
+    """`Target(layer, covariance, mean).factors(spec)`: one factorisation of a layer.
 
     Raises:
         MissingError: cp or tt without tensorly.
     """
-    weight = layer.weight.detach()
-    weight = weight if weight.dim() == 4 else weight[:, :, None, None]
-    outputs, inputs, height, width = weight.shape
-    shapes = factors_of(spec, inputs, outputs, (height, width))
-    damped = None if covariance is None else _damped(covariance)
-    weights = _decompose(weight, spec, shapes, damped)
-    if damped is not None and spec.method != "svd" and height * width > 1:
-        sweeps, steps = (2, 4) if len(damped) <= _WIDE else (1, 2)
-        weights = refine(weights, weight.flatten(1), damped, sweeps=sweeps, steps=steps)
-    bias = layer.bias
-    if mean is not None:
-        lost = (weight - join(weights)).flatten(1) @ mean
-        bias = lost if bias is None else bias.detach() + lost
-    return assemble(layer, shapes, weights, bias)
+    return Target(layer, covariance, mean).factors(spec)
 
 
 def relative_error(layer: nn.Conv2d | nn.Linear, factors: nn.Sequential, covariance: Tensor | None) -> float:
@@ -81,36 +155,6 @@ def covariance_after(factors: nn.Sequential, count: int, covariance: Tensor) -> 
 def mean_after(factors: nn.Sequential, count: int, mean: Tensor) -> Tensor:
     """(features,) mean of the columns that factor `count` reads; see `covariance_after`."""
     return torch.stack([matrix @ mean for matrix in reading(weights_of(factors), count)]).mean(0)
-
-
-def _decompose(weight: Tensor, spec: LowRank, shapes: tuple[Factor, ...], covariance: Tensor | None) -> list[Tensor]:
-    """The weights of the factors before refinement."""
-    ranks = [shape.outputs for shape in shapes[:-1]]
-    if spec.method == "svd" or weight[0, 0].numel() == 1:
-        return svd(weight, ranks[0], _root(covariance))
-    if spec.method == "spatial":
-        return spatial(weight, ranks[0], _root(_marginal(covariance, weight, "chwdiw->chdi")))
-    root = _root(_marginal(covariance, weight, "chwdhw->cd"))
-    if spec.method == "tucker":
-        return tucker(weight, ranks[0], ranks[1], root)
-    if spec.method == "cp":
-        return cp(weight, ranks[0], root)
-    return tensor_train(weight, (ranks[0], ranks[1], ranks[2]), root)
-
-
-def _marginal(covariance: Tensor | None, weight: Tensor, pattern: str) -> Tensor | None:
-    """The covariance of some axes of the window, averaged over the others."""
-    if covariance is None:
-        return None
-    window = tuple(weight.shape[1:])
-    summed = torch.einsum(pattern, covariance.reshape(*window, *window))
-    size = int(summed.numel() ** 0.5)
-    return summed.reshape(size, size) * (size / len(covariance))
-
-
-def _damped(covariance: Tensor) -> Tensor:
-    ridge = _DAMPING * float(covariance.diagonal().mean()) + 1e-8
-    return covariance + ridge * torch.eye(len(covariance))
 
 
 def _root(covariance: Tensor | None) -> Tensor | None:

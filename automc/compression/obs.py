@@ -21,6 +21,8 @@ __all__ = ["DAMPING", "Consumer", "absorb_mean", "elimination_order", "refit"]
 DAMPING = 0.01
 """Ridge, as a share of the mean variance of a feature."""
 _MAX_STEPS = 128
+_SLACK = 1 / 16
+"""Share of removed features that a sweep carries along before it cuts them out."""
 
 
 @dataclass(frozen=True)
@@ -45,55 +47,67 @@ def elimination_order(consumers: Sequence[Consumer], width: int) -> tuple[list[i
     most 128 steps of several channels each.
     """
     sweeps = [_Sweep(consumer) for consumer in consumers]
-    alive = torch.ones(width, dtype=torch.bool)
     step = max(1, width // _MAX_STEPS)
     order: list[int] = []
     errors: list[float] = []
     total = 0.0
     while len(order) < width:
         costs = torch.stack([sweep.costs() for sweep in sweeps]).sum(0)
-        costs[~alive] = torch.inf
         chosen = torch.argsort(costs)[: min(step, width - len(order))]
         for channel in chosen.tolist():
             total += max(0.0, float(costs[channel]))
             order.append(channel)
             errors.append(total)
-        alive[chosen] = False
         for sweep in sweeps:
             sweep.remove(chosen)
     return order, errors
 
 
 class _Sweep:
-    """The running inverse and weights of one consumer while channels are removed."""
+    """The running inverse and weights of one consumer while channels are removed.
+
+    What is removed is cut out of both only once it is a sixteenth of them: cutting copies them.
+    """
 
     def __init__(self, consumer: Consumer) -> None:
         self.blocks = consumer.blocks
+        self.alive = torch.ones(len(self.blocks), dtype=torch.bool)
         covariance = _damped(consumer.stats)
         self.scale = float((consumer.weight @ covariance * consumer.weight).sum()) + 1e-12
         self.weight = consumer.weight.clone()
         self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
+        self.left = torch.ones(len(covariance), dtype=torch.bool)
 
     def costs(self) -> Tensor:
-        """(channels,) error of removing each channel next, relative to the consumer's output energy."""
-        blocks = self.blocks
+        """(channels,) error of removing each channel next, relative to the consumer's output energy; infinite for those removed."""
+        blocks = self.blocks[self.alive]
         square = self.inverse[blocks[:, :, None], blocks[:, None, :]]  # (channels, block, block)
         weight = self.weight[:, blocks].transpose(0, 1)  # (channels, outputs, block)
         square = square + torch.eye(square.shape[-1]) * 1e-12
         solved = torch.linalg.solve(square, weight.transpose(1, 2))  # (channels, block, outputs)
-        return (weight.transpose(1, 2) * solved).sum((1, 2)) / self.scale
+        costs = torch.full((len(self.blocks),), torch.inf)
+        costs[self.alive] = (weight.transpose(1, 2) * solved).sum((1, 2)) / self.scale
+        return costs
 
     def remove(self, channels: Tensor) -> None:
         """Remove channels: Hassibi and Stork's update of weights and inverse, for a block."""
         gone = self.blocks[channels].flatten()
+        self.alive[channels] = False
+        self.left[gone] = False
         corner = self.inverse[gone][:, gone] + torch.eye(len(gone)) * 1e-12
         factor = torch.linalg.solve(corner, self.inverse[gone])  # (gone, features)
-        self.weight -= self.weight[:, gone] @ factor
-        self.inverse -= self.inverse[:, gone] @ factor
-        self.weight[:, gone] = 0.0
-        self.inverse[gone] = 0.0
-        self.inverse[:, gone] = 0.0
-        self.inverse[gone, gone] = 1.0
+        self.weight.addmm_(self.weight[:, gone], factor, alpha=-1.0)
+        self.inverse.addmm_(self.inverse[:, gone], factor, alpha=-1.0)
+        if int(self.left.sum()) < (1.0 - _SLACK) * len(self.left):
+            self._cut()
+
+    def _cut(self) -> None:
+        """Keep only the features that are left, and number them anew; those of removed channels are never looked at again."""
+        kept = self.left.nonzero().flatten()
+        number = torch.cumsum(self.left, 0) - 1
+        self.blocks = number[self.blocks].clamp_min(0)
+        self.weight, self.inverse = self.weight[:, kept], self.inverse[kept][:, kept]
+        self.left = torch.ones(len(kept), dtype=torch.bool)
 
 
 def refit(weight: Tensor, bias: Tensor, stats: LayerStats, kept: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,17 +6,23 @@ to the refinement, since the factors share one vertical kernel across them.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from automc.compression.svd import truncated
+from automc.compression.svd import Spectrum
 
-__all__ = ["spatial"]
+__all__ = ["spatial", "spatial_spectrum"]
 
 
-def spatial(weight: Tensor, rank: int, root: Tensor | None) -> list[Tensor]:
-    """Two factors of (outputs, inputs, height, width); `root` is of the covariance of (inputs, height)."""
+def spatial_spectrum(weight: Tensor, root: Tensor | None) -> Spectrum:
+    """Of (outputs, inputs, height, width) as (outputs x width, inputs x height); `root` is of the covariance of the latter."""
     outputs, inputs, height, width = weight.shape
-    matrix = weight.permute(0, 3, 1, 2).reshape(outputs * width, inputs * height)
-    out, inner = truncated(matrix, rank, root)
+    return Spectrum.of(weight.permute(0, 3, 1, 2).reshape(outputs * width, inputs * height), root)
+
+
+def spatial(shape: torch.Size, rank: int, spectrum: Spectrum) -> list[Tensor]:
+    """Two factors of a weight of shape (outputs, inputs, height, width) with this `spatial_spectrum`."""
+    outputs, inputs, height, width = shape
+    out, inner = spectrum.truncated(rank)
     horizontal = out.reshape(outputs, width, rank).transpose(1, 2)[:, :, None, :]
     return [inner.reshape(rank, inputs, height, 1), horizontal]

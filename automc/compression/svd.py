@@ -6,23 +6,44 @@ The best rank-r replacement of W on inputs with covariance C = L L^T is U_r S_r 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-__all__ = ["svd", "truncated"]
+__all__ = ["Spectrum", "svd"]
 
 
-def svd(weight: Tensor, rank: int, root: Tensor | None) -> list[Tensor]:
-    """Two factors of (outputs, inputs, height, width); `root` is the lower triangular L of all features."""
-    out, inner = truncated(weight.flatten(1), rank, root)
-    return [inner.reshape(rank, *weight.shape[1:]), out[:, :, None, None]]
+@dataclass(frozen=True)
+class Spectrum:
+    """U S V^T = W L: the best products of every rank.
+
+    Attributes:
+        u, s, v: (rows, values), (values,), (values, columns).
+        root: lower triangular L of the columns' covariance; None for white ones.
+    """
+
+    u: Tensor
+    s: Tensor
+    v: Tensor
+    root: Tensor | None
+
+    @classmethod
+    def of(cls, matrix: Tensor, root: Tensor | None) -> Spectrum:
+        """Of (rows, columns) W for inputs with covariance `root` `root`^T."""
+        u, s, v = torch.linalg.svd(matrix if root is None else matrix @ root, full_matrices=False)
+        return cls(u, s, v, root)
+
+    def truncated(self, rank: int) -> tuple[Tensor, Tensor]:
+        """(rows, rank) and (rank, columns): the best product of this rank, evenly scaled."""
+        share = self.s[:rank].sqrt()
+        inner = self.v[:rank] * share[:, None]
+        if self.root is not None:
+            inner = torch.linalg.solve_triangular(self.root, inner, upper=False, left=False)
+        return self.u[:, :rank] * share, inner
 
 
-def truncated(matrix: Tensor, rank: int, root: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(rows, rank) and (rank, columns): the best product for inputs with covariance `root` `root`^T, evenly scaled."""
-    u, s, v = torch.linalg.svd(matrix if root is None else matrix @ root, full_matrices=False)
-    share = s[:rank].sqrt()
-    inner = v[:rank] * share[:, None]
-    if root is not None:
-        inner = torch.linalg.solve_triangular(root, inner, upper=False, left=False)
-    return u[:, :rank] * share, inner
+def svd(shape: torch.Size, rank: int, spectrum: Spectrum) -> list[Tensor]:
+    """Two factors of a weight of shape (outputs, inputs, height, width); `spectrum` is of it as (outputs, features)."""
+    out, inner = spectrum.truncated(rank)
+    return [inner.reshape(rank, *shape[1:]), out[:, :, None, None]]

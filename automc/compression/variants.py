@@ -11,13 +11,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from automc.calibrate import LayerStats
-from automc.compression.lowrank import covariance_after, factorise, mean_after
+from automc.compression.lowrank import Target, covariance_after, mean_after
 from automc.compression.obs import absorb_mean, refit
 from automc.compression.quantize import Quantized, best_range, sample
 from automc.compression.rounding import corrected_bias, round_weights
@@ -63,6 +64,23 @@ class Dense:
     module: nn.Conv2d | nn.Linear
     stats: LayerStats | None
     compensate: bool = True
+    targets: dict[Indices, Target] = field(default_factory=dict, compare=False)
+    """What the factorisations of the latest pruned form of the layer share."""
+
+    def target(self, before: nn.Conv2d | nn.Linear, gone: Indices) -> Target:
+        """`before`, the layer without the input channels `gone`, to be factorised to several ranks."""
+        if gone not in self.targets:
+            self.targets.clear()
+            kept = self.features(gone)
+            mean = None if self.stats is None else self.stats.mean[kept]
+            self.targets[gone] = Target(before, covariance_of(self.stats, kept), mean)
+        return self.targets[gone]
+
+    @cached_property
+    def sampled_outputs(self) -> Tensor | None:
+        """What the layer makes of the stored input columns; None without any."""
+        windows = self.windows(self.features(()))
+        return None if windows is None else _valid(self.module)(windows)
 
     def features(self, gone: Sequence[int]) -> Tensor:
         """The feature numbers that are left without the input channels `gone`."""
@@ -102,8 +120,7 @@ def make_variant(dense: Dense, key: Key, before: nn.Module) -> nn.Module:
         module = _thinned(before, dense, kept, key.sparsify)
     elif key.low_rank is not None:
         assert isinstance(before, (nn.Conv2d, nn.Linear))
-        mean = None if dense.stats is None else dense.stats.mean[kept]
-        module = factorise(before, key.low_rank, covariance_of(dense.stats, kept), mean)
+        module = dense.target(before, key.gone).factors(key.low_rank)
     else:
         module = _without_inputs(dense, key.gone, kept)
     return module.eval().requires_grad_(False)
@@ -153,10 +170,9 @@ def _rounded(module: nn.Module, dense: Dense, kept: Tensor, spec: Quantize) -> n
     read = _reads(parts, dense.windows(kept))
     rounded: list[nn.Module] = []
     for number, part in enumerate(parts):
-        covariance, mean = _moments(module, number, dense, kept)
-        if covariance is not None and spec.weight_bits >= _PLAIN_BITS:
-            covariance = covariance.diagonal() if covariance.dim() == 2 else covariance
-        on_grid = _on_grid(part, spec, covariance, mean)
+        plain = spec.weight_bits >= _PLAIN_BITS
+        moments = _variances(module, number, dense, kept, read) if plain else _moments(module, number, dense, kept)
+        on_grid = _on_grid(part, spec, *moments)
         if read:
             on_grid.set_range(*best_range(sample(read[number]), spec.activation_bits))
         rounded.append(on_grid)
@@ -186,6 +202,28 @@ def _moments(module: nn.Module, number: int, dense: Dense, kept: Tensor) -> tupl
     return after, mean_after(module, number, mean)
 
 
+def _variances(
+    module: nn.Module, number: int, dense: Dense, kept: Tensor, read: Sequence[Tensor]
+) -> tuple[Tensor | None, Tensor | None]:
+    """As `_moments`, with the variances alone; those between factors are of the stored input columns."""
+    stats, part = dense.stats, _parts(module)[number]
+    if stats is None or (isinstance(part, nn.Conv2d) and part.groups > 1):
+        return None, None
+    if not isinstance(module, nn.Sequential) or (number == 0 and _reads_columns(part, dense)):
+        return stats.variance[kept], stats.mean[kept]
+    columns = _columns(part, read[number]).var(0, correction=0) if read else None
+    return columns, mean_after(module, number, stats.mean[kept])
+
+
+def _columns(part: nn.Module, windows: Tensor) -> Tensor:
+    """(rows, features) what a part multiplies its weights with on its way over the windows."""
+    if not isinstance(part, nn.Conv2d):
+        return windows
+    height, width = part.kernel_size
+    patches = windows.unfold(2, height, 1).unfold(3, width, 1)  # (rows, channels, down, across, height, width)
+    return patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2)
+
+
 def _reads_columns(part: nn.Module, dense: Dense) -> bool:
     """Whether a first factor has the kernel of the layer, and so multiplies its weights with the same columns."""
     return isinstance(part, nn.Linear) or (isinstance(part, nn.Conv2d) and part.kernel_size == dense.spec.kernel)
@@ -201,10 +239,9 @@ def _parts(module: nn.Module) -> list[nn.Conv2d | nn.Linear]:
 
 def relative_error(dense: Dense, key: Key, variant: nn.Module) -> float:
     """Squared output error of a variant over the variance of the output, on the stored input columns; 0 where there are none."""
-    windows = dense.windows(dense.features(()))
-    if windows is None:
+    wanted = dense.sampled_outputs
+    if wanted is None:
         return 0.0
-    wanted = _valid(dense.module)(windows)
     found = dense.windows(dense.features(key.gone))
     for part in variant if isinstance(variant, nn.Sequential) else [variant]:
         found = _valid(part)(found)
