@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from functools import lru_cache
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 
 import automc
 from automc.budget import Budget
+from automc.compression.quantize import requantize
 from automc.errors import BudgetUnreachableError, InputError, RunConflictError
 from automc.evaluate.task import Data, TensorSplit
 from automc.export.run import export_run
@@ -202,7 +204,10 @@ def test_recovery_brings_a_strongly_pruned_model_back() -> None:
         trained(), data(), lambda model, split: 0.0, Cpu(), batch_size=16, space="default", seed=0, profile_s=4.0,
         observer=Silent(), clock=Clock(),
     )  # fmt: skip
-    policy = automc.Policy.of((g.name, automc.Prune(g.width // 4)) for g in prepared.traced.graph.groups)
+    layers = [layer.name for layer in prepared.traced.graph.layers if layer.quantize]
+    rounded = [(name, automc.Quantize(4, 8)) for name in layers[1:3]]
+    quarters = [(g.name, automc.Prune(g.width // 4)) for g in prepared.traced.graph.groups]
+    policy = automc.Policy.of([*quarters, *rounded])
     pruned = prepared.stitcher.apply(policy)
     x, _ = samples(256, 77)
     reference = prepared.traced.model(x)
@@ -214,6 +219,15 @@ def test_recovery_brings_a_strongly_pruned_model_back() -> None:
     assert error(recovered) < 0.7 * error(pruned)
     assert [p.shape for p in recovered.parameters()] == [p.shape for p in pruned.parameters()]
     assert not any(isinstance(module, nn.BatchNorm2d) for module in recovered.modules())
+    on_grid = copy.deepcopy(recovered)
+    requantize(on_grid)
+    trained_parts, kept_parts = recovered.state_dict(), pruned.state_dict()
+    for name, tensor in on_grid.state_dict().items():
+        torch.testing.assert_close(tensor, trained_parts[name])
+    assert any(
+        not torch.equal(trained_parts[f"{name}.inner.weight"], kept_parts[f"{name}.inner.weight"])
+        for name, _ in rounded
+    )
 
 
 def test_a_failing_recovery_costs_nothing_but_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,8 @@ from networks import images, make
 
 from automc.calibrate import calibrate
 from automc.compression.apply import Stitcher
-from automc.policy import LowRank, Policy, Prune, Quantize
+from automc.compression.quantize import Quantized
+from automc.policy import LowRank, Policy, Prune, Quantize, Sparsify
 from automc.trace import trace
 
 
@@ -41,6 +42,31 @@ def test_factors_and_rounded_layers_are_refined_in_place() -> None:
     after = stitch.refine(policy, [(images(64, seed=s),) for s in range(20, 28)])
     assert [type(m) for m in before.modules()] == [type(m) for m in after.modules()]
     assert float((after(held) - wanted).square().mean()) < float((before(held) - wanted).square().mean())
+
+
+@pytest.mark.parametrize("codes", ["uniform", "kmeans"])
+def test_rounded_weights_are_on_their_grid_afterwards(codes: str) -> None:
+    stitch = stitcher("residual")
+    rounded = [(name, Quantize(4, 8, codes=codes)) for name in ("a2.0", "head.2")]
+    after = stitch.refine(Policy.of([*half(stitch), *rounded]), [(images(64, seed=s),) for s in range(20, 28)])
+    for name, spec in rounded:
+        layer = after.get_submodule(name)
+        assert isinstance(layer, Quantized)
+        assert layer.spec == spec
+        weight = layer.inner.weight.detach().clone()
+        layer.requantize()
+        torch.testing.assert_close(layer.inner.weight.detach(), weight)
+
+
+@pytest.mark.parametrize("others", [[], [("a2.0", Quantize(8, 8))]])
+def test_zeros_of_a_sparse_layer_stay(others: list[tuple[str, Quantize]]) -> None:
+    stitch = stitcher("residual")
+    policy = Policy.of([*half(stitch), ("a2.0", Sparsify(0.25)), *others])
+    before, after = stitch.apply(policy), stitch.refine(policy, [(images(64, seed=s),) for s in range(20, 28)])
+    old, new = (dict(model.named_parameters()) for model in (before, after))
+    name = next(name for name in old if name.startswith("a2.0") and name.endswith("weight"))
+    assert bool((new[name][old[name] == 0] == 0).all())
+    assert not torch.equal(new[name], old[name])
 
 
 def test_two_images_cannot_make_it_much_worse() -> None:

@@ -112,7 +112,8 @@ class Stitcher:
         gone = {(name, side): i for name, side, i in dropped(self.traced.graph.groups, self._kept(policy))}
         layers = self.traced.graph.layers
         outputs = {layer.name: remaining(layer.out_channels, gone.get((layer.name, "out"), [])) for layer in layers}
-        return self.finish(refine(self.apply(policy), self.traced, outputs, batches))
+        sparse = {name for name, spec in policy if isinstance(spec, Sparsify)}
+        return self.finish(refine(self.apply(policy), self.traced, outputs, batches, sparse))
 
     def finish(self, model: nn.Module) -> nn.Module:
         """A copy of a stitched model that shares nothing, with the ranges of its integer inputs set by what it sees itself."""

@@ -56,7 +56,7 @@ class Quantized(nn.Module):
         self.rounds_input = False
         self.register_buffer("scale", torch.ones(1))
         self.register_buffer("zero", torch.zeros(1, dtype=torch.int32))
-        self._take(rounded if rounded is not None else round_weights(inner.weight.flatten(1), spec, None))
+        self.take(rounded if rounded is not None else round_weights(inner.weight.flatten(1), spec, None))
 
     @property
     def grid(self) -> Grid:
@@ -99,7 +99,7 @@ class Quantized(nn.Module):
         with torch.no_grad():
             weight.mul_(factor.reshape(-1, *[1] * (weight.dim() - 1)))
         if self.book.numel():
-            self._take(round_weights(weight.flatten(1), self.spec, None))
+            self.take(round_weights(weight.flatten(1), self.spec, None))
             return
         self.weight_scale.mul_(factor.abs()[:, None])
         mirrored = sum(self.grid.limits) - self.weight_zero
@@ -120,7 +120,8 @@ class Quantized(nn.Module):
         weight = self.inner.weight.detach()
         return self.grid.nearest(weight.flatten(1)).reshape(weight.shape)
 
-    def _take(self, rounded: Rounded) -> None:
+    def take(self, rounded: Rounded) -> None:
+        """Hold these weights, rounded anew, and their grid."""
         grid, old = rounded.grid, self.inner.weight
         self.register_buffer("weight_scale", grid.scale.clone())
         self.register_buffer("weight_zero", grid.zero.clone())

@@ -4,14 +4,15 @@ The variants of the database are solved one by one for the inputs of the dense m
 what the compressed layers before it put out. From the first layer to the last, weights and bias are solved anew so that the
 *compressed* inputs give the *dense* outputs (He et al. 2017, "Channel pruning", arXiv 1707.06168, section 3.1; asymmetric as
 in Zhang et al. 2015, arXiv 1505.06798), with a ridge towards the weights as they are. The ridge of each layer is the one
-that serves inputs best which were not solved on: with few samples, plain least squares fits noise.
+that serves inputs best which were not solved on: with few samples, plain least squares fits noise. What a layer may hold stays:
+zeros of a sparse layer are zeros afterwards, and rounded weights are rounded again, compensated on the compressed inputs.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from automc.calibrate import MAX_FEATURES, unfold
 from automc.compression.quantize import Quantized
+from automc.compression.rounding import round_weights
 from automc.trace import Traced
 
 __all__ = ["refine"]
@@ -74,12 +76,17 @@ class _Layer:
 
     name: str
     outputs: Tensor
+    is_sparse: bool
     positions: list[Tensor] = field(default_factory=list)
     targets: list[Tensor] = field(default_factory=list)
 
 
 def refine(
-    model: nn.Module, traced: Traced, outputs: Mapping[str, Tensor], batches: Sequence[tuple[Tensor, ...]]
+    model: nn.Module,
+    traced: Traced,
+    outputs: Mapping[str, Tensor],
+    batches: Sequence[tuple[Tensor, ...]],
+    sparse: Collection[str] = (),
 ) -> nn.Module:
     """A copy of a stitched `model` whose layers were solved again in the order of execution.
 
@@ -88,9 +95,11 @@ def refine(
     Args:
         outputs: layer -> the numbers of the dense output channels that its compressed form still has.
         batches: inputs, each a tuple of (batch, ...) tensors; two at least, since every fourth judges the others.
+        sparse: layers whose zeros are to stay.
     """
     refined = copy.deepcopy(model)
-    layers = [_Layer(name, outputs[name]) for name in _order(traced, batches[0]) if _part(refined, name) is not None]
+    names = [name for name in _order(traced, batches[0]) if _part(refined, name) is not None]
+    layers = [_Layer(name, outputs[name], name in sparse) for name in names]
     with torch.no_grad():
         _collect_targets(traced, layers, batches)
         for layer in layers:
@@ -169,15 +178,24 @@ def _solve(model: nn.Module, layer: _Layer, batches: Sequence[tuple[Tensor, ...]
         return
     old = part.weight.detach().flatten(1)
     bias = part.bias.detach() if part.bias is not None else torch.zeros(len(old))
-    candidates = [(old, bias), *_solutions(fit, old)]
-    weight, bias = min(candidates, key=lambda pair: judge.error(*pair))
-    part.weight = nn.Parameter(weight.reshape(part.weight.shape).contiguous(), requires_grad=False)
-    part.bias = nn.Parameter(bias, requires_grad=False)
+    found = min(_solutions(fit, old, layer.is_sparse), key=lambda pair: judge.error(*pair))
+    holder = _holder(model, layer.name, part)
+    rounded = None
+    if isinstance(holder, Quantized):
+        rounded = round_weights(found[0], holder.spec, fit.central()[2])
+        found = _centred(fit, rounded.values)
+    if judge.error(*found) >= judge.error(old, bias):
+        return
+    if isinstance(holder, Quantized) and rounded is not None:
+        holder.take(rounded)
+    else:
+        part.weight = nn.Parameter(found[0].reshape(part.weight.shape).contiguous(), requires_grad=False)
+    part.bias = nn.Parameter(found[1], requires_grad=False)
 
 
-def _solutions(fit: _Moments, old: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """min over W of |W x + b - y|^2 + ridge |W - old|^2, for each ridge."""
-    mean_x, mean_y, xx, xy = fit.central()
+def _solutions(fit: _Moments, old: Tensor, is_sparse: bool) -> list[tuple[Tensor, Tensor]]:
+    """min over W of |W x + b - y|^2 + ridge |W - old|^2, for each ridge; of a sparse layer without what was zero."""
+    _, _, xx, xy = fit.central()
     scale = float(xx.diagonal().mean()) + 1e-12
     values, vectors = torch.linalg.eigh(xx.double())
     right = xy.double() - xx.double() @ old.double().T  # what the old weights leave over
@@ -185,8 +203,14 @@ def _solutions(fit: _Moments, old: Tensor) -> list[tuple[Tensor, Tensor]]:
     for ridge in _RIDGES:
         change = vectors @ ((vectors.T @ right) / (values.clamp_min(0.0) + ridge * scale)[:, None])
         weight = (old.double() + change.T).float()
-        found.append((weight, mean_y - weight @ mean_x))
+        found.append(_centred(fit, weight * (old != 0) if is_sparse else weight))
     return found
+
+
+def _centred(fit: _Moments, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A weight with the bias that keeps the mean output."""
+    mean_x, mean_y, _, _ = fit.central()
+    return weight, mean_y - weight @ mean_x
 
 
 def _columns(
