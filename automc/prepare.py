@@ -24,7 +24,9 @@ from automc.evaluate.data import Data
 from automc.evaluate.divergence import sensitivities
 from automc.evaluate.models import model_digest
 from automc.evaluate.task import outputs_are_logits
-from automc.export.onnx import build_onnx, export_float, integer_closure
+from automc.export.floating import export_float
+from automc.export.integer import integer_closure
+from automc.export.onnx import build_onnx
 from automc.export.verify import verify_dense
 from automc.narrow import narrow
 from automc.offer import offer

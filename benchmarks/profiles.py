@@ -24,7 +24,8 @@ from automc.compression.criteria import Pruning
 from automc.devices.cpu import Cpu
 from automc.devices.device import Array, digest
 from automc.evaluate.models import load_model
-from automc.export.onnx import build_onnx, export_float
+from automc.export.floating import export_float
+from automc.export.onnx import build_onnx
 from automc.job import Silent
 from automc.offer import Offer, offer
 from automc.policy import Policy

@@ -16,7 +16,9 @@ from automc.compression.quantize import Quantized, best_range
 from automc.devices.cpu import Cpu
 from automc.errors import AutomcError
 from automc.evaluate.accuracy import Deployed
-from automc.export.onnx import build_onnx, export_float, layer_of, tensor_values
+from automc.export.floating import export_float, layer_of
+from automc.export.onnx import build_onnx
+from automc.export.ranges import tensor_values
 from automc.export.torch_export import build_pt2
 from automc.export.verify import INTEGER_TOLERANCE, relative_error
 from automc.policy import LowRank, Policy, Prune, Quantize

@@ -16,12 +16,13 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from automc.export.floating import OPSET
+
 __all__ = ["DOMAIN", "MASK", "OVERHEAD", "pack_zeros"]
 
 DOMAIN = "automc"
 MASK = "_mask"
 """Ends the name of the initializer that tells which weights are left."""
-_OPSET = 18
 _TYPES = (TensorProto.FLOAT, TensorProto.INT8, TensorProto.UINT8)
 OVERHEAD = 400
 """Bytes of names and shapes that a packed tensor takes at most."""
@@ -96,7 +97,7 @@ def _unpack() -> onnx.FunctionProto:
         node("Gather", ["values", "places"], ["weights"]),
         node("Reshape", ["weights", "shape"], ["tensor"]),
     ]
-    opset = [helper.make_opsetid("", _OPSET)]
+    opset = [helper.make_opsetid("", OPSET)]
     return helper.make_function(DOMAIN, "Unpack", ["mask", "values", "shape"], ["tensor"], nodes, opset)
 
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from automc.errors import AutomcError
+from automc.export.floating import export_float, layer_of
 from automc.export.nodes import Part, layer_part, to_proto
-from automc.export.onnx import export_float, layer_of
 
 __all__ = ["Template"]
 

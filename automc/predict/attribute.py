@@ -14,7 +14,7 @@ from typing import Any
 import onnx
 
 from automc.devices.device import NodeTime
-from automc.export.onnx import layer_of as module_of
+from automc.export.floating import layer_of as module_of
 from automc.predict.structure import LAYER_OPS, layer_of
 
 __all__ = ["Place", "attribute"]

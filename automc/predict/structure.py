@@ -11,7 +11,7 @@ import onnx
 from onnx import numpy_helper
 
 from automc.errors import InputError
-from automc.export.onnx import layer_of as module_of
+from automc.export.floating import layer_of as module_of
 from automc.graph import Channels, LayerGraph
 
 __all__ = ["LAYER_OPS", "Step", "Structure", "TensorInfo", "layer_of", "read_structure"]
