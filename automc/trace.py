@@ -1,8 +1,7 @@
 """From a model and an example input to a LayerGraph, and to the folded model that every compression starts from.
 
 Channels that must be pruned together are found with Torch-Pruning's dependency graph (Fang et al. 2023, "DepGraph",
-arXiv 2301.12900), refined to single channels, and then *verified*: removing a group's channels must give exactly what
-zeroing the weights that read them gives. A group that fails is left alone, with the reason.
+arXiv 2301.12900), refined to single channels (`automc.channels`), and then verified (`automc.verification`).
 """
 
 from __future__ import annotations
@@ -14,40 +13,21 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from automc.attention import replace_attention
 from automc.calling import bind_names, protect_inputs
-from automc.channels import Coupling, couple
-from automc.compression.prune import remove_channels, zero_consumers
-from automc.compression.sharing import sharing_copy
+from automc.channels import couple
 from automc.compression.stacks import input_parts, split
 from automc.errors import AutomcError, InputError
+from automc.folding import FoldedNorm, fold_batch_norms
 from automc.graph import ChannelGroup, Channels, LayerGraph, LayerKind, LayerSpec, LeftAlone
 from automc.heads import find_heads
 from automc.outputs import Outputs, tensors_of
 from automc.replaceable import read_directly
 from automc.unwrap import copy_of
+from automc.verification import agree, verified
 
-__all__ = ["FoldedNorm", "Traced", "trace"]
-
-
-@dataclass(frozen=True)
-class FoldedNorm:
-    """A batch norm that became part of the layer before it; all (outputs,): y = weight (x - mean) / deviation + bias."""
-
-    weight: Tensor
-    bias: Tensor
-    deviation: Tensor
-
-    @classmethod
-    def of(cls, norm: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) -> FoldedNorm:
-        """What `norm` has learned, without its running mean; a norm that learns nothing has weight 1 and bias 0."""
-        assert norm.running_var is not None
-        deviation = (norm.running_var + norm.eps).sqrt()
-        if not norm.affine:
-            return cls(torch.ones_like(deviation), torch.zeros_like(deviation), deviation)
-        return cls(norm.weight.detach().clone(), norm.bias.detach().clone(), deviation)
+__all__ = ["Traced", "trace"]
 
 
 _LAYERS = (nn.Conv2d, nn.Linear, nn.RNNBase)
@@ -104,14 +84,14 @@ def trace(model: nn.Module, example: Sequence[Tensor], names: Sequence[str] = ()
     coupling = couple(copied, example)
     reasons = {n: _unusable(call, n in shared) or _unusual(copied.get_submodule(n)) for n, call in calls.items()}
     unusable = {name: reason for name, reason in reasons.items() if reason}
-    norms = _fold_batch_norms(copied, coupling.batch_norm_of, shared)
+    norms = fold_batch_norms(copied, coupling.batch_norm_of, shared)
     layers, left_alone = _layers(copied, calls, unusable)
     layers, fixed = _replaceable(copied, example, layers)
     heads = find_heads(copied, example)
     headed = {member.module for group in heads.groups for member in group.members if member.side == "out"}
     coupled = [entry for entry in coupling.left_alone if entry.name not in headed]
     candidates = replace(coupling, groups=tuple(_candidates(heads.groups, coupling.groups)))
-    groups, refused = _verified(copied, example, candidates, unusable)
+    groups, refused = verified(copied, example, candidates, unusable)
     layers = [_with_channels(layer, groups) for layer in layers]
     graph = LayerGraph(
         layers=tuple(layers),
@@ -173,27 +153,6 @@ def _shared_parameters(model: nn.Module) -> set[str]:
     return {name for names in owners.values() if len(names) > 1 for name in names}
 
 
-def _fold_batch_norms(model: nn.Module, batch_norm_of: Mapping[str, str], shared: set[str]) -> dict[str, FoldedNorm]:
-    """Fold norms into their layers, but for modules that go by several names: one of them would keep the norm."""
-    folded = {}
-    foldable = {layer: norm for layer, norm in batch_norm_of.items() if not {layer, norm} & shared}
-    for layer_name, norm_name in foldable.items():
-        layer, norm = model.get_submodule(layer_name), model.get_submodule(norm_name)
-        assert isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d))
-        statistics: Any = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
-        if isinstance(layer, _ConvNd):
-            weight, bias = cast(Any, fuse_conv_bn_weights)(
-                layer.weight, layer.bias, *statistics, transpose=layer.transposed
-            )
-        else:
-            assert isinstance(layer, nn.Linear)
-            weight, bias = fuse_linear_bn_weights(layer.weight, layer.bias, *statistics)
-        layer.weight, layer.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
-        model.set_submodule(norm_name, nn.Identity())
-        folded[layer_name] = FoldedNorm.of(norm)
-    return folded
-
-
 def _layers(
     model: nn.Module, calls: Mapping[str, _Call], unusable: Mapping[str, str]
 ) -> tuple[list[LayerSpec], list[LeftAlone]]:
@@ -242,7 +201,7 @@ def _split_stacks(model: nn.Module, example: tuple[Tensor, ...]) -> None:
                 expected = tensors_of(model(*(tensor.clone() for tensor in example)))
                 model.set_submodule(name, split(stack))
                 found = tensors_of(model(*(tensor.clone() for tensor in example)))
-            same = all(_agree(a, b) for a, b in zip(expected, found, strict=True))
+            same = all(agree(a, b) for a, b in zip(expected, found, strict=True))
         except Exception:  # the model's code may need the layer itself; that it fails is the answer
             same = False
         if not same:
@@ -326,68 +285,3 @@ def _candidates(heads: Sequence[ChannelGroup], channels: Sequence[ChannelGroup])
     """The groups of heads, and those of channels that share no side of a layer with them."""
     taken = {(member.module, member.side) for group in heads for member in group.members}
     return [*heads, *(g for g in channels if not any((m.module, m.side) in taken for m in g.members))]
-
-
-def _verified(
-    model: nn.Module, example: tuple[Tensor, ...], coupling: Coupling, unusable: Mapping[str, str]
-) -> tuple[list[ChannelGroup], list[LeftAlone]]:
-    """The groups that can be pruned without changing anything else, and why the others cannot.
-
-    Groups are tried together and halved where they fail, so that a few bad ones among many cost few forward passes.
-    """
-    kept: list[ChannelGroup] = []
-    refused: list[LeftAlone] = []
-    small = tuple(tensor[:2] for tensor in example)
-
-    def settle(groups: Sequence[ChannelGroup]) -> None:
-        if not groups:
-            return
-        difference = _difference(model, small, [*kept, *groups])  # groups that pass one by one may disturb each other
-        if not difference:
-            kept.extend(groups)
-        elif len(groups) == 1:
-            refused.append(LeftAlone(groups[0].name, _refusal(difference, coupling.passes.get(groups[0].name, ""))))
-        else:
-            settle(groups[: len(groups) // 2])
-            settle(groups[len(groups) // 2 :])
-
-    candidates = []
-    for group in coupling.groups:
-        stuck = next((member.module for member in group.members if member.module in unusable), None)
-        if stuck is None:
-            candidates.append(group)
-        else:
-            refused.append(LeftAlone(group.name, f"its channels pass through {stuck}: {unusable[stuck]}"))
-    settle(candidates)
-    return kept, refused
-
-
-def _refusal(difference: str, passes: str) -> str:
-    """Why a group stays whole, from what went wrong without some of its channels and the operations that move them."""
-    through = f" through {passes}" if passes else ""
-    return f"its channels cannot be followed{through}: without some of them {difference}"
-
-
-def _difference(model: nn.Module, example: tuple[Tensor, ...], groups: Sequence[ChannelGroup]) -> str:
-    """How removing every other channel of `groups` differs from zeroing the weights that read them; "" where it does not."""
-    keep = {group.name: tuple(range(0, group.width, 2)) for group in groups}
-    try:
-        zeroed, pruned = sharing_copy(model), sharing_copy(model)
-        zero_consumers(zeroed, groups, keep)
-        remove_channels(pruned, groups, keep)
-        with torch.no_grad():
-            pairs = zip(tensors_of(zeroed(*example)), tensors_of(pruned(*example)), strict=True)
-            same = all(_agree(expected, found) for expected, found in pairs)
-        return "" if same else "the others change"
-    except Exception as error:  # a model's code may do anything with fewer channels; that it fails is the answer
-        words = (str(error).splitlines() or [""])[0][:100]
-        return f"the model's code fails ({type(error).__name__}: {words})"
-
-
-def _agree(expected: Tensor, found: Tensor) -> bool:
-    if expected.shape != found.shape:
-        return False
-    if not expected.is_floating_point():
-        return bool(torch.equal(expected, found))
-    scale = float(expected.abs().max()) + 1e-6
-    return bool(torch.isfinite(found).all()) and float((expected - found).abs().max()) <= 1e-3 * scale
