@@ -1,11 +1,18 @@
-"""Profiles on disk: JSON lines, appended, one per candidate, closed by a line that holds the interleaved rounds."""
+"""Profiles on disk: JSON lines, appended, one per candidate as it is measured, closed by a line that holds the interleaved rounds.
+
+    {"schema": 1, "kind": "probe", "group", "name", "work", "seconds", "error"}    what a small model told of the device
+    {"schema": 1, "kind": "device", "device_key", "environment", "capabilities"}   closes the probes
+    {"schema": 1, "kind": "candidate", "key", "policy", "size_bytes", "nodes", "places"}
+    {"schema": 1, "kind": "failure", "key", "policy", "reason"}                    a model that the runtime could not run
+    {"schema": 1, "kind": "profile", "key", "environment", "measurement", ...}     closes the candidates of one model
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +24,13 @@ from automc.protocols import Observer
 if TYPE_CHECKING:
     from automc.predict.profile import Candidate, Profile
 
-__all__ = ["SCHEMA", "read_profile", "write_profile"]
+__all__ = ["SCHEMA", "append", "keep_candidate", "keep_failure", "read_candidates", "read_profile", "records", "write_profile"]
 
 SCHEMA = 1
 
 
 def write_profile(path: Path, profile: Profile, observer: Observer | None = None) -> None:
-    """Append a profile. Where nothing can be written the next run measures again, and `observer` is told."""
+    """Append the closing line of a profile, and those of its candidates that are not there yet."""
     head = {
         "device_key": profile.device_key,
         "environment": dict(profile.environment),
@@ -32,15 +39,40 @@ def write_profile(path: Path, profile: Profile, observer: Observer | None = None
         "measurement": profile.measurement.to_json(),
         "seconds": profile.seconds,
         "candidates": len(profile.candidates),
+        "label": profile.label,
+        "failed": [list(pair) for pair in profile.failed],
     }
-    records = [("candidate", _candidate_json(candidate)) for candidate in profile.candidates] + [("profile", head)]
-    lines = [json.dumps({"schema": SCHEMA, "kind": kind, "key": profile.key, **data}) for kind, data in records]
+    known = read_candidates(path, profile.key)
+    fresh = [candidate for candidate in profile.candidates if known.get(candidate.policy.digest) != candidate]
+    lines = [("candidate", {"key": profile.key, **_candidate_json(candidate)}) for candidate in fresh]
+    append(path, [*lines, ("profile", {"key": profile.key, **head})], observer)
+
+
+def keep_candidate(path: Path, key: str, candidate: Candidate, observer: Observer | None = None) -> None:
+    """Append a candidate of the profile `key`."""
+    append(path, [("candidate", {"key": key, **_candidate_json(candidate)})], observer)
+
+
+def keep_failure(path: Path, key: str, policy: Policy, reason: str, observer: Observer | None = None) -> None:
+    """Append why a policy has no candidate."""
+    append(path, [("failure", {"key": key, "policy": policy.to_json(), "reason": reason})], observer)
+
+
+def append(path: Path, lines: Sequence[tuple[str, Mapping[str, Any]]], observer: Observer | None = None) -> None:
+    """Append (kind, record) lines. Where nothing can be written the next run measures again, and `observer` is told."""
+    text = "".join(json.dumps({"schema": SCHEMA, "kind": kind, **data}) + "\n" for kind, data in lines)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _append(path, "".join(f"{line}\n" for line in lines))
+        _append(path, text)
     except OSError as error:
         if observer:
             observer.message(f"the device profile could not be kept in {path}: {error}", "warning")
+
+
+def read_candidates(path: Path, key: str) -> dict[str, Candidate]:
+    """What is known of the profile `key`, by policy digest, whether it was closed or broken off."""
+    found = [_candidate(record) for record in records(path) if record["kind"] == "candidate" and record["key"] == key]
+    return {candidate.policy.digest: candidate for candidate in found}
 
 
 def read_profile(path: Path, key: str, observer: Observer | None = None) -> Profile | None:
@@ -49,7 +81,7 @@ def read_profile(path: Path, key: str, observer: Observer | None = None) -> Prof
 
     candidates: dict[str, Candidate] = {}
     found = None
-    for record in _records(path, observer):
+    for record in records(path, observer):
         if record.get("key") != key:
             continue
         if record["kind"] == "candidate":
@@ -61,12 +93,14 @@ def read_profile(path: Path, key: str, observer: Observer | None = None) -> Prof
             if len(measured) == record["candidates"]:
                 found = Profile(
                     key, record["device_key"], record["environment"], _capabilities(record["capabilities"]),
-                    record["batch_size"], measured, measurement, record["seconds"],
+                    record["batch_size"], measured, measurement, record["seconds"], record.get("label", ""),
+                    tuple((digest, reason) for digest, reason in record.get("failed", ())),
                 )  # fmt: skip
     return found
 
 
-def _records(path: Path, observer: Observer | None) -> Iterator[dict[str, Any]]:
+def records(path: Path, observer: Observer | None = None) -> Iterator[dict[str, Any]]:
+    """The lines of a device file that can be read; how many could not is told to `observer`."""
     if not path.exists():
         return
     damaged = 0
@@ -77,7 +111,7 @@ def _records(path: Path, observer: Observer | None) -> Iterator[dict[str, Any]]:
             except ValueError:
                 damaged += 1
                 continue
-            if isinstance(record, dict) and record.get("schema") == SCHEMA:
+            if isinstance(record, dict) and record.get("schema") == SCHEMA and "kind" in record:
                 yield record
     if damaged and observer:
         observer.message(f"{path} has {damaged} damaged line(s); the rest of it is used.", "warning")
