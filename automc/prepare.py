@@ -36,7 +36,7 @@ from automc.space import SearchSpace
 from automc.trace import Traced
 from automc.trial import Cost
 
-__all__ = ["Clock", "Prepared", "prepare"]
+__all__ = ["Clock", "Prepared", "exactly", "prepare"]
 
 CALIBRATION_SAMPLES = 1024
 RANGE_SAMPLES = 128
@@ -120,7 +120,7 @@ def prepare(
     """
     clock.start("trace")
     observer.stage("trace the model", None)
-    example = _exactly(gather(data.calibration, batch_size), batch_size)
+    example = exactly(gather(data.calibration, batch_size), batch_size)
     offered = offer(model, example, device, space=space, names=data.input_names)
     traced = offered.traced
     ranges = gather(data.calibration, RANGE_SAMPLES)
@@ -195,7 +195,7 @@ def _bytes(tensor: Tensor) -> bytes:
     return tensor.contiguous().numpy().tobytes()
 
 
-def _exactly(inputs: Sequence[Tensor], batch_size: int) -> tuple[Tensor, ...]:
+def exactly(inputs: Sequence[Tensor], batch_size: int) -> tuple[Tensor, ...]:
     """The inputs with exactly `batch_size` samples, repeated from the start where there are fewer."""
     return tuple(t.repeat(-(-batch_size // len(t)), *[1] * (t.dim() - 1))[:batch_size].contiguous() for t in inputs)
 
@@ -203,7 +203,7 @@ def _exactly(inputs: Sequence[Tensor], batch_size: int) -> tuple[Tensor, ...]:
 def _spread(inputs: Sequence[Tensor], batch_size: int) -> list[tuple[Tensor, ...]]:
     """A few batches of the deployment's size from all over the inputs."""
     starts = range(0, max(1, len(inputs[0]) - batch_size + 1), max(1, len(inputs[0]) // VERIFY_BATCHES))
-    return [_exactly([tensor[start:] for tensor in inputs], batch_size) for start in starts]
+    return [exactly([tensor[start:] for tensor in inputs], batch_size) for start in starts]
 
 
 def _dense_cost(

@@ -132,7 +132,13 @@ def _four_bits() -> list[Probe]:
         packed = model.constant(_codes([_FEATURES, blocks, 16]).view(np.uint8))
         scales = model.constant(np.full(_FEATURES * blocks, 0.05, np.float32))
         made = model.op(
-            "MatMulNBits", ["x", packed, scales], domain="com.microsoft", K=_FEATURES, N=_FEATURES, bits=4, block_size=32
+            "MatMulNBits",
+            ["x", packed, scales],
+            domain="com.microsoft",
+            K=_FEATURES,
+            N=_FEATURES,
+            bits=4,
+            block_size=32,
         )
         model.output(made, model.inputs["x"])
         found.append(Probe("four bits", f"{tokens} tokens, int4", model.serialized(), inputs, flops))

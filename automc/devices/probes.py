@@ -67,9 +67,7 @@ class Probed:
         return cls(data["group"], data["name"], data["work"], data["seconds"], data["error"])
 
 
-def run_probes(
-    device: Device, probes: Sequence[Probe], advance: Callable[[], None] = lambda: None
-) -> list[Probed]:
+def run_probes(device: Device, probes: Sequence[Probe], advance: Callable[[], None] = lambda: None) -> list[Probed]:
     """The answer to each probe, in order; a model that the runtime refuses is an answer too."""
     found = []
     for probe in probes:

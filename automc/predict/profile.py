@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ from automc.predict.store import keep_candidate, keep_failure, read_candidates, 
 from automc.protocols import Observer
 from automc.space import SearchSpace
 
-__all__ = ["Candidate", "Profile", "Shelf", "measure_policies", "profile_key", "profile_model"]
+__all__ = ["Candidate", "Profile", "Shelf", "measure_policies", "now", "profile_key", "profile_model", "subject"]
 
 MAX_CANDIDATES = 28
 MIN_CANDIDATES = 8
@@ -82,6 +83,7 @@ def profile_model(
     observer: Observer | None = None,
     complete: bool = False,
     label: str = "",
+    wait_s: float = 0.0,
 ) -> Profile:
     """The profile of a model on a device: read from the cache where there is one, otherwise measured and kept there.
 
@@ -91,6 +93,7 @@ def profile_model(
     Args:
         complete: measure the candidates too that an earlier profile had no time for.
         label: what people call the model.
+        wait_s: how long to wait for idle cores.
 
     Raises:
         AutomcError: no candidate could be built; the reason is the first one's.
@@ -105,8 +108,9 @@ def profile_model(
         return cached
     shelf = Shelf(read_candidates(path, key), path, key, observer)
     profile = measure_policies(
-        device, build, graph, policies, inputs, key, time_limit_s=time_limit_s, seed=seed, observer=observer, shelf=shelf
-    )
+        device, build, graph, policies, inputs, key,
+        time_limit_s=time_limit_s, seed=seed, observer=observer, shelf=shelf, wait_s=wait_s,
+    )  # fmt: skip
     profile = replace(profile, label=label)
     write_profile(path, profile, observer)
     return profile
@@ -124,6 +128,7 @@ def measure_policies(
     seed: int = 0,
     observer: Observer | None = None,
     shelf: Shelf | None = None,
+    wait_s: float = 0.0,
 ) -> Profile:
     """The policies' models, first kernel by kernel, then whole and interleaved; as many as the time allows.
 
@@ -139,20 +144,31 @@ def measure_policies(
     built, failed = _build(device, build, graph, policies, inputs, deadline, observer, shelf or Shelf())
     left = max(time_limit_s - (time.monotonic() - begin), 2.0)
     models = {candidate.policy.digest: model for candidate, model in built}
-    measurement = device.measure(models, inputs, _ROUNDS, min_time_s=0.0, time_limit_s=left, retries=3, seed=seed)
+    options = {"min_time_s": 0.0, "time_limit_s": left, "retries": 3, "seed": seed, "wait_s": wait_s}
+    measurement = device.measure(models, inputs, _ROUNDS, **options)
     if observer:
         observer.advance(float(len(policies)))
     return Profile(
-        key, device.key, device.environment(), device.capabilities(), len(inputs[0]),
+        key, device.key, {**device.environment(), "measured_at": now()}, device.capabilities(), len(inputs[0]),
         tuple(candidate for candidate, _ in built), measurement, time.monotonic() - begin, failed=failed,
     )  # fmt: skip
 
 
+def now() -> str:
+    """The time of a measurement, as it stands in records."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
 def profile_key(device: Device, space: SearchSpace, inputs: Sequence[Array], dense_onnx: bytes) -> str:
     """Identifies device, model, batch and space: what a profile may be reused for."""
+    return digest(device.key, subject(space, inputs, dense_onnx))
+
+
+def subject(space: SearchSpace, inputs: Sequence[Array], dense_onnx: bytes) -> str:
+    """Identifies model, batch and space, on whatever device."""
     shapes = json.dumps([list(array.shape) for array in inputs])
     domains = [[d.target, d.knob, [spec and dataclasses.asdict(spec) for spec in d.choices]] for d in space.domains]
-    return digest(__version__, device.key, dense_onnx, shapes, json.dumps(domains))
+    return digest(__version__, dense_onnx, shapes, json.dumps(domains))
 
 
 @dataclass

@@ -1,22 +1,21 @@
 """Profiles on disk: JSON lines, appended, one per candidate as it is measured, closed by a line that holds the interleaved rounds.
 
-    {"schema": 1, "kind": "probe", "group", "name", "work", "seconds", "error"}    what a small model told of the device
-    {"schema": 1, "kind": "device", "device_key", "environment", "capabilities"}   closes the probes
-    {"schema": 1, "kind": "candidate", "key", "policy", "size_bytes", "nodes", "places"}
-    {"schema": 1, "kind": "failure", "key", "policy", "reason"}                    a model that the runtime could not run
-    {"schema": 1, "kind": "profile", "key", "environment", "measurement", ...}     closes the candidates of one model
+{"schema": 1, "kind": "probe", "group", "name", "work", "seconds", "error"}    what a small model told of the device
+{"schema": 1, "kind": "device", "device_key", "environment", "capabilities"}   closes the probes
+{"schema": 1, "kind": "candidate", "key", "policy", "size_bytes", "nodes", "places"}
+{"schema": 1, "kind": "failure", "key", "policy", "reason"}                    a model that the runtime could not run
+{"schema": 1, "kind": "profile", "key", "environment", "measurement", ...}     closes the candidates of one model
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from automc.devices.device import Capabilities, NodeTime
+from automc.devices.lines import append_lines, read_lines
 from automc.devices.measure import Measurement
 from automc.policy import Policy
 from automc.protocols import Observer
@@ -24,9 +23,16 @@ from automc.protocols import Observer
 if TYPE_CHECKING:
     from automc.predict.profile import Candidate, Profile
 
-__all__ = ["SCHEMA", "append", "keep_candidate", "keep_failure", "read_candidates", "read_profile", "records", "write_profile"]
-
-SCHEMA = 1
+__all__ = [
+    "append",
+    "capabilities_from",
+    "keep_candidate",
+    "keep_failure",
+    "read_candidates",
+    "read_profile",
+    "records",
+    "write_profile",
+]
 
 
 def write_profile(path: Path, profile: Profile, observer: Observer | None = None) -> None:
@@ -60,10 +66,8 @@ def keep_failure(path: Path, key: str, policy: Policy, reason: str, observer: Ob
 
 def append(path: Path, lines: Sequence[tuple[str, Mapping[str, Any]]], observer: Observer | None = None) -> None:
     """Append (kind, record) lines. Where nothing can be written the next run measures again, and `observer` is told."""
-    text = "".join(json.dumps({"schema": SCHEMA, "kind": kind, **data}) + "\n" for kind, data in lines)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _append(path, text)
+        append_lines(path, lines)
     except OSError as error:
         if observer:
             observer.message(f"the device profile could not be kept in {path}: {error}", "warning")
@@ -92,7 +96,7 @@ def read_profile(path: Path, key: str, observer: Observer | None = None) -> Prof
             measured = tuple(candidates[digest] for digest in measurement.rounds_s if digest in candidates)
             if len(measured) == record["candidates"]:
                 found = Profile(
-                    key, record["device_key"], record["environment"], _capabilities(record["capabilities"]),
+                    key, record["device_key"], record["environment"], capabilities_from(record["capabilities"]),
                     record["batch_size"], measured, measurement, record["seconds"], record.get("label", ""),
                     tuple((digest, reason) for digest, reason in record.get("failed", ())),
                 )  # fmt: skip
@@ -101,29 +105,14 @@ def read_profile(path: Path, key: str, observer: Observer | None = None) -> Prof
 
 def records(path: Path, observer: Observer | None = None) -> Iterator[dict[str, Any]]:
     """The lines of a device file that can be read; how many could not is told to `observer`."""
-    if not path.exists():
-        return
     damaged = 0
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                record = json.loads(line)
-            except ValueError:
-                damaged += 1
-                continue
-            if isinstance(record, dict) and record.get("schema") == SCHEMA and "kind" in record:
-                yield record
+    for record in read_lines(path):
+        if record is None:
+            damaged += 1
+        else:
+            yield record
     if damaged and observer:
         observer.message(f"{path} has {damaged} damaged line(s); the rest of it is used.", "warning")
-
-
-def _append(path: Path, text: str) -> None:
-    """Append in one write, on a new line even after a line that was cut off."""
-    cut = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
-    with path.open("a", encoding="utf-8") as file:
-        file.write("\n" + text if cut else text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _candidate_json(candidate: Candidate) -> dict[str, Any]:
@@ -143,6 +132,7 @@ def _candidate(record: dict[str, Any]) -> Candidate:
     return Candidate(Policy.from_json(record["policy"]), record["size_bytes"], nodes, places)
 
 
-def _capabilities(data: dict[str, Any]) -> Capabilities:
+def capabilities_from(data: Mapping[str, Any]) -> Capabilities:
+    """Read what `dataclasses.asdict` made of capabilities and JSON of that."""
     known: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
     return Capabilities(**known)
