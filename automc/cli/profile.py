@@ -17,16 +17,20 @@ from automc.units import parse_duration
 
 if TYPE_CHECKING:
     from automc.devices.device import Device
+    from automc.predict.device_file import DeviceFile
     from automc.profiling import Subject
+    from automc.protocols import Observer
+    from automc.result import PredictorReport
 
 __all__ = ["profile"]
 
 _SHARED = ("model", "weights", "data", "batch_size", "device", "threads", "space", "seed")
+_KIT = "Measure nothing; write a file that measures another machine, which needs Python, numpy and onnxruntime alone."
+_RETURNED = "Measure nothing; take in the device file that a kit wrote."
 _EPILOG = """\b
 Examples:
-  automc profile
   automc profile --model torchvision:resnet18 --input 3x224x224
-  automc profile --probes-only --threads 2
+  automc profile --from-kit device-raspberrypi.jsonl --name pi
 """
 
 
@@ -43,6 +47,12 @@ def _shared_options(command: Any) -> Any:
 @click.option("--wait", type=duration, default="30s", show_default=True, help="How long to wait for idle cores.")
 @click.option("--again", is_flag=True, help="Run the probes anew, also where they were answered before.")
 @click.option("--probes-only", is_flag=True, help="Measure the device alone, with no model.")
+@click.option("--emit-kit", "kit", metavar="FILE.zip", type=click.Path(path_type=Path), help=_KIT)
+@click.option("--from-kit", "returned", metavar="FILE.jsonl", type=click.Path(path_type=Path), help=_RETURNED)
+@click.option(
+    "--name", metavar="NAME", default="", help="What to call the machine of --from-kit. Default: its host name."
+)
+@click.option("--strict", is_flag=True, help="Refuse a device file of another machine or version, or a damaged one.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object to stdout instead of sentences.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress, only the result.")
 def profile(
@@ -51,6 +61,10 @@ def profile(
     wait: str,
     again: bool,
     probes_only: bool,
+    kit: Path | None,
+    returned: Path | None,
+    name: str,
+    strict: bool,
     as_json: bool,
     quiet: bool,
     **fields: Any,
@@ -59,22 +73,62 @@ def profile(
 
     What was measured is kept at once: a profile that is broken off goes on where it ended, and searches of the same model use it.
     """
+    if kit and returned:
+        raise InputError("--emit-kit and --from-kit are two ends of one way.", remedy="Give one of the two.")
     dims = _dims(shape) if shape else None
+    report = None
     with screen(quiet=quiet) as watching, contextlib.redirect_stdout(sys.stderr):
         watching.stage("load libraries", None)
-        from automc.devices.open import open_device
-        from automc.predict.device_file import find_device_file
-        from automc.predict.words import learned
-        from automc.profiling import probe_device, profile_subject
+        if kit:
+            written = _emit(kit, fields, dims, watching)
+        elif returned:
+            from automc.offboard import import_file
 
-        device = open_device(fields["device"], fields["threads"])
-        probe_device(device, watching, again=again)
-        report = None
-        if not probes_only:
-            seconds, waited = parse_duration(limit), parse_duration(wait)
-            subject = _subject(fields, dims, device)
-            _, report = profile_subject(subject, watching, time_limit_s=seconds, wait_s=waited, seed=fields["seed"])
-    known = find_device_file(device.key)
+            known = import_file(returned, watching, name=name, strict=strict)
+        else:
+            known, report = _measure(fields, dims, watching, limit, wait, again, probes_only)
+    if kit:
+        _say_kit(written, as_json=as_json)
+    else:
+        _say(known, report, as_json=as_json)
+
+
+def _measure(
+    fields: dict[str, Any], dims: tuple[int, ...] | None, observer: Observer, limit: str, wait: str, again: bool, bare: bool
+) -> tuple[DeviceFile, PredictorReport | None]:  # fmt: skip
+    from automc.predict.device_file import find_device_file
+    from automc.predict.targets import open_device
+    from automc.profiling import probe_device, profile_subject
+
+    device = open_device(fields["device"], fields["threads"])
+    subject = None if bare else _subject(fields, dims, device)
+    probe_device(device, observer, again=again)
+    report = None
+    if subject is not None:
+        seconds, waited = parse_duration(limit), parse_duration(wait)
+        _, report = profile_subject(subject, observer, time_limit_s=seconds, wait_s=waited, seed=fields["seed"])
+    return find_device_file(device.key), report
+
+
+def _emit(path: Path, fields: dict[str, Any], dims: tuple[int, ...] | None, observer: Observer) -> Path:
+    from automc.offboard import emit_kit, unknown_target
+
+    return emit_kit(path, _subject(fields, dims, unknown_target()), observer, seed=fields["seed"])
+
+
+def _say_kit(path: Path, *, as_json: bool) -> None:
+    size_mb = path.stat().st_size / 1e6
+    if as_json:
+        print_json({"kit": str(path), "size_bytes": path.stat().st_size})
+        return
+    stdout().print(f"Wrote {path} ({size_mb:.1f} MB). On the other machine:", soft_wrap=True)
+    stdout().print(f"  pip install numpy onnxruntime && python3 {path.name}", soft_wrap=True)
+    stdout().print("Bring the file that it writes back and give it to `automc profile --from-kit FILE`.")
+
+
+def _say(known: DeviceFile, report: PredictorReport | None, *, as_json: bool) -> None:
+    from automc.predict.words import learned
+
     lines = [*learned(known), *([_trust(report)] if report else [])]
     if as_json:
         print_json({"device": known.name, "path": str(known.path), "learned": lines})
@@ -84,7 +138,7 @@ def profile(
     stdout().print(f"The raw rounds: {known.path}", soft_wrap=True)
 
 
-def _trust(report: Any) -> str:
+def _trust(report: PredictorReport) -> str:
     return (
         f"Predictions are off by {100 * report.mape:.1f} % on candidates and {100 * report.kernel_mape:.1f} % on kernels that"
         f" were held out; the timings themselves repeat to {100 * report.noise_floor:.1f} %."

@@ -40,6 +40,11 @@ class Capabilities:
     sparsity: tuple[str, ...] = ()
     reduce_range: bool = False
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Capabilities:
+        """Read what `dataclasses.asdict` made of capabilities and JSON of that."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+
 
 @dataclass(frozen=True)
 class Tensor:

@@ -14,6 +14,7 @@ from automc.evaluate.data import Data, sample_count
 from automc.evaluate.inputs import Fault, check_data, check_inputs, check_match, check_weights
 from automc.evaluate.models import load_model
 from automc.evaluate.task import load_data, load_score
+from automc.predict.targets import device_names, is_device
 from automc.registry import names
 from automc.units import METRICS, parse_duration
 
@@ -89,7 +90,9 @@ def find_setting_faults(
     if budget is not None:
         limits = _try(faults, lambda: Budget.parse(*([budget] if isinstance(budget, str) else budget)))
         faults.extend(check_budget(limits, device or "cpu") if limits else ())
-    for kind, plug_in in (("device", device), ("agent", agent), ("space", space)):
+    if device is not None and not is_device(device):
+        faults.append(Fault.of(UnknownNameError("device", device, device_names())))
+    for kind, plug_in in (("agent", agent), ("space", space)):
         if plug_in is not None and plug_in not in names(kind):
             faults.append(Fault.of(UnknownNameError(kind, plug_in, names(kind))))
     if criterion is not None:

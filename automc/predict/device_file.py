@@ -13,7 +13,7 @@ from automc.devices.measure import Measurement
 from automc.devices.probes import Probe, Probed, run_probes
 from automc.errors import UnknownNameError
 from automc.predict.profile import now
-from automc.predict.store import append, capabilities_from, records
+from automc.predict.store import append, records
 from automc.protocols import Observer
 
 __all__ = ["DeviceFile", "Head", "find_device_file", "keep_device", "known_devices", "probed"]
@@ -74,12 +74,12 @@ class DeviceFile:
         if not told:
             return None
         named = [line["name"] for line in lines if line["kind"] == "name"]
-        spaces = [capabilities_from(line["capabilities"]) for line in lines if line["kind"] == "space"]
+        spaces = [Capabilities.from_json(line["capabilities"]) for line in lines if line["kind"] == "space"]
         heads = {line["key"]: Head.of(line) for line in lines if line["kind"] == "profile"}
         answers = [Probed.from_json(line) for line in lines if line["kind"] == "probe"]
         return cls(
             path, told[-1]["device_key"], named[-1] if named else told[-1]["device_key"], told[-1]["environment"],
-            capabilities_from(told[-1]["capabilities"]), tuple({(p.group, p.name): p for p in answers}.values()),
+            Capabilities.from_json(told[-1]["capabilities"]), tuple({(p.group, p.name): p for p in answers}.values()),
             tuple(heads.values()), spaces[-1] if spaces else None,
             sum(len(line["nodes"]) for line in lines if line["kind"] == "candidate"), tuple(listener.messages),
             off_board=bool(spaces),

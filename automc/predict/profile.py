@@ -13,7 +13,7 @@ from pathlib import Path
 from automc import __version__
 from automc.devices.device import Array, Capabilities, Device, NodeTime, cache_dir, digest
 from automc.devices.measure import Measurement
-from automc.errors import AutomcError
+from automc.errors import AutomcError, MissingError
 from automc.graph import LayerGraph
 from automc.policy import Policy
 from automc.predict.attribute import Place, attribute
@@ -214,6 +214,8 @@ def _build(
                 nodes = device.node_times(model, inputs, _repeats(built))
                 candidate = Candidate(policy, len(model), tuple(nodes), tuple(attribute(model, nodes, names)))
                 shelf.put(candidate)
+        except MissingError:  # the device itself is not there
+            raise
         except Exception as error:  # one candidate that cannot be built or run is said and left out
             failures.append((policy, error))
             shelf.put_failure(policy, str(error))

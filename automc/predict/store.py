@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "append",
-    "capabilities_from",
     "keep_candidate",
     "keep_failure",
     "read_candidates",
@@ -96,7 +95,7 @@ def read_profile(path: Path, key: str, observer: Observer | None = None) -> Prof
             measured = tuple(candidates[digest] for digest in measurement.rounds_s if digest in candidates)
             if len(measured) == record["candidates"]:
                 found = Profile(
-                    key, record["device_key"], record["environment"], capabilities_from(record["capabilities"]),
+                    key, record["device_key"], record["environment"], Capabilities.from_json(record["capabilities"]),
                     record["batch_size"], measured, measurement, record["seconds"], record.get("label", ""),
                     tuple((digest, reason) for digest, reason in record.get("failed", ())),
                 )  # fmt: skip
@@ -130,9 +129,3 @@ def _candidate(record: dict[str, Any]) -> Candidate:
     places = tuple((place[0], place[1]) if place else None for place in record["places"])
     nodes = tuple(NodeTime.from_json(node) for node in record["nodes"])
     return Candidate(Policy.from_json(record["policy"]), record["size_bytes"], nodes, places)
-
-
-def capabilities_from(data: Mapping[str, Any]) -> Capabilities:
-    """Read what `dataclasses.asdict` made of capabilities and JSON of that."""
-    known: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
-    return Capabilities(**known)
