@@ -197,7 +197,8 @@ class Run:
         limits: Mapping[str, float] = {limit.metric: limit.value for limit in engine.standing.limits}
         if shown is not None:
             latency = shown.certificate.dense_latency_s, shown.certificate.dense_latency_interval_s
-            dense = dataclasses.replace(dense, cost=dense.cost.with_measured_latency(*latency))
+            if shown.certificate.source == "measured":
+                dense = dataclasses.replace(dense, cost=dense.cost.with_measured_latency(*latency))
             limits = shown.certificate.limits
         return Summary(
             name=self.name,

@@ -14,7 +14,7 @@ from automc.evaluate.data import Data, sample_count
 from automc.evaluate.inputs import Fault, check_data, check_inputs, check_match, check_weights
 from automc.evaluate.models import load_model
 from automc.evaluate.task import load_data, load_score
-from automc.predict.targets import device_names, is_device
+from automc.predict.targets import device_names, is_device, tells_energy
 from automc.registry import names
 from automc.units import METRICS, parse_duration
 
@@ -22,8 +22,6 @@ __all__ = ["Fault", "check_budget", "check_inputs", "find_faults", "find_setting
 
 _T = TypeVar("_T")
 _READING_BATCH = 64
-_METRICS = {"cpu": ("latency_s", "size_bytes", "macs")}
-"""Device -> what it can tell of a model. A device that is not listed may tell everything."""
 _NAMES = {"latency_s": "latency", "energy_j": "energy", "size_bytes": "size", "macs": "MACs"}
 _EXAMPLES = {
     "latency_s": "latency (50ms)",
@@ -105,7 +103,7 @@ def find_setting_faults(
 
 def check_budget(budget: Budget, device_name: str) -> list[Fault]:
     """Limits on what the device cannot tell, so that nothing could be promised about them."""
-    known = _METRICS.get(device_name, METRICS)
+    known = METRICS if tells_energy(device_name) else ("latency_s", "size_bytes", "macs")
     remedy = f"Give a budget on {', '.join(_EXAMPLES[metric] for metric in known)}."
     return [
         Fault(

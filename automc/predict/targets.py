@@ -10,11 +10,12 @@ from automc import registry
 from automc.devices.cpu import Cpu
 from automc.devices.device import Array, Capabilities, Device, Model, NodeTime, Session
 from automc.devices.measure import Measurement
+from automc.devices.simulated import Simulated
 from automc.devices.ssh import Ssh
 from automc.errors import MissingError, UnknownNameError
 from automc.predict.device_file import DeviceFile, known_devices
 
-__all__ = ["Recorded", "device_names", "is_device", "open_device"]
+__all__ = ["Recorded", "device_measures", "device_names", "is_device", "open_device", "tells_energy"]
 
 
 def open_device(text: str, threads: int = 1) -> Device:
@@ -42,6 +43,16 @@ def device_names() -> list[str]:
 def is_device(text: str) -> bool:
     """Whether `open_device` knows the name, without connecting to anything."""
     return text.startswith("ssh:") or text in registry.names("device") or text in _off_board()
+
+
+def tells_energy(text: str) -> bool:
+    """Whether a device, by its name, tells the energy of a model; one that nothing is known of may."""
+    return not (text == "cpu" or text.startswith("ssh:") or text in _off_board())
+
+
+def device_measures(device: Device) -> bool:
+    """Whether whole models can be measured on a device from here."""
+    return not isinstance(device, (Recorded, Simulated))
 
 
 def _off_board() -> dict[str, DeviceFile]:
