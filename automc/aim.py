@@ -9,7 +9,7 @@ import numpy as np
 
 from automc.budget import Budget
 from automc.policy import Policy
-from automc.predict.predictor import LearnedPredictor
+from automc.predict.simulated import Pricer
 from automc.protocols import Costs, Predictor
 from automc.space import Codes, SearchSpace
 from automc.trial import Cost
@@ -70,8 +70,8 @@ class Expected:
 
 
 def learn_aim(
-    predictor: LearnedPredictor, space: SearchSpace, measured: Sequence[tuple[Policy, Cost]], latest: int
-) -> tuple[LearnedPredictor, Aim]:
+    predictor: Pricer, space: SearchSpace, measured: Sequence[tuple[Policy, Cost]], latest: int
+) -> tuple[Pricer, Aim]:
     """The predictor corrected by everything measured, and the aim by its misses on the `latest` policies.
 
     Each of these is predicted by the predictor corrected with all others: what it still misses there, it will miss on the

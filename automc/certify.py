@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import thop
@@ -18,6 +18,7 @@ from automc.devices.measure import Measurement
 from automc.evaluate.accuracy import Deployed
 from automc.export.verify import verify
 from automc.policy import Policy
+from automc.predict.targets import device_measures
 from automc.prepare import Prepared
 from automc.result import Certificate, Finalist
 from automc.trial import Cost, Source
@@ -25,7 +26,8 @@ from automc.trial import Cost, Source
 __all__ = ["Candidate", "Certified", "Certifier", "Failed", "count_macs"]
 
 Stage = Literal["dense", "finalist", "recovered"]
-_SOURCE: Mapping[str, Source] = {"latency_s": "measured", "size_bytes": "measured", "macs": "counted"}
+_COUNTED: Mapping[str, Source] = {"size_bytes": "measured", "macs": "counted"}
+_SOURCE: Mapping[str, Source] = {"latency_s": "measured", **_COUNTED}
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,19 @@ class Certifier:
         if not built:
             return failed
         models = {"dense": self.prepared.dense_onnx, **{name: onnx for name, (_, onnx) in built.items()}}
-        measured = self.prepared.device.measure(models, [t.numpy() for t in self.prepared.example], seed=self.seed)
+        measured = self._rounds(models, {name: candidate.policy for name, (candidate, _) in built.items()})
         limits = self._limits(measured)
         return [*failed, *(self._try(c, name, onnx, measured, limits) for name, (c, onnx) in built.items())]
+
+    def _rounds(self, models: Mapping[str, bytes], policies: Mapping[str, Policy]) -> Measurement:
+        """Measured rounds, or what was priced where the device cannot be measured from here."""
+        if device_measures(self.prepared.device):
+            return self.prepared.device.measure(models, [t.numpy() for t in self.prepared.example], seed=self.seed)
+        prices = {name: self._price(policies.get(name, Policy())).latency_s or 0.0 for name in models}
+        return Measurement({name: (price,) * 2 for name, price in prices.items()}, notes=("not measured, priced",))
+
+    def _price(self, policy: Policy) -> Cost:
+        return self.prepared.predictor.predict(self.prepared.space.encode([policy]))[0]
 
     def _export(self, candidate: Candidate) -> bytes:
         onnx = self.prepared.build(candidate.model)
@@ -112,7 +124,7 @@ class Certifier:
     def _certified(
         self, candidate: Candidate, name: str, onnx: bytes, measured: Measurement, limits: Budget
     ) -> Certified:
-        cost = self._cost(candidate.model, onnx, measured, name)
+        cost = self._cost(candidate, onnx, measured, name)
         error = verify(self.prepared.device.session(onnx), candidate.model, self.prepared.example)
         validation, test = self.scores(onnx)
         holds = limits.holds(cost)
@@ -140,6 +152,8 @@ class Certifier:
             environment=self._environment(measured),
             export_error=error,
             rounds_s={key: measured.rounds_s[key] for key in (name, "dense")},
+            source=cost.source["latency_s"],
+            energy_j=cost.energy_j,
         )
         return Certified(candidate, finalist, certificate, onnx)
 
@@ -148,14 +162,13 @@ class Certifier:
         state = {"noisy": str(measured.noisy).lower(), "notes": "; ".join(measured.notes), "measured_at": now}
         return {**self.prepared.device.environment(), **state}
 
-    def _cost(self, model: nn.Module, onnx: bytes, measured: Measurement, name: str) -> Cost:
-        return Cost(
-            latency_s=measured.median_s(name),
-            size_bytes=float(len(onnx)),
-            macs=count_macs(model, self.prepared),
-            latency_interval_s=measured.interval_s(name),
-            source=_SOURCE,
-        )
+    def _cost(self, candidate: Candidate, onnx: bytes, measured: Measurement, name: str) -> Cost:
+        size_bytes, macs = float(len(onnx)), count_macs(candidate.model, self.prepared)
+        if not device_measures(self.prepared.device):
+            priced = self._price(candidate.policy)
+            return replace(priced, size_bytes=size_bytes, macs=macs, source={**priced.source, **_COUNTED})
+        median_s, interval_s = measured.median_s(name), measured.interval_s(name)
+        return Cost(median_s, None, size_bytes, macs, interval_s, _SOURCE)
 
     def scores(self, onnx: bytes) -> tuple[float, float | None]:
         """(validation, test) score of an exported model, run by the device's runtime; test None where there is none."""
@@ -172,15 +185,14 @@ class Certifier:
     def _dense(self) -> Finalist:
         validation, test = self.scores(self.prepared.dense_onnx)
         cost = self.prepared.dense_cost
-        measured = Cost(
-            latency_s=cost.latency_s,
+        measured = replace(
+            cost,
             size_bytes=float(len(self.prepared.dense_onnx)),
             macs=count_macs(self.prepared.traced.model, self.prepared),
-            latency_interval_s=cost.latency_interval_s,
-            source=_SOURCE,
+            source={**cost.source, **_COUNTED},
         )
         holds = self.budget.resolve(measured).holds(measured)
-        predicted = self.prepared.predictor.predict(self.prepared.space.encode([Policy()]))[0]
+        predicted = self._price(Policy())
         return Finalist(Policy(), measured, predicted.latency_s, validation, test, holds, "dense")
 
 

@@ -20,6 +20,7 @@ from automc.execute.serial import Serial
 from automc.loop import Loop
 from automc.policy import Policy
 from automc.predict.bottleneck import bottleneck
+from automc.predict.predictor import LearnedPredictor
 from automc.prepare import Clock, Prepared
 from automc.protocols import Agent, Evaluator, Observer, Problem
 from automc.recover import recover, refine_within
@@ -100,7 +101,8 @@ class Engine:
         nearest = self.standing.smallest
         if self.standing.best is not None or nearest is None or self.standing.limits.limit("latency_s") is None:
             return None
-        return bottleneck(self.standing.predictor, nearest.candidate.policy)
+        predictor = self.standing.predictor
+        return bottleneck(predictor, nearest.candidate.policy) if isinstance(predictor, LearnedPredictor) else None
 
     def trials(self) -> Iterator[Trial]:
         """Search, certify and recover; yields each trial as it ends, finalists and recovered ones too.

@@ -53,7 +53,7 @@ def offer(
     """
     traced = trace(model, example, names)
     can = device.capabilities()
-    options = {"channel_block": can.channel_block, "int8": can.int8, "sparsity": can.sparsity}
+    options = {"channel_block": can.channel_block, "int8": can.int8, "sparsity": can.sparsity, "bits": can.bits}
     build = registry.load("space", space)
     return Offer(traced, build(traced.graph, **_understood(build, options)))
 

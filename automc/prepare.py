@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from automc.compression.apply import Stitcher
 from automc.compression.criteria import FALLBACK, Pruning, fallbacks
 from automc.compression.evidence import Evidence
 from automc.devices.device import Device, cache_dir, digest
+from automc.devices.simulated import Simulated
 from automc.evaluate.accuracy import gather
 from automc.evaluate.data import Data
 from automc.evaluate.divergence import sensitivities
@@ -29,21 +30,24 @@ from automc.export.integer import integer_closure
 from automc.export.onnx import build_onnx
 from automc.export.verify import verify_dense
 from automc.narrow import narrow
-from automc.offer import offer
+from automc.offer import Offer, offer
 from automc.policy import Policy
 from automc.predict.predictor import LearnedPredictor
 from automc.predict.profile import profile_model
+from automc.predict.simulated import Pricer, SimulatedPredictor
+from automc.predict.targets import device_measures
 from automc.protocols import Observer
 from automc.space import SearchSpace
 from automc.trace import Traced
 from automc.trial import Cost
 
-__all__ = ["Clock", "Prepared", "prepare"]
+__all__ = ["Clock", "Prepared", "exactly", "prepare"]
 
 CALIBRATION_SAMPLES = 1024
 RANGE_SAMPLES = 128
 SENSITIVITY_SAMPLES = 128
 VERIFY_BATCHES = 4
+Closure: TypeAlias = Callable[[frozenset[str]], frozenset[str]]
 
 
 @dataclass
@@ -88,7 +92,7 @@ class Prepared:
     ranges: tuple[Tensor, ...]
     dense_onnx: bytes
     dense_cost: Cost
-    predictor: LearnedPredictor
+    predictor: Pricer
     sensitivity: list[NDArray[np.float64]]
     logits: bool
 
@@ -122,7 +126,7 @@ def prepare(
     """
     clock.start("trace")
     observer.stage("trace the model", None)
-    example = _exactly(gather(data.calibration, batch_size), batch_size)
+    example = exactly(gather(data.calibration, batch_size), batch_size)
     offered = offer(model, example, device, space=space, names=data.input_names)
     traced = offered.traced
     ranges = gather(data.calibration, RANGE_SAMPLES)
@@ -141,28 +145,20 @@ def prepare(
     evidence = Evidence(traced, inputs, logits=logits, seed=seed)
     if silent := fallbacks(pruning, evidence):
         observer.message(f"{pruning.criterion!r} says nothing about {', '.join(silent)}: ranked by {FALLBACK!r}.")
+    simulated = isinstance(device, Simulated)
+    closure: Closure = (lambda layers: layers) if simulated else lambda layers: integer_closure(dense, layers)
     stitcher = Stitcher(
         traced, Lazily(lambda: calibrate(traced, batches, count)), ranges,
-        reduce_range=device.capabilities().reduce_range,
-        closure=lru_cache(maxsize=4096)(lambda layers: integer_closure(dense, layers)),
+        reduce_range=device.capabilities().reduce_range, closure=lru_cache(maxsize=4096)(closure),
         folder=cache_dir() / "databases" / digest(__version__, repr(pruning), model_digest(traced.model), *map(_bytes, inputs)),
         pruning=pruning, evidence=evidence,
     )  # fmt: skip
     build = _builder(device, example, ranges)
     clock.start("profile")
     arrays = [tensor.numpy() for tensor in example]
-    profile = profile_model(
-        device,
-        lambda policy: build(stitcher.apply(policy)),
-        traced.graph,
-        offered.space,
-        arrays,
-        dense_onnx,
-        time_limit_s=profile_s,
-        seed=seed,
-        observer=observer,
+    predictor = _predictor(
+        device, lambda policy: build(stitcher.apply(policy)), offered, arrays, dense_onnx, profile_s, seed, observer
     )
-    predictor = LearnedPredictor.fit(profile, traced.graph, offered.space, dense_onnx, batch_size)
     searched = narrow(offered.space, predictor, budget, observer)
     predictor = predictor.narrowed(searched)
     dense_cost = _dense_cost(device, predictor, searched, dense_onnx, arrays, observer)
@@ -188,16 +184,36 @@ def prepare(
     )
 
 
+def _predictor(
+    device: Device,
+    build: Callable[[Policy], bytes],
+    offered: Offer,
+    arrays: list[NDArray[Any]],
+    dense_onnx: bytes,
+    profile_s: float,
+    seed: int,
+    observer: Observer,
+) -> Pricer:
+    """What prices policies: learned from a profile, or the closed form of a simulated device."""
+    graph, space, batch_size = offered.graph, offered.space, len(arrays[0])
+    if isinstance(device, Simulated):
+        return SimulatedPredictor.of(device.accelerator, graph, space, dense_onnx, batch_size)
+    profile = profile_model(
+        device, build, graph, space, arrays, dense_onnx, time_limit_s=profile_s, seed=seed, observer=observer
+    )
+    return LearnedPredictor.fit(profile, graph, space, dense_onnx, batch_size)
+
+
 def _builder(device: Device, example: Sequence[Tensor], ranges: Sequence[Tensor]) -> Callable[[nn.Module], bytes]:
-    reduce_range = device.capabilities().reduce_range
-    return lambda model: build_onnx(model, example, ranges, reduce_range=reduce_range)
+    reduce_range, integers = device.capabilities().reduce_range, not isinstance(device, Simulated)
+    return lambda model: build_onnx(model, example, ranges, reduce_range=reduce_range, integers=integers)
 
 
 def _bytes(tensor: Tensor) -> bytes:
     return tensor.contiguous().numpy().tobytes()
 
 
-def _exactly(inputs: Sequence[Tensor], batch_size: int) -> tuple[Tensor, ...]:
+def exactly(inputs: Sequence[Tensor], batch_size: int) -> tuple[Tensor, ...]:
     """The inputs with exactly `batch_size` samples, repeated from the start where there are fewer."""
     return tuple(t.repeat(-(-batch_size // len(t)), *[1] * (t.dim() - 1))[:batch_size].contiguous() for t in inputs)
 
@@ -205,19 +221,21 @@ def _exactly(inputs: Sequence[Tensor], batch_size: int) -> tuple[Tensor, ...]:
 def _spread(inputs: Sequence[Tensor], batch_size: int) -> list[tuple[Tensor, ...]]:
     """A few batches of the deployment's size from all over the inputs."""
     starts = range(0, max(1, len(inputs[0]) - batch_size + 1), max(1, len(inputs[0]) // VERIFY_BATCHES))
-    return [_exactly([tensor[start:] for tensor in inputs], batch_size) for start in starts]
+    return [exactly([tensor[start:] for tensor in inputs], batch_size) for start in starts]
 
 
 def _dense_cost(
     device: Device,
-    predictor: LearnedPredictor,
+    predictor: Pricer,
     space: SearchSpace,
     dense_onnx: bytes,
     arrays: list[NDArray[Any]],
     observer: Observer,
 ) -> Cost:
     """The dense model's cost today: a cached profile may be of another day."""
+    predicted = predictor.predict(space.encode([Policy()]))[0]
+    if not device_measures(device):
+        return predicted
     observer.stage("measure the dense model", None)
     measurement = device.measure({"dense": dense_onnx}, arrays)
-    predicted = predictor.predict(space.encode([Policy()]))[0]
     return predicted.with_measured_latency(measurement.median_s("dense"), measurement.interval_s("dense"))

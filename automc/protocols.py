@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from automc.budget import Budget
 from automc.policy import Policy
 from automc.space import Codes, SearchSpace
-from automc.trial import Cost, Trial
+from automc.trial import Cost, Source, Trial
 
 __all__ = [
     "Agent",
@@ -38,12 +38,13 @@ class Costs:
     size_bytes: NDArray[np.float64]
     macs: NDArray[np.float64]
     energy_j: NDArray[np.float64] | None = None
+    source: Source = "predicted"
 
     def __len__(self) -> int:
         return len(self.latency_s)
 
     def __getitem__(self, index: int) -> Cost:
-        """The cost of one policy, every figure marked `predicted`."""
+        """The cost of one policy, every figure marked with its `source`."""
         metrics = ("latency_s", "size_bytes", "macs") + (("energy_j",) if self.energy_j is not None else ())
         return Cost(
             latency_s=float(self.latency_s[index]),
@@ -51,7 +52,7 @@ class Costs:
             size_bytes=float(self.size_bytes[index]),
             macs=float(self.macs[index]),
             latency_interval_s=(float(self.latency_low_s[index]), float(self.latency_high_s[index])),
-            source={metric: "predicted" for metric in metrics},
+            source={metric: self.source for metric in metrics},
         )
 
     def array(self, metric: str, *, upper: bool = True) -> NDArray[np.float64]:

@@ -34,7 +34,9 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "tensor": "automc.search_spaces.low_rank:tensor",
     },
     "device": {
+        "bitfusion": "automc.devices.bitfusion:bitfusion",
         "cpu": "automc.devices.cpu:Cpu",
+        "eyeriss": "automc.devices.eyeriss:eyeriss",
     },
     "figures": {
         "plotly": "automc.dashboards.report:PLOTLY",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from automc.policy import Policy
-from automc.trial import Cost
+from automc.trial import Cost, Source
 
 __all__ = ["Certificate", "Finalist", "PredictorReport", "Summary"]
 
@@ -26,6 +26,8 @@ class Certificate:
         rounds_s: model name -> the median of each round; "dense" is the uncompressed model.
         environment: processor, runtime and version, threads, operating system, time.
         export_error: relative root mean square error of the exported model's outputs against the PyTorch model's.
+        source: how latency and energy are known: "measured", or "predicted" or "simulated" where the device is not at hand.
+        energy_j: of one batch, None where the device tells none.
     """
 
     limits: Mapping[str, float]
@@ -40,6 +42,8 @@ class Certificate:
     environment: Mapping[str, str]
     export_error: float = 0.0
     rounds_s: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    source: Source = "measured"
+    energy_j: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -27,6 +27,7 @@ from automc.evaluate.faults import check_inputs, find_setting_faults, raise_faul
 from automc.evaluate.models import load_model, model_digest
 from automc.evaluate.task import Score, as_data, load_data, load_score
 from automc.export.torch_export import build_pt2
+from automc.predict.targets import open_device
 from automc.prepare import Clock, Prepared, prepare
 from automc.protocols import Observer
 from automc.result import Summary
@@ -106,7 +107,7 @@ class Run:
         self.summary: Summary | None = None
         self.best: Certified | None = None
         self._kept = 0
-        self.device = registry.load("device", job.device)(threads=job.threads)
+        self.device = open_device(job.device, job.threads)
         registry.load("agent", job.agent)
         registry.load("space", job.space)
 
@@ -196,7 +197,8 @@ class Run:
         limits: Mapping[str, float] = {limit.metric: limit.value for limit in engine.standing.limits}
         if shown is not None:
             latency = shown.certificate.dense_latency_s, shown.certificate.dense_latency_interval_s
-            dense = dataclasses.replace(dense, cost=dense.cost.with_measured_latency(*latency))
+            if shown.certificate.source == "measured":
+                dense = dataclasses.replace(dense, cost=dense.cost.with_measured_latency(*latency))
             limits = shown.certificate.limits
         return Summary(
             name=self.name,

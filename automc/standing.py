@@ -11,7 +11,7 @@ from automc.aim import Aim, learn_aim
 from automc.budget import Budget
 from automc.certify import Candidate, Certified
 from automc.policy import Policy, Quantize
-from automc.predict.predictor import LearnedPredictor
+from automc.predict.simulated import Pricer
 from automc.prepare import Prepared
 from automc.result import Finalist
 from automc.trial import Cost, Trial
@@ -45,7 +45,7 @@ class Standing:
     budget: Budget
     limits: Budget
     dense: Finalist
-    predictor: LearnedPredictor
+    predictor: Pricer
     aim: Aim = field(default_factory=Aim)
     done: list[Trial] = field(default_factory=list)
     certified: list[Certified] = field(default_factory=list)

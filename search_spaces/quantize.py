@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from automc.graph import LayerGraph, LayerSpec
 from automc.policy import Quantize
 from automc.space import Domain, SearchSpace
@@ -13,12 +15,19 @@ _STORED = (Quantize(8, 32), Quantize(4, 32), Quantize(3, 32, symmetric=False), Q
 """Weights that only the file holds in these bits: they run in floating point and save no time. Zero points help at 2 and 3 bits."""
 
 
-def quantize(graph: LayerGraph, *, channel_block: int = 1, int8: bool = True, levels: int = 8) -> SearchSpace:
+def quantize(
+    graph: LayerGraph,
+    *,
+    channel_block: int = 1,
+    int8: bool = True,
+    levels: int = 8,
+    bits: Sequence[tuple[int, int]] = (),
+) -> SearchSpace:
     """One domain per layer that the runtime has an int8 kernel for; empty when the device has none (`int8` False).
 
-    Recurrent layers have none: their weights are stored in 8 bits, which counts for size alone.
+    `bits` are the (weight, activation) bits of a device that computes in fewer than 8. Recurrent layers have none: their weights are stored in 8 bits, which counts for size alone.
     """
-    return SearchSpace(tuple(domains(graph) if int8 else ()))
+    return SearchSpace(tuple(domains(graph, bits) if int8 else ()))
 
 
 def mixed(graph: LayerGraph, *, channel_block: int = 1, int8: bool = True, levels: int = 8) -> SearchSpace:
@@ -26,9 +35,16 @@ def mixed(graph: LayerGraph, *, channel_block: int = 1, int8: bool = True, level
     return SearchSpace(tuple(mixed_domains(graph, int8=int8)))
 
 
-def domains(graph: LayerGraph) -> list[Domain]:
-    """{float, w8a8} for every layer that may be quantised, {float, w8} for recurrent ones."""
-    return [Domain(layer.name, Quantize.knob, (None, _widest(layer))) for layer in graph.layers if layer.quantize]
+def domains(graph: LayerGraph, bits: Sequence[tuple[int, int]] = ()) -> list[Domain]:
+    """{float, w8a8}, or {float, `bits`}, for every layer that may be quantised, {float, w8} for recurrent ones."""
+    offered = tuple(Quantize(*pair) for pair in bits)
+    return [
+        Domain(
+            layer.name, Quantize.knob, (None, *(offered if offered and layer.kind != "recurrent" else [_widest(layer)]))
+        )
+        for layer in graph.layers
+        if layer.quantize
+    ]
 
 
 def mixed_domains(graph: LayerGraph, *, int8: bool) -> list[Domain]:

@@ -177,7 +177,7 @@ class TestCpu:
         assert first.channel_block in (1, 4, 8, 16, 32)
         assert first.channel_block % first.channel_multiple == 0
         assert first.reduce_range is not cpu.has_vnni()
-        monkeypatch.setattr(cpu, "probe_blocks", lambda device: pytest.fail("probed twice"))
+        monkeypatch.setattr(cpu, "probe_blocks", lambda *_: pytest.fail("probed twice"))
         assert Cpu().capabilities() == first
 
     def test_a_damaged_probe_is_repeated(self, tmp_path: Path) -> None:

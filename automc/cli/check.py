@@ -63,14 +63,14 @@ def _faults(fields: Mapping[str, Any]) -> list[Fault]:
 
 
 def _offer(fields: Mapping[str, Any]) -> Offer:
-    from automc import registry
     from automc.evaluate.models import load_model
     from automc.evaluate.task import load_data
     from automc.offer import offer
+    from automc.predict.targets import open_device
 
     model = load_model(fields["model"], Path(fields["weights"]) if fields["weights"] else None)
     data = load_data(fields["data"], _batch_size(fields), fields["seed"])
-    device = registry.load("device", fields["device"])(threads=fields["threads"])
+    device = open_device(fields["device"], fields["threads"])
     example = [tensor[:SAMPLES] for tensor in data.example()]
     return offer(model, example, device, space=fields["space"], names=data.input_names)
 

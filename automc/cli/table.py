@@ -42,9 +42,14 @@ def budget_lines(summary: Summary) -> list[str]:
     if summary.best is None:
         lines += [*_unreachable(summary, limits)]
     else:
-        sure = " by the upper end of its 95 % interval" if "latency_s" in summary.limits else ""
-        lines.append(f"The best model holds the budget of {limits} as measured{sure}.")
+        source = _source(summary.best)
+        sure = (
+            " by the upper end of its 95 % interval" if "latency_s" in summary.limits and source != "simulated" else ""
+        )
+        lines.append(f"The best model holds the budget of {limits} as {source}{sure}.")
     chosen = summary.best or summary.smallest
+    if (source := _source(summary.dense)) != "measured":
+        return [*lines, f"Latency and energy are {source}: nothing was measured on {summary.device}.", *summary.notes]
     if chosen is not None and chosen.noisy:
         lines.append("The machine was busy while this was measured: measure again before relying on it.")
     report = summary.predictor
@@ -77,11 +82,14 @@ def _score_row(name: str, label: str, dense: float | None, value: float | None) 
 
 
 def _cost_rows(summary: Summary, chosen: Finalist) -> Iterator[Row]:
-    dense = summary.dense
-    yield _cost_row("latency, measured", "latency_s", dense.cost.latency_s, chosen.cost.latency_s)
-    yield "  95 % interval", text.interval(dense.cost), text.interval(chosen.cost), ""
-    yield _cost_row("latency, predicted", "latency_s", dense.predicted_latency_s, chosen.predicted_latency_s)
-    for metric, label in (("size_bytes", "size"), ("macs", "MACs"), ("energy_j", "energy")):
+    dense, source = summary.dense, _source(chosen)
+    yield _cost_row(f"latency, {source}", "latency_s", dense.cost.latency_s, chosen.cost.latency_s)
+    if source != "simulated":
+        yield "  95 % interval", text.interval(dense.cost), text.interval(chosen.cost), ""
+    if source == "measured":
+        yield _cost_row("latency, predicted", "latency_s", dense.predicted_latency_s, chosen.predicted_latency_s)
+    energy = f"energy, {chosen.cost.source.get('energy_j', 'predicted')}"
+    for metric, label in (("size_bytes", "size"), ("macs", "MACs"), ("energy_j", energy)):
         before, after = dense.cost.get(metric), chosen.cost.get(metric)
         if before is not None or after is not None:
             yield _cost_row(label, metric, before, after)
@@ -91,8 +99,14 @@ def _cost_row(label: str, metric: str, before: float | None, after: float | None
     return label, text.quantity(metric, before), text.quantity(metric, after), text.relative(before, after)
 
 
+def _source(finalist: Finalist) -> str:
+    """How the latency is known."""
+    return finalist.cost.source.get("latency_s", "measured")
+
+
 def _unreachable(summary: Summary, limits: str) -> Iterator[str]:
-    yield f"Nothing that was measured holds the budget of {limits} as measured."
+    source = _source(summary.smallest or summary.dense)
+    yield f"Nothing that was {source} holds the budget of {limits} as {source}."
     if summary.smallest is None:
         return
     exceeded = [

@@ -27,12 +27,16 @@ _CAPABILITIES_SCHEMA = 1
 
 
 class Cpu:
-    """ONNX Runtime on the processor, with a stated number of threads."""
+    """ONNX Runtime on the processor, with a stated number of threads.
 
-    def __init__(self, threads: int = 1) -> None:
+    `conv` makes the convolutions that the probe of the channel blocks asks for, where the onnx package is not there to make them.
+    """
+
+    def __init__(self, threads: int = 1, conv: Callable[[int, int], bytes] | None = None) -> None:
         if threads < 1:
             raise InputError(f"{threads} threads cannot run anything.", remedy="Use 1 or more.")
         self.threads = threads
+        self._conv = conv
 
     @property
     def name(self) -> str:
@@ -64,7 +68,7 @@ class Cpu:
     @cached_property
     def _capabilities(self) -> Capabilities:
         path = cache_dir() / "devices" / f"{self.key}.capabilities.json"
-        block, multiple = _cached(path, lambda: probe_blocks(self))
+        block, multiple = _cached(path, lambda: probe_blocks(self, self._conv))
         return Capabilities(block, multiple, int8=True, weight_bits_exact=(8,), reduce_range=not has_vnni())
 
     def session(self, model: Model) -> OrtSession:

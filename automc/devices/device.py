@@ -31,6 +31,7 @@ class Capabilities:
         weight_bits_exact: weight precisions with a real kernel; others are only simulated.
         sparsity: patterns of zeros with a real kernel, such as "2:4"; others only make files smaller.
         reduce_range: the integer kernels can saturate with 8-bit weights, so exporters use 7 bits (AVX2 without VNNI).
+        bits: (weight, activation) bits that layers can run in, most first; empty where 8-bit kernels are all there is.
     """
 
     channel_block: int = 1
@@ -39,6 +40,13 @@ class Capabilities:
     weight_bits_exact: tuple[int, ...] = (8,)
     sparsity: tuple[str, ...] = ()
     reduce_range: bool = False
+    bits: tuple[tuple[int, int], ...] = ()
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Capabilities:
+        """Read what `dataclasses.asdict` made of capabilities and JSON of that."""
+        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
+        return cls(**fields)
 
 
 @dataclass(frozen=True)

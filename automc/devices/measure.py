@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from automc.devices.exclusive import alone
+from automc.devices.quiet import wait_until_quiet
 
 __all__ = ["SENTINEL_TOLERANCE", "Measurement", "Protocol", "fixed_work", "interleave"]
 
@@ -96,6 +97,7 @@ class Protocol:
         time_limit_s: past it no round is begun once three are there.
         retries: how many disturbed rounds are measured again, None for as many as `rounds`; beyond that the least disturbed
             ones are kept and the result is marked noisy.
+        wait_s: how long to wait for idle cores first; where there are none by then, the result is marked noisy.
     """
 
     rounds: int = 12
@@ -103,6 +105,7 @@ class Protocol:
     warmup_s: float = 0.3
     time_limit_s: float = 60.0
     retries: int | None = None
+    wait_s: float = 0.0
 
 
 def interleave(
@@ -132,7 +135,9 @@ def interleave(
     if lock_dir is None:
         return rounds.measure(())
     with alone(lock_dir, pin=pin) as notes:
-        return rounds.measure(notes)
+        busy = wait_until_quiet(protocol.wait_s) if protocol.wait_s else ""
+        measured = rounds.measure((*notes, *filter(None, [busy])))
+        return replace(measured, noisy=True) if busy else measured
 
 
 def fixed_work(size: int = 1 << 15, repeats: int = 5, clock: Callable[[], float] = time.perf_counter) -> float:

@@ -14,6 +14,7 @@ from automc.evaluate.data import Data, sample_count
 from automc.evaluate.inputs import Fault, check_data, check_inputs, check_match, check_weights
 from automc.evaluate.models import load_model
 from automc.evaluate.task import load_data, load_score
+from automc.predict.targets import device_names, is_device, tells_energy
 from automc.registry import names
 from automc.units import METRICS, parse_duration
 
@@ -21,8 +22,6 @@ __all__ = ["Fault", "check_budget", "check_inputs", "find_faults", "find_setting
 
 _T = TypeVar("_T")
 _READING_BATCH = 64
-_METRICS = {"cpu": ("latency_s", "size_bytes", "macs")}
-"""Device -> what it can tell of a model. A device that is not listed may tell everything."""
 _NAMES = {"latency_s": "latency", "energy_j": "energy", "size_bytes": "size", "macs": "MACs"}
 _EXAMPLES = {
     "latency_s": "latency (50ms)",
@@ -89,7 +88,9 @@ def find_setting_faults(
     if budget is not None:
         limits = _try(faults, lambda: Budget.parse(*([budget] if isinstance(budget, str) else budget)))
         faults.extend(check_budget(limits, device or "cpu") if limits else ())
-    for kind, plug_in in (("device", device), ("agent", agent), ("space", space)):
+    if device is not None and not is_device(device):
+        faults.append(Fault.of(UnknownNameError("device", device, device_names())))
+    for kind, plug_in in (("agent", agent), ("space", space)):
         if plug_in is not None and plug_in not in names(kind):
             faults.append(Fault.of(UnknownNameError(kind, plug_in, names(kind))))
     if criterion is not None:
@@ -102,7 +103,7 @@ def find_setting_faults(
 
 def check_budget(budget: Budget, device_name: str) -> list[Fault]:
     """Limits on what the device cannot tell, so that nothing could be promised about them."""
-    known = _METRICS.get(device_name, METRICS)
+    known = METRICS if tells_energy(device_name) else ("latency_s", "size_bytes", "macs")
     remedy = f"Give a budget on {', '.join(_EXAMPLES[metric] for metric in known)}."
     return [
         Fault(

@@ -20,7 +20,12 @@ __all__ = ["build_onnx"]
 
 
 def build_onnx(
-    model: nn.Module, example: Sequence[Tensor], calibration: Sequence[Tensor], *, reduce_range: bool
+    model: nn.Module,
+    example: Sequence[Tensor],
+    calibration: Sequence[Tensor],
+    *,
+    reduce_range: bool,
+    integers: bool = True,
 ) -> bytes:
     """The serialised ONNX model of a compressed model, as deployed: fixed batch, 8-bit layers as QDQ, zeros packed.
 
@@ -32,6 +37,7 @@ def build_onnx(
         model: what `Stitcher.apply` or recovery returned.
         example: inputs with the batch size of the deployment.
         calibration: inputs that set the ranges of the integer tensors that no layer rounds.
+        integers: use integer kernels; without, every layer computes what PyTorch does, in floating point.
 
     Raises:
         AutomcError: neither exporter can express the model, or the file has no node for an integer layer.
@@ -39,7 +45,9 @@ def build_onnx(
     layers = {name: module for name, module in model.named_modules() if isinstance(module, Quantized)}
     widest = 7 if reduce_range else 8
     integer = {
-        n: x for n, x in layers.items() if runs_on_integers(x.spec) and x.rounds_input and x.weight_bits <= widest
+        n: x
+        for n, x in layers.items()
+        if integers and runs_on_integers(x.spec) and x.rounds_input and x.weight_bits <= widest
     }
     plain = float_model(model)
     recurrent_bits = bake(plain)

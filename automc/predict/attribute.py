@@ -1,12 +1,7 @@
-"""Which kernel of the runtime's graph is which layer (and which factor of it) of the model that it was given.
-
-Runtimes rename what they fuse. ONNX Runtime keeps either the node's name or the name of a tensor that it writes, with a
-suffix; both lead back to the layer by the model that was given. What matches nothing stands between layers.
-"""
+"""Which kernel of the runtime's graph is which layer (and which factor of it), by the model that the runtime was given."""
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -14,16 +9,11 @@ from typing import Any
 import onnx
 
 from automc.devices.device import NodeTime
+from automc.devices.places import Place, assign
 from automc.export.floating import layer_of as module_of
 from automc.predict.structure import LAYER_OPS, layer_of
 
-__all__ = ["Place", "attribute"]
-
-Place = tuple[str, int]
-"""(layer, factor): factor 0 is the layer itself where it is not factorised."""
-
-_SUFFIX = re.compile(r"(_token_\d+|_nchwc|_fused|_quant|/duplicated)+$")
-_COMPUTES = ("Conv", "GRU", "Gemm", "LSTM", "MatMul", "RNN")
+__all__ = ["Place", "attribute", "places_in"]
 
 
 def attribute(model: bytes, nodes: Sequence[NodeTime], layers: Sequence[str]) -> list[Place | None]:
@@ -31,19 +21,15 @@ def attribute(model: bytes, nodes: Sequence[NodeTime], layers: Sequence[str]) ->
 
     `model` is what the runtime was given; its weights are named `<layer>.…weight…`.
     """
-    places = _places(onnx.load_from_string(model).graph, layers)
-    taken: set[Place] = set()
-    found: list[Place | None] = []
-    for node in nodes:
-        place = places.get(_SUFFIX.sub("", node.name)) if any(op in node.op for op in _COMPUTES) else None
-        found.append(None if place is None or place in taken else place)
-        if place is not None:
-            taken.add(place)
-    return found
+    return assign(places_in(model, layers), nodes)
+
+
+def places_in(model: bytes, layers: Sequence[str]) -> dict[str, Place]:
+    """Names of layer nodes, of what they write, and of what elementwise nodes after them write -> place."""
+    return _places(onnx.load_from_string(model).graph, layers)
 
 
 def _places(graph: Any, layers: Sequence[str]) -> dict[str, Place]:
-    """Names of layer nodes, of what they write, and of what elementwise nodes after them write -> place."""
     constants = {tensor.name: tensor.name for tensor in graph.initializer}
     factors: dict[str, int] = defaultdict(int)
     written: dict[str, Place] = {}

@@ -73,7 +73,7 @@ class LearnedPredictor:
         rows = self.model.setting.space.check(self.narrowing.widen(codes) if self.narrowing else codes)
         parts = [self._predict(rows[i : i + _CHUNK]) for i in range(0, max(len(rows), 1), _CHUNK)]
         fields = ("latency_s", "latency_low_s", "latency_high_s", "size_bytes", "macs")
-        return Costs(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in fields})
+        return Costs(*(np.concatenate([getattr(part, name) for part in parts]) for name in fields))
 
     def narrowed(self, space: SearchSpace) -> LearnedPredictor:
         """The same predictor for codes of `space`, all of whose choices the space of the fit offers."""

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from automc import __version__
 from automc.devices.device import Array, Capabilities, Device, NodeTime, cache_dir, digest
 from automc.devices.measure import Measurement
-from automc.errors import AutomcError
+from automc.errors import AutomcError, MissingError
 from automc.graph import LayerGraph
 from automc.policy import Policy
 from automc.predict.attribute import Place, attribute
 from automc.predict.sampling import stratified
-from automc.predict.store import read_profile, write_profile
+from automc.predict.store import keep_candidate, keep_failure, read_candidates, read_profile, write_profile
 from automc.protocols import Observer
 from automc.space import SearchSpace
 
-__all__ = ["Candidate", "Profile", "measure_policies", "profile_key", "profile_model"]
+__all__ = ["Candidate", "Profile", "Shelf", "measure_policies", "now", "profile_key", "profile_model", "subject"]
 
 MAX_CANDIDATES = 28
 MIN_CANDIDATES = 8
@@ -45,7 +47,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Profile:
-    """What was measured of one model on one device. `measurement.rounds_s` is keyed by policy digest."""
+    """What was measured of one model on one device. `measurement.rounds_s` is keyed by policy digest.
+
+    Attributes:
+        label: what people call the model; "" where nobody said.
+        failed: (policy digest, reason) of candidates that could not be built, or that the runtime could not run.
+    """
 
     key: str
     device_key: str
@@ -55,6 +62,8 @@ class Profile:
     candidates: tuple[Candidate, ...]
     measurement: Measurement
     seconds: float
+    label: str = ""
+    failed: tuple[tuple[str, str], ...] = ()
 
     def latency_s(self, candidate: Candidate) -> float:
         """The measured latency of a candidate's whole model."""
@@ -72,11 +81,19 @@ def profile_model(
     time_limit_s: float = 45.0,
     seed: int = 0,
     observer: Observer | None = None,
+    complete: bool = False,
+    label: str = "",
+    wait_s: float = 0.0,
 ) -> Profile:
     """The profile of a model on a device: read from the cache where there is one, otherwise measured and kept there.
 
     `inputs` are those of one batch, batch first. Fewer candidates are measured where time is short, at least MIN_CANDIDATES (or the whole
-    space, where it is smaller).
+    space, where it is smaller). Candidates are kept as they are measured, so that a profile that was broken off goes on where it ended.
+
+    Args:
+        complete: measure the candidates too that an earlier profile had no time for.
+        label: what people call the model.
+        wait_s: how long to wait for idle cores.
 
     Raises:
         AutomcError: no candidate could be built; the reason is the first one's.
@@ -84,12 +101,17 @@ def profile_model(
     key = profile_key(device, space, inputs, dense_onnx)
     path = cache_dir() / "devices" / f"{device.key}.jsonl"
     cached = read_profile(path, key, observer)
-    if cached is not None:
+    if cached is not None and not complete:
         return cached
     policies = space.decode(stratified(space, MAX_CANDIDATES, seed))
+    if cached is not None and len(cached.candidates) + len(cached.failed) >= len(policies):
+        return cached
+    shelf = Shelf(read_candidates(path, key), path, key, observer)
     profile = measure_policies(
-        device, build, graph, policies, inputs, key, time_limit_s=time_limit_s, seed=seed, observer=observer
-    )
+        device, build, graph, policies, inputs, key,
+        time_limit_s=time_limit_s, seed=seed, observer=observer, shelf=shelf, wait_s=wait_s,
+    )  # fmt: skip
+    profile = replace(profile, label=label)
     write_profile(path, profile, observer)
     return profile
 
@@ -105,8 +127,12 @@ def measure_policies(
     time_limit_s: float,
     seed: int = 0,
     observer: Observer | None = None,
+    shelf: Shelf | None = None,
+    wait_s: float = 0.0,
 ) -> Profile:
     """The policies' models, first kernel by kernel, then whole and interleaved; as many as the time allows.
+
+    What the `shelf` holds is not timed kernel by kernel again, and what is measured is put there.
 
     Raises:
         AutomcError: none of them could be built; the reason is the first one's.
@@ -114,23 +140,55 @@ def measure_policies(
     begin = time.monotonic()
     if observer:
         observer.stage("profile the device", 2.0 * len(policies))
-    built = _build(device, build, graph, policies, inputs, begin + _BUILD_SHARE * time_limit_s, observer)
+    deadline = begin + _BUILD_SHARE * time_limit_s
+    built, failed = _build(device, build, graph, policies, inputs, deadline, observer, shelf or Shelf())
     left = max(time_limit_s - (time.monotonic() - begin), 2.0)
     models = {candidate.policy.digest: model for candidate, model in built}
-    measurement = device.measure(models, inputs, _ROUNDS, min_time_s=0.0, time_limit_s=left, retries=3, seed=seed)
+    options = {"min_time_s": 0.0, "time_limit_s": left, "retries": 3, "seed": seed, "wait_s": wait_s}
+    measurement = device.measure(models, inputs, _ROUNDS, **options)
     if observer:
         observer.advance(float(len(policies)))
     return Profile(
-        key, device.key, device.environment(), device.capabilities(), len(inputs[0]),
-        tuple(candidate for candidate, _ in built), measurement, time.monotonic() - begin,
+        key, device.key, {**device.environment(), "measured_at": now()}, device.capabilities(), len(inputs[0]),
+        tuple(candidate for candidate, _ in built), measurement, time.monotonic() - begin, failed=failed,
     )  # fmt: skip
+
+
+def now() -> str:
+    """The time of a measurement, as it stands in records."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def profile_key(device: Device, space: SearchSpace, inputs: Sequence[Array], dense_onnx: bytes) -> str:
     """Identifies device, model, batch and space: what a profile may be reused for."""
+    return digest(device.key, subject(space, inputs, dense_onnx))
+
+
+def subject(space: SearchSpace, inputs: Sequence[Array], dense_onnx: bytes) -> str:
+    """Identifies model, batch and space, on whatever device."""
     shapes = json.dumps([list(array.shape) for array in inputs])
     domains = [[d.target, d.knob, [spec and dataclasses.asdict(spec) for spec in d.choices]] for d in space.domains]
-    return digest(__version__, device.key, dense_onnx, shapes, json.dumps(domains))
+    return digest(__version__, dense_onnx, shapes, json.dumps(domains))
+
+
+@dataclass
+class Shelf:
+    """Candidates that were measured before, by policy digest, and the file to which new ones go."""
+
+    known: Mapping[str, Candidate] = field(default_factory=dict)
+    path: Path | None = None
+    key: str = ""
+    observer: Observer | None = None
+
+    def put(self, candidate: Candidate) -> None:
+        """Keep a candidate."""
+        if self.path is not None:
+            keep_candidate(self.path, self.key, candidate, self.observer)
+
+    def put_failure(self, policy: Policy, reason: str) -> None:
+        """Keep why there is no candidate."""
+        if self.path is not None:
+            keep_failure(self.path, self.key, policy, reason, self.observer)
 
 
 def _build(
@@ -141,28 +199,35 @@ def _build(
     inputs: Sequence[Array],
     deadline: float,
     observer: Observer | None,
-) -> list[tuple[Candidate, bytes]]:
+    shelf: Shelf,
+) -> tuple[list[tuple[Candidate, bytes]], tuple[tuple[str, str], ...]]:
     names = [layer.name for layer in graph.layers]
     built: list[tuple[Candidate, bytes]] = []
-    failures: list[Exception] = []
+    failures: list[tuple[Policy, Exception]] = []
     for policy in policies:
         if len(built) >= MIN_CANDIDATES and time.monotonic() > deadline:
             break
         try:
             model = build(policy)
-            nodes = device.node_times(model, inputs, _repeats(built))
+            candidate = shelf.known.get(policy.digest)
+            if candidate is None:
+                nodes = device.node_times(model, inputs, _repeats(built))
+                candidate = Candidate(policy, len(model), tuple(nodes), tuple(attribute(model, nodes, names)))
+                shelf.put(candidate)
+        except MissingError:  # the device itself is not there
+            raise
         except Exception as error:  # one candidate that cannot be built or run is said and left out
-            failures.append(error)
+            failures.append((policy, error))
+            shelf.put_failure(policy, str(error))
             if observer:
                 observer.message(f"a candidate could not be profiled: {error}", "warning")
             continue
-        places = attribute(model, nodes, names)
-        built.append((Candidate(policy, len(model), tuple(nodes), tuple(places)), model))
+        built.append((candidate, model))
         if observer:
             observer.advance()
     if not built:
-        raise AutomcError(f"No candidate could be profiled: {failures[0]}") from failures[0]
-    return built
+        raise AutomcError(f"No candidate could be profiled: {failures[0][1]}") from failures[0][1]
+    return built, tuple((policy.digest, str(error)) for policy, error in failures)
 
 
 def _repeats(built: Sequence[tuple[Candidate, bytes]]) -> int:

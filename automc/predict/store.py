@@ -1,15 +1,21 @@
-"""Profiles on disk: JSON lines, appended, one per candidate, closed by a line that holds the interleaved rounds."""
+"""Profiles on disk: JSON lines, appended, one per candidate as it is measured, closed by a line that holds the interleaved rounds.
+
+{"schema": 1, "kind": "probe", "group", "name", "work", "seconds", "error"}    what a small model told of the device
+{"schema": 1, "kind": "device", "device_key", "environment", "capabilities"}   closes the probes
+{"schema": 1, "kind": "candidate", "key", "policy", "size_bytes", "nodes", "places"}
+{"schema": 1, "kind": "failure", "key", "policy", "reason"}                    a model that the runtime could not run
+{"schema": 1, "kind": "profile", "key", "environment", "measurement", ...}     closes the candidates of one model
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from automc.devices.device import Capabilities, NodeTime
+from automc.devices.lines import append_lines, read_lines
 from automc.devices.measure import Measurement
 from automc.policy import Policy
 from automc.protocols import Observer
@@ -17,13 +23,19 @@ from automc.protocols import Observer
 if TYPE_CHECKING:
     from automc.predict.profile import Candidate, Profile
 
-__all__ = ["SCHEMA", "read_profile", "write_profile"]
-
-SCHEMA = 1
+__all__ = [
+    "append",
+    "keep_candidate",
+    "keep_failure",
+    "read_candidates",
+    "read_profile",
+    "records",
+    "write_profile",
+]
 
 
 def write_profile(path: Path, profile: Profile, observer: Observer | None = None) -> None:
-    """Append a profile. Where nothing can be written the next run measures again, and `observer` is told."""
+    """Append the closing line of a profile, and those of its candidates that are not there yet."""
     head = {
         "device_key": profile.device_key,
         "environment": dict(profile.environment),
@@ -32,15 +44,38 @@ def write_profile(path: Path, profile: Profile, observer: Observer | None = None
         "measurement": profile.measurement.to_json(),
         "seconds": profile.seconds,
         "candidates": len(profile.candidates),
+        "label": profile.label,
+        "failed": [list(pair) for pair in profile.failed],
     }
-    records = [("candidate", _candidate_json(candidate)) for candidate in profile.candidates] + [("profile", head)]
-    lines = [json.dumps({"schema": SCHEMA, "kind": kind, "key": profile.key, **data}) for kind, data in records]
+    known = read_candidates(path, profile.key)
+    fresh = [candidate for candidate in profile.candidates if known.get(candidate.policy.digest) != candidate]
+    lines = [("candidate", {"key": profile.key, **_candidate_json(candidate)}) for candidate in fresh]
+    append(path, [*lines, ("profile", {"key": profile.key, **head})], observer)
+
+
+def keep_candidate(path: Path, key: str, candidate: Candidate, observer: Observer | None = None) -> None:
+    """Append a candidate of the profile `key`."""
+    append(path, [("candidate", {"key": key, **_candidate_json(candidate)})], observer)
+
+
+def keep_failure(path: Path, key: str, policy: Policy, reason: str, observer: Observer | None = None) -> None:
+    """Append why a policy has no candidate."""
+    append(path, [("failure", {"key": key, "policy": policy.to_json(), "reason": reason})], observer)
+
+
+def append(path: Path, lines: Sequence[tuple[str, Mapping[str, Any]]], observer: Observer | None = None) -> None:
+    """Append (kind, record) lines. Where nothing can be written the next run measures again, and `observer` is told."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _append(path, "".join(f"{line}\n" for line in lines))
+        append_lines(path, lines)
     except OSError as error:
         if observer:
             observer.message(f"the device profile could not be kept in {path}: {error}", "warning")
+
+
+def read_candidates(path: Path, key: str) -> dict[str, Candidate]:
+    """What is known of the profile `key`, by policy digest, whether it was closed or broken off."""
+    found = [_candidate(record) for record in records(path) if record["kind"] == "candidate" and record["key"] == key]
+    return {candidate.policy.digest: candidate for candidate in found}
 
 
 def read_profile(path: Path, key: str, observer: Observer | None = None) -> Profile | None:
@@ -49,7 +84,7 @@ def read_profile(path: Path, key: str, observer: Observer | None = None) -> Prof
 
     candidates: dict[str, Candidate] = {}
     found = None
-    for record in _records(path, observer):
+    for record in records(path, observer):
         if record.get("key") != key:
             continue
         if record["kind"] == "candidate":
@@ -60,36 +95,23 @@ def read_profile(path: Path, key: str, observer: Observer | None = None) -> Prof
             measured = tuple(candidates[digest] for digest in measurement.rounds_s if digest in candidates)
             if len(measured) == record["candidates"]:
                 found = Profile(
-                    key, record["device_key"], record["environment"], _capabilities(record["capabilities"]),
-                    record["batch_size"], measured, measurement, record["seconds"],
+                    key, record["device_key"], record["environment"], Capabilities.from_json(record["capabilities"]),
+                    record["batch_size"], measured, measurement, record["seconds"], record.get("label", ""),
+                    tuple((digest, reason) for digest, reason in record.get("failed", ())),
                 )  # fmt: skip
     return found
 
 
-def _records(path: Path, observer: Observer | None) -> Iterator[dict[str, Any]]:
-    if not path.exists():
-        return
+def records(path: Path, observer: Observer | None = None) -> Iterator[dict[str, Any]]:
+    """The lines of a device file that can be read; how many could not is told to `observer`."""
     damaged = 0
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                record = json.loads(line)
-            except ValueError:
-                damaged += 1
-                continue
-            if isinstance(record, dict) and record.get("schema") == SCHEMA:
-                yield record
+    for record in read_lines(path):
+        if record is None:
+            damaged += 1
+        else:
+            yield record
     if damaged and observer:
         observer.message(f"{path} has {damaged} damaged line(s); the rest of it is used.", "warning")
-
-
-def _append(path: Path, text: str) -> None:
-    """Append in one write, on a new line even after a line that was cut off."""
-    cut = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
-    with path.open("a", encoding="utf-8") as file:
-        file.write("\n" + text if cut else text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _candidate_json(candidate: Candidate) -> dict[str, Any]:
@@ -107,8 +129,3 @@ def _candidate(record: dict[str, Any]) -> Candidate:
     places = tuple((place[0], place[1]) if place else None for place in record["places"])
     nodes = tuple(NodeTime.from_json(node) for node in record["nodes"])
     return Candidate(Policy.from_json(record["policy"]), record["size_bytes"], nodes, places)
-
-
-def _capabilities(data: dict[str, Any]) -> Capabilities:
-    known: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
-    return Capabilities(**known)

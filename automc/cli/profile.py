@@ -1,0 +1,178 @@
+"""`automc profile`: measure a device, so that searches know what a compressed model will cost on it."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from automc.cli.options import JOB_OPTIONS, duration
+from automc.cli.report import print_json, stdout
+from automc.cli.screen import screen
+from automc.errors import InputError
+from automc.units import parse_duration
+
+if TYPE_CHECKING:
+    from automc.devices.device import Device
+    from automc.predict.device_file import DeviceFile
+    from automc.profiling import Subject
+    from automc.protocols import Observer
+    from automc.result import PredictorReport
+
+__all__ = ["profile"]
+
+_SHARED = ("model", "weights", "data", "batch_size", "device", "threads", "space", "seed")
+_KIT = "Measure nothing; write a file that measures another machine, which needs Python, numpy and onnxruntime alone."
+_RETURNED = "Measure nothing; take in the device file that a kit wrote."
+_EPILOG = """\b
+Examples:
+  automc profile --model torchvision:resnet18 --input 3x224x224
+  automc profile --from-kit device-raspberrypi.jsonl --name pi
+"""
+
+
+def _shared_options(command: Any) -> Any:
+    existing = command.__dict__.setdefault("__click_params__", [])
+    existing.extend(reversed([option for option in JOB_OPTIONS if option.name in _SHARED]))
+    return command
+
+
+@click.command(epilog=_EPILOG, short_help="Measure a device.")
+@_shared_options
+@click.option("--input", "shape", metavar="SHAPE", help="Shape of one input such as 3x224x224, in place of --data.")
+@click.option("--time", "limit", type=duration, default="200s", show_default=True, help="For the model's candidates.")
+@click.option("--wait", type=duration, default="30s", show_default=True, help="How long to wait for idle cores.")
+@click.option("--again", is_flag=True, help="Run the probes anew, also where they were answered before.")
+@click.option("--probes-only", is_flag=True, help="Measure the device alone, with no model.")
+@click.option("--emit-kit", "kit", metavar="FILE.zip", type=click.Path(path_type=Path), help=_KIT)
+@click.option("--from-kit", "returned", metavar="FILE.jsonl", type=click.Path(path_type=Path), help=_RETURNED)
+@click.option(
+    "--name", metavar="NAME", default="", help="What to call the machine of --from-kit. Default: its host name."
+)
+@click.option("--strict", is_flag=True, help="Refuse a device file of another machine or version, or a damaged one.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object to stdout instead of sentences.")
+@click.option("--quiet", "-q", is_flag=True, help="No progress, only the result.")
+def profile(
+    shape: str | None,
+    limit: str,
+    wait: str,
+    again: bool,
+    probes_only: bool,
+    kit: Path | None,
+    returned: Path | None,
+    name: str,
+    strict: bool,
+    as_json: bool,
+    quiet: bool,
+    **fields: Any,
+) -> None:
+    """Measure a device: small probes, then compressed candidates of a model, kernel by kernel and whole.
+
+    What was measured is kept at once: a profile that is broken off goes on where it ended, and searches of the same model use it.
+    """
+    if kit and returned:
+        raise InputError("--emit-kit and --from-kit are two ends of one way.", remedy="Give one of the two.")
+    dims = _dims(shape) if shape else None
+    report = None
+    with screen(quiet=quiet) as watching, contextlib.redirect_stdout(sys.stderr):
+        watching.stage("load libraries", None)
+        if kit:
+            written = _emit(kit, fields, dims, watching)
+        elif returned:
+            from automc.offboard import import_file
+
+            known = import_file(returned, watching, name=name, strict=strict)
+        else:
+            known, report = _measure(fields, dims, watching, limit, wait, again, probes_only)
+    if kit:
+        _say_kit(written, as_json=as_json)
+    else:
+        _say(known, report, as_json=as_json)
+
+
+def _measure(
+    fields: dict[str, Any], dims: tuple[int, ...] | None, observer: Observer, limit: str, wait: str, again: bool, bare: bool
+) -> tuple[DeviceFile, PredictorReport | None]:  # fmt: skip
+    from automc.predict.device_file import find_device_file
+    from automc.predict.targets import open_device
+    from automc.profiling import probe_device, profile_subject
+
+    device = open_device(fields["device"], fields["threads"])
+    subject = None if bare else _subject(fields, dims, device)
+    probe_device(device, observer, again=again)
+    report = None
+    if subject is not None:
+        seconds, waited = parse_duration(limit), parse_duration(wait)
+        _, report = profile_subject(subject, observer, time_limit_s=seconds, wait_s=waited, seed=fields["seed"])
+    return find_device_file(device.key), report
+
+
+def _emit(path: Path, fields: dict[str, Any], dims: tuple[int, ...] | None, observer: Observer) -> Path:
+    from automc.offboard import emit_kit, unknown_target
+
+    return emit_kit(path, _subject(fields, dims, unknown_target()), observer, seed=fields["seed"])
+
+
+def _say_kit(path: Path, *, as_json: bool) -> None:
+    size_mb = path.stat().st_size / 1e6
+    if as_json:
+        print_json({"kit": str(path), "size_bytes": path.stat().st_size})
+        return
+    stdout().print(f"Wrote {path} ({size_mb:.1f} MB). On the other machine:", soft_wrap=True)
+    stdout().print(f"  pip install numpy onnxruntime && python3 {path.name}", soft_wrap=True)
+    stdout().print("Bring the file that it writes back and give it to `automc profile --from-kit FILE`.")
+
+
+def _say(known: DeviceFile, report: PredictorReport | None, *, as_json: bool) -> None:
+    from automc.predict.words import learned
+
+    lines = [*learned(known), *([_trust(report)] if report else [])]
+    if as_json:
+        print_json({"device": known.name, "path": str(known.path), "learned": lines})
+        return
+    for line in lines:
+        stdout().print(line, soft_wrap=True)
+    stdout().print(f"The raw rounds: {known.path}", soft_wrap=True)
+
+
+def _trust(report: PredictorReport) -> str:
+    return (
+        f"Predictions are off by {100 * report.mape:.1f} % on candidates and {100 * report.kernel_mape:.1f} % on kernels that"
+        f" were held out; the timings themselves repeat to {100 * report.noise_floor:.1f} %."
+    )
+
+
+def _dims(text: str) -> tuple[int, ...]:
+    try:
+        dims = tuple(int(part) for part in text.lower().split("x"))
+    except ValueError:
+        dims = ()
+    if not dims or min(dims) < 1:
+        raise InputError(f"{text!r} is not a shape.", remedy="Write it without the batch, such as 3x224x224.")
+    return dims
+
+
+def _subject(fields: dict[str, Any], dims: tuple[int, ...] | None, device: Device) -> Subject:
+    import torch
+
+    from automc.demo.model import BATCH_SIZE
+    from automc.evaluate.accuracy import gather
+    from automc.evaluate.models import load_model
+    from automc.evaluate.task import load_data
+    from automc.profiling import Subject
+    from automc.unwrap import unwrapped
+
+    if fields["model"] and not fields["data"] and dims is None:
+        raise InputError("The shape of the model's input is not known.", remedy="Give --input 3x224x224, or --data.")
+    model = unwrapped(load_model(fields["model"], Path(fields["weights"]) if fields["weights"] else None))
+    batch_size = fields["batch_size"] or (1 if fields["model"] else BATCH_SIZE)
+    label = (fields["model"] or "demo").rpartition(":")[2]
+    if dims is not None:
+        inputs: tuple[Any, ...] = (torch.randn(batch_size, *dims),)
+        return Subject.of_batch(model, inputs, batch_size, device, fields["space"], label=label)
+    data = load_data(fields["data"], max(64, batch_size), fields["seed"])
+    inputs = gather(data.calibration, batch_size)
+    return Subject.of_batch(model, inputs, batch_size, device, fields["space"], data.input_names, label)

@@ -1,0 +1,163 @@
+"""A machine that ssh reaches: models are sent there and measured; they are scored here, by the runtime of this machine."""
+
+from __future__ import annotations
+
+import io
+import os
+import shlex
+import subprocess
+import tempfile
+import zlib
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import IO, Any
+
+import numpy as np
+
+from automc.devices.agent import receive, send
+from automc.devices.cpu import Cpu
+from automc.devices.device import Array, Capabilities, Model, NodeTime, Session, digest
+from automc.devices.kit import agent_archive, patterned
+from automc.devices.measure import Measurement
+from automc.errors import InputError, MissingError
+
+__all__ = ["Ssh"]
+
+_INSTALL = 'mkdir -p "$HOME/.cache/automc" && f="$HOME/.cache/automc/{name}" && {{ test -s "$f" || {{ cat > "$f.$$" && mv "$f.$$" "$f"; }}; }}'
+
+
+class Ssh:
+    """ONNX Runtime on the processor of another machine, which has Python, numpy and onnxruntime.
+
+    $AUTOMC_SSH is the ssh command, with options where it needs any; $AUTOMC_REMOTE_PYTHON is the other machine's Python.
+    """
+
+    def __init__(self, host: str, threads: int = 1) -> None:
+        if not host or host.startswith("-"):
+            raise InputError(f"'ssh:{host}' names no machine.", remedy="Write ssh:user@host.")
+        self.host, self.threads = host, threads
+        self._local = Cpu(threads)
+
+    @property
+    def name(self) -> str:
+        return f"ssh:{self.host}"
+
+    @property
+    def key(self) -> str:
+        return str(self._who["key"])
+
+    def environment(self) -> dict[str, str]:
+        """That of the other machine."""
+        return {**self._who["environment"], "device": self.name}
+
+    def capabilities(self) -> Capabilities:
+        """What the other machine does well."""
+        return self._capabilities
+
+    def session(self, model: Model) -> Session:
+        """The model loaded on this machine, to score it."""
+        return self._local.session(model)
+
+    def measure(
+        self, models: Mapping[str, Model], inputs: Sequence[Array], rounds: int = 12, **options: Any
+    ) -> Measurement:
+        """Whole models, interleaved, on the other machine."""
+        blobs = [*map(_packed, models.values()), *map(_array, inputs)]
+        header = {"ask": "measure", "models": list(models), "rounds": rounds, "options": options}
+        return Measurement.from_json(self._ask(header, blobs))
+
+    def node_times(self, model: Model, inputs: Sequence[Array], repeats: int = 5) -> list[NodeTime]:
+        """The kernels of the optimised graph on the other machine."""
+        header = {"ask": "nodes", "models": ["model"], "repeats": repeats}
+        answer = self._ask(header, [_packed(model), *map(_array, inputs)])
+        return [NodeTime.from_json(node) for node in answer["nodes"]]
+
+    def close(self) -> None:
+        """End the connection; the next question opens another."""
+        pipe = self.__dict__.pop("_pipe", None)
+        if pipe is not None:
+            pipe.stdin.close()
+            pipe.wait()
+            pipe.stdout.close()
+
+    @cached_property
+    def _who(self) -> dict[str, Any]:
+        return self._ask({"ask": "who"})
+
+    @cached_property
+    def _capabilities(self) -> Capabilities:
+        return Capabilities.from_json(self._ask({"ask": "capabilities"}))
+
+    def _ask(self, header: Mapping[str, Any], blobs: Sequence[bytes] = ()) -> dict[str, Any]:
+        pipe = self._pipe
+        assert pipe.stdin is not None
+        assert pipe.stdout is not None
+        try:
+            send(pipe.stdin, header, blobs)
+            answer = receive(pipe.stdout)
+        except BrokenPipeError:
+            answer = None
+        if answer is None:
+            raise self._lost(pipe)
+        if "error" in answer[0]:
+            raise InputError(f"{self.name} could not run the model: {answer[0]['error']}")
+        return answer[0]
+
+    @cached_property
+    def _pipe(self) -> subprocess.Popen[bytes]:
+        """The agent on the other machine, installed there where it is not yet."""
+        archive = agent_archive({})
+        name = f"agent-{digest(archive)}.zip"
+        done = subprocess.run(
+            [*self._command, _INSTALL.format(name=name)], input=archive, capture_output=True, check=False
+        )
+        if done.returncode:
+            raise self._unreachable(done.stderr)
+        python = os.environ.get("AUTOMC_REMOTE_PYTHON", "python3")
+        remote = f'exec {python} "$HOME/.cache/automc/{name}" serve --threads {self.threads}'
+        pipe = subprocess.PIPE
+        return subprocess.Popen([*self._command, remote], stdin=pipe, stdout=pipe, stderr=self._said)
+
+    @cached_property
+    def _said(self) -> IO[bytes]:
+        """What the other side writes to its stderr: a pipe that nobody empties would block it."""
+        return tempfile.TemporaryFile()
+
+    @property
+    def _command(self) -> list[str]:
+        command = shlex.split(os.environ.get("AUTOMC_SSH", "ssh -o BatchMode=yes"))
+        try:
+            subprocess.run([command[0], "-V"], capture_output=True, check=False)
+        except FileNotFoundError:
+            raise MissingError(f"{command[0]!r} is not installed.", remedy="Install an ssh client.") from None
+        return [*command, self.host]
+
+    def _lost(self, pipe: subprocess.Popen[bytes]) -> MissingError:
+        self.__dict__.pop("_pipe", None)
+        pipe.communicate()
+        self._said.seek(0)
+        told = self._said.read()
+        if pipe.returncode == 255:
+            return self._unreachable(told)
+        return MissingError(
+            f"{self.host} cannot measure: {_last(told)}",
+            remedy="It needs Python 3.10 or later, numpy and onnxruntime; $AUTOMC_REMOTE_PYTHON names its Python.",
+        )
+
+    def _unreachable(self, told: bytes) -> MissingError:
+        return MissingError(f"{self.host} cannot be reached: {_last(told)}", remedy=f"Try `ssh {self.host} true`.")
+
+
+def _packed(model: Model) -> bytes:
+    return zlib.compress(patterned(model if isinstance(model, bytes) else model.read_bytes()), 1)
+
+
+def _array(values: Array) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, values, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _last(told: bytes) -> str:
+    lines = told.decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it said nothing"

@@ -1,0 +1,126 @@
+"""SimulatedPredictor: policy codes to the costs of a closed form. It is exact of the simulation, and measured of nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TypeAlias
+
+import numpy as np
+
+from automc.devices.simulated import Accelerator, Work
+from automc.graph import LayerGraph
+from automc.narrow import Narrowing
+from automc.policy import Policy
+from automc.predict.kernels import KINDS, Kernels, LayerChoices, Layouts
+from automc.predict.layers import LayerTable
+from automc.predict.predictor import LearnedPredictor
+from automc.predict.roofline import Floats
+from automc.protocols import Costs
+from automc.result import PredictorReport
+from automc.space import Codes, SearchSpace
+
+__all__ = ["Pricer", "SimulatedPredictor", "work_of"]
+
+DENSE_BITS = 16
+
+
+@dataclass(frozen=True)
+class SimulatedPredictor:
+    """Prices policies of one space on a simulated accelerator; layers alone count, what lies between them is free.
+
+    Attributes:
+        file_bytes: of the dense file, beyond the weights of its layers.
+        narrowing: from the codes that `predict` takes to those of `space`; None where they are the same.
+    """
+
+    accelerator: Accelerator
+    graph: LayerGraph
+    space: SearchSpace
+    batch_size: int
+    file_bytes: float
+    narrowing: Narrowing | None = None
+
+    @classmethod
+    def of(
+        cls, accelerator: Accelerator, graph: LayerGraph, space: SearchSpace, dense_onnx: bytes, batch_size: int
+    ) -> SimulatedPredictor:
+        """The predictor of a model's space."""
+        held = sum(4.0 * (layer.weight_count + (layer.out_channels if layer.bias else 0)) for layer in graph.layers)
+        return cls(accelerator, graph, space, batch_size, max(len(dense_onnx) - held, 0.0))
+
+    @property
+    def report(self) -> PredictorReport:
+        """Nothing was measured, so nothing is off."""
+        return PredictorReport(mape=0.0, kernel_mape=0.0, noise_floor=0.0, kernels=0, models=0)
+
+    def predict(self, codes: Codes) -> Costs:
+        """Costs of (count, domains) codes, every figure simulated."""
+        rows = self.space.check(self.narrowing.widen(codes) if self.narrowing else codes)
+        sums = np.zeros((len(rows), 4))  # seconds, joules, macs, bytes
+        for choices, known in zip(self._choices, self._known, strict=True):
+            keys, where = np.unique(choices.keys(rows), return_inverse=True)
+            fresh = [key for key in keys.tolist() if key not in known]
+            known.update(zip(fresh, self._costs(choices, fresh) if fresh else (), strict=True))
+            sums += np.array([known[key] for key in keys.tolist()]).reshape(len(keys), 4)[where.reshape(-1)]
+        latency_s, energy_j, macs, size = sums.T
+        return Costs(latency_s, latency_s, latency_s, size + self.file_bytes, macs, energy_j, source="simulated")
+
+    def narrowed(self, space: SearchSpace) -> SimulatedPredictor:
+        """The same predictor for codes of `space`, all of whose choices the wider space offers."""
+        return replace(self, narrowing=Narrowing.of(space, self.space))
+
+    def corrected(self, measured: Sequence[tuple[Policy, float]]) -> SimulatedPredictor:
+        """The same: a simulation cannot be put right by itself."""
+        return self
+
+    @cached_property
+    def _choices(self) -> list[LayerChoices]:
+        return [LayerChoices.of(layer, self.graph, self.space) for layer in self.graph.layers]
+
+    @cached_property
+    def _known(self) -> list[dict[int, Floats]]:
+        """Per layer the (4,) costs of the choices met so far."""
+        return [{} for _ in self.graph.layers]
+
+    def _costs(self, choices: LayerChoices, keys: Sequence[int]) -> Floats:
+        """(keys, 4) seconds, joules, macs and bytes of a layer."""
+        kernels = [choices.kernels(key) for key in keys]
+        bits = [choices.bits(key) for key in keys]
+        counts = [len(each) for each in kernels]
+        weight_bits = np.repeat([DENSE_BITS if b is None else b.weight_bits for b in bits], counts)
+        activation_bits = np.repeat(
+            [DENSE_BITS if b is None else min(b.activation_bits, DENSE_BITS) for b in bits], counts
+        )
+        rows = Kernels(np.concatenate([each.rows for each in kernels]))
+        work = work_of(rows, self.batch_size, weight_bits, activation_bits)
+        table = LayerTable(choices, Layouts(), self.batch_size)
+        table.add(np.array(keys), kernels, self.accelerator.latency_s(work))
+        starts = np.cumsum([0, *counts[:-1]])
+        energy_j = np.add.reduceat(self.accelerator.energy_j(work), starts)
+        seconds, _, macs, size = table.values[:, :4].T
+        return np.stack([seconds, energy_j, macs, size], axis=1)
+
+
+def work_of(kernels: Kernels, batch_size: int, weight_bits: Floats, activation_bits: Floats) -> Work:
+    """The work of kernels, (count,) bits each, for a batch."""
+    columns = {name: kernels[name].astype(np.float64) for name in ("cin", "cout", "window", "groups")}
+    groups = np.maximum(columns["groups"], 1.0)
+    here, there = float(batch_size) * kernels["in_positions"], float(batch_size) * kernels["out_positions"]
+    inputs = np.where(kernels["kind"] == KINDS.index("depthwise"), columns["cout"], columns["cin"])
+    depth = np.where(kernels["kind"] == KINDS.index("depthwise"), 1.0, columns["cin"] / groups) * columns["window"]
+    return Work(
+        depth=depth,
+        columns=columns["cout"] / groups,
+        passes=there * groups,
+        weights=depth * columns["cout"],
+        inputs=here * inputs,
+        outputs=there * columns["cout"],
+        weight_bits=np.asarray(weight_bits, dtype=np.float64),
+        activation_bits=np.asarray(activation_bits, dtype=np.float64),
+    )
+
+
+Pricer: TypeAlias = LearnedPredictor | SimulatedPredictor
+"""What prices the policies of a search."""

@@ -1,0 +1,109 @@
+"""Measure a device before anything is searched for: probes first, then candidates of a model. What a kernel takes depends on shapes,
+not on what weights are worth, so nothing is solved for: channels go by their norm, and a search that follows finds the same profile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from automc.calibrate import calibrate
+from automc.compression.apply import Stitcher
+from automc.compression.criteria import Pruning
+from automc.devices.device import Device, cache_dir
+from automc.devices.probe_models import probe_set
+from automc.devices.probes import Probed
+from automc.export.onnx import build_onnx, export_float
+from automc.offer import Offer, offer
+from automc.policy import Policy
+from automc.predict.device_file import keep_device, probed
+from automc.predict.predictor import LearnedPredictor
+from automc.predict.profile import Profile, profile_model
+from automc.prepare import exactly
+from automc.protocols import Observer
+from automc.result import PredictorReport
+
+__all__ = ["Subject", "device_path", "probe_device", "profile_subject"]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to profile a device with.
+
+    Attributes:
+        example: inputs (batch, ...) of one batch; what they hold makes no difference.
+        device: whose capabilities decide what the space offers.
+        names: the keywords that the model takes its inputs by, none where it takes them in order.
+        label: what people call the model.
+    """
+
+    model: nn.Module
+    example: tuple[Tensor, ...]
+    device: Device
+    space: str = "default"
+    names: tuple[str, ...] = ()
+    label: str = ""
+
+    @classmethod
+    def of_batch(cls, model: nn.Module, inputs: Sequence[Tensor], batch_size: int, device: Device, space: str = "default", names: tuple[str, ...] = (), label: str = "") -> Subject:  # fmt: skip
+        """The subject with exactly `batch_size` of the inputs."""
+        return cls(model, exactly(inputs, batch_size), device, space, names, label)
+
+    @cached_property
+    def offered(self) -> Offer:
+        """What the model offers on the device."""
+        return offer(self.model, self.example, self.device, space=self.space, names=self.names)
+
+    @cached_property
+    def dense_onnx(self) -> bytes:
+        """The dense model's file."""
+        return bytes(export_float(self.offered.traced.model, self.example).SerializeToString())
+
+    def builder(self) -> Callable[[Policy], bytes]:
+        """From a policy to the file of a model of its shapes."""
+        traced, reduce_range = self.offered.traced, self.device.capabilities().reduce_range
+        stats = calibrate(traced, [self.example], len(self.example[0]), memory_bytes=0)
+        pruning = Pruning("l1", compensate=False)
+        stitcher = Stitcher(traced, stats, self.example, reduce_range=reduce_range, pruning=pruning)
+        return lambda policy: build_onnx(stitcher.apply(policy), self.example, self.example, reduce_range=reduce_range)
+
+
+def device_path(device: Device) -> Path:
+    """Where what is known of a device is kept."""
+    return cache_dir() / "devices" / f"{device.key}.jsonl"
+
+
+def probe_device(device: Device, observer: Observer, *, again: bool = False) -> list[Probed]:
+    """What the probes say of a device; those that were answered before are read, unless `again`."""
+    path = device_path(device)
+    known = {} if again else {(found.group, found.name): found for found in probed(path)}
+    missing = [probe for probe in probe_set() if (probe.group, probe.name) not in known]
+    if missing:
+        observer.stage("probe the device", float(len(missing)))
+        keep_device(path, device, missing, observer)
+    return probed(path, observer)
+
+
+def profile_subject(
+    subject: Subject, observer: Observer, *, time_limit_s: float = 200.0, wait_s: float = 0.0, seed: int = 0
+) -> tuple[Profile, PredictorReport]:
+    """All candidates of a subject that the time allows, measured or read, and how well they predict each other.
+
+    Raises:
+        InputError: the model cannot be run on the example.
+        AutomcError: no candidate could be built.
+    """
+    observer.stage("trace the model", None)
+    arrays = [tensor.numpy() for tensor in subject.example]
+    offered, dense = subject.offered, subject.dense_onnx
+    profile = profile_model(
+        subject.device, subject.builder(), offered.graph, offered.space, arrays, dense,
+        time_limit_s=time_limit_s, seed=seed, observer=observer, complete=True, label=subject.label, wait_s=wait_s,
+    )  # fmt: skip
+    observer.stage("fit the predictor", None)
+    learned = LearnedPredictor.fit(profile, offered.graph, offered.space, dense, len(subject.example[0]))
+    return profile, learned.report

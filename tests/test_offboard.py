@@ -1,0 +1,249 @@
+"""Machines that automc is not on: the kit that goes there, the file that comes back, and ssh to a server on this machine."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import networks
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from automc.cli.main import main
+from automc.devices.cpu import Cpu
+from automc.devices.kit import agent_archive, patterned
+from automc.devices.probe import conv_model
+from automc.devices.probe_models import probe_set
+from automc.devices.ssh import Ssh
+from automc.errors import InputError, MissingError, UnknownNameError
+from automc.job import Silent
+from automc.offboard import emit_kit, import_file, unknown_target
+from automc.predict.profile import profile_model
+from automc.predict.targets import Recorded, is_device, open_device
+from automc.profiling import Subject, profile_subject
+
+
+class Said(Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def message(self, text: str, level: str = "info") -> None:
+        self.messages.append(text)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOMC_CACHE", str(tmp_path / "cache"))
+
+
+def subject() -> Subject:
+    return Subject.of_batch(networks.make("plain"), (networks.images(2),), 1, unknown_target(), label="plain")
+
+
+@pytest.fixture(scope="module")
+def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        few = [probe for probe in probe_set() if probe.group == "convert"]
+        patch.setattr("automc.offboard.probe_set", lambda: few)
+        return emit_kit(tmp_path_factory.mktemp("kit") / "kit.zip", subject(), Silent(), candidates=9)
+
+
+def run(kit: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The kit as its user runs it, with nothing of this checkout on the path."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"AUTOMC_CACHE": str(folder / "there")}
+    command = [sys.executable, str(kit), "--time", "2", "--out", "device.jsonl", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def returned(kit: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("target")
+    done = run(kit, folder)
+    assert done.returncode == 0, done.stderr
+    assert "candidates: 9 of 9" in done.stdout
+    assert "--from-kit device.jsonl" in done.stdout
+    return folder / "device.jsonl"
+
+
+def kinds(path: Path) -> list[str]:
+    return [json.loads(line)["kind"] for line in path.read_text().splitlines() if line.endswith("}")]
+
+
+def test_a_kit_needs_numpy_and_onnxruntime_alone(kit: Path, tmp_path: Path) -> None:
+    script = f"import sys; sys.path.insert(0, {str(kit)!r}); import automc.devices.agent; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    imported = {name.partition(".")[0] for name in done.stdout.split()}
+    assert {"numpy", "onnxruntime"} <= imported
+    assert not imported & {"click", "onnx", "rich", "scipy", "sklearn", "torch", "yaml"}
+
+
+def test_a_kit_holds_no_weights_of_the_model(kit: Path) -> None:
+    model = onnx.load_from_string(conv_model(64, 64))
+    whole, packed = (numpy_helper.to_array(m.graph.initializer[0]) for m in (model, onnx.load_from_string(patterned(conv_model(64, 64)))))  # fmt: skip
+    assert packed.shape == whole.shape
+    assert packed.dtype == whole.dtype
+    assert len(np.unique(packed)) <= 1024 < len(np.unique(whole))
+    assert kit.stat().st_size < 4e6
+    with zipfile.ZipFile(kit) as archive:
+        assert sum(name.startswith("candidates/") for name in archive.namelist()) == 9
+
+
+def test_what_a_kit_measured_prices_the_model_here(returned: Path) -> None:
+    device = import_file(returned, Silent(), name="pi")
+    assert device.off_board
+    assert len(device.heads) == 1
+    opened = open_device("pi")
+    assert isinstance(opened, Recorded)
+    assert opened.key == device.key
+    there = Subject.of_batch(networks.make("plain"), (networks.images(2),), 1, opened, label="plain")
+    arrays = [tensor.numpy() for tensor in there.example]
+    build = lambda policy: pytest.fail("measured again")  # noqa: E731
+    profile = profile_model(opened, build, there.offered.graph, there.offered.space, arrays, there.dense_onnx)
+    assert len(profile.candidates) == 9
+    assert sum(place is not None for place in profile.candidates[0].places) == len(there.offered.graph.layers)
+
+
+def test_another_model_cannot_be_measured_there_from_here(returned: Path) -> None:
+    import_file(returned, Silent(), name="pi")
+    other = Subject.of_batch(networks.make("mobile"), (networks.images(2),), 1, open_device("pi"))
+    with pytest.raises(MissingError, match="pi was measured with a kit and cannot be measured from here"):
+        profile_subject(other, Silent())
+
+
+def test_a_kit_that_was_broken_off_goes_on(kit: Path, returned: Path, tmp_path: Path) -> None:
+    lines = returned.read_text().splitlines(keepends=True)
+    cut = [line for line in lines if json.loads(line)["kind"] in ("space", "probe", "device", "candidate")][:-4]
+    (tmp_path / "device.jsonl").write_text("".join(cut) + lines[-2][:50])
+    with pytest.raises(InputError, match=r"1 damaged line.*broken off"):
+        import_file(tmp_path / "device.jsonl", Silent(), strict=True)
+    said = Said()
+    assert import_file(tmp_path / "device.jsonl", said).heads == ()
+    assert any("run it again" in message for message in said.messages)
+    assert run(kit, tmp_path).returncode == 0
+    assert kinds(tmp_path / "device.jsonl").count("candidate") == 9
+    assert kinds(tmp_path / "device.jsonl").count("probe") == kinds(returned).count("probe")
+    assert len(import_file(tmp_path / "device.jsonl", Silent()).heads) == 1
+
+
+def test_a_file_of_another_machine_is_said_and_refused_when_strict(
+    returned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    processor = json.dumps(Cpu(1).environment()["processor"])
+    other = tmp_path / "other.jsonl"
+    other.write_text(returned.read_text().replace(processor, '"Cortex-A76"'))
+    said = Said()
+    import_file(other, said)
+    assert any("processor Cortex-A76 there" in message for message in said.messages)
+    assert main(["profile", "--from-kit", str(other), "--strict"]) == 2
+    assert "measured elsewhere" in capsys.readouterr().err
+    other.write_text(returned.read_text().replace('"runtime_version": "', '"runtime_version": "0.'))
+    with pytest.raises(InputError, match="runtime version 0"):
+        import_file(other, Silent(), strict=True)
+
+
+def test_what_is_no_device_file_is_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no file"):
+        import_file(tmp_path / "nothing.jsonl", Silent())
+    (tmp_path / "some.jsonl").write_text("{}\n")
+    with pytest.raises(InputError, match="not a device file of a kit"):
+        import_file(tmp_path / "some.jsonl", Silent())
+    with pytest.raises(UnknownNameError, match="ssh:USER@HOST"):
+        open_device("nowhere")
+    assert is_device("ssh:user@host")
+    assert not is_device("nowhere")
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An ssh server of our own on this machine, which $AUTOMC_SSH reaches as "target"."""
+    if not os.access("/usr/sbin/sshd", os.X_OK) or shutil.which("ssh") is None or os.geteuid() != 0:
+        pytest.skip("no ssh server can be started here")
+    folder = tmp_path_factory.mktemp("ssh")
+    for name in ("host", "user"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
+    shutil.copy(folder / "user.pub", folder / "authorized_keys")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    Path("/run/sshd").mkdir(exist_ok=True)
+    (folder / "sshd_config").write_text(
+        f"ListenAddress 127.0.0.1:{port}\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized_keys\n"
+        "StrictModes no\nUsePAM no\nPidFile none\nPermitRootLogin prohibit-password\nPasswordAuthentication no\n"
+    )
+    (folder / "config").write_text(
+        f"Host target\n HostName 127.0.0.1\n Port {port}\n User {getpass.getuser()}\n IdentityFile {folder}/user\n"
+        f" IdentitiesOnly yes\n StrictHostKeyChecking no\n UserKnownHostsFile {folder}/known\n BatchMode yes\n LogLevel ERROR\n"
+        "Host closed\n HostName 127.0.0.1\n Port 1\n BatchMode yes\n"
+    )
+    server = subprocess.Popen(["/usr/sbin/sshd", "-D", "-e", "-f", str(folder / "sshd_config")], stderr=subprocess.PIPE)
+    try:
+        _until_open(port, server)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("AUTOMC_SSH", f"ssh -F {folder}/config")
+            patch.setenv("AUTOMC_REMOTE_PYTHON", f"env HOME={folder} {sys.executable}")
+            yield "target"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _until_open(port: int, server: subprocess.Popen[bytes]) -> None:
+    for _ in range(100):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        if server.poll() is not None:
+            break
+        time.sleep(0.05)
+    pytest.skip("the ssh server did not start")
+
+
+def test_a_machine_behind_ssh_measures_like_this_one(host: str) -> None:
+    here, there = Cpu(1), Ssh(host)
+    assert there.key == here.key
+    assert there.environment()["host"]
+    assert there.environment()["device"] == "ssh:target"
+    assert there.capabilities() == here.capabilities()
+    x = [np.ones((1, 64, 14, 14), np.float32)]
+    model = conv_model(64, 64)
+    assert [node.op for node in there.node_times(model, x)] == [node.op for node in here.node_times(model, x)]
+    measured = there.measure({"one": model, "two": model}, x, rounds=3, time_limit_s=1.0)
+    assert {len(rounds) for rounds in measured.rounds_s.values()} == {3}
+    with pytest.raises(InputError, match="could not run the model"):
+        there.node_times(model, [np.ones((1, 3), np.float32)])
+    assert there.node_times(model, x)
+    there.close()
+    assert there.node_times(model, x)
+    there.close()
+
+
+def test_a_machine_that_does_not_answer_is_said(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(MissingError, match=r"closed cannot be reached: .*refused.*Try `ssh closed true`"):
+        Ssh("closed").environment()
+    monkeypatch.setenv("AUTOMC_REMOTE_PYTHON", "no-such-python")
+    with pytest.raises(MissingError, match=r"cannot measure: .*no-such-python"):
+        Ssh(host).environment()
+    monkeypatch.setenv("AUTOMC_SSH", "no-such-ssh")
+    with pytest.raises(MissingError, match="'no-such-ssh' is not installed"):
+        Ssh(host).environment()
+    with pytest.raises(InputError, match="names no machine"):
+        open_device("ssh:")
+
+
+def test_the_agent_is_the_same_archive_each_time() -> None:
+    assert agent_archive({}) == agent_archive({})

@@ -1,0 +1,222 @@
+"""Profiling a device: probes, candidates of a model, going on after a break, and what is said of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import networks
+import pytest
+import torch
+
+from automc.cli.main import main
+from automc.devices.cpu import Cpu
+from automc.devices.measure import Protocol, interleave
+from automc.devices.probe_models import probe_set
+from automc.devices.probes import Probe, Probed, run_probes
+from automc.devices.quiet import wait_until_quiet
+from automc.errors import UnknownNameError
+from automc.evaluate.data import Data
+from automc.job import Silent
+from automc.predict.device_file import DeviceFile, find_device_file, known_devices
+from automc.predict.store import append
+from automc.predict.words import learned, summary
+from automc.prepare import Clock, prepare
+from automc.profiling import Subject, device_path, probe_device, profile_subject
+
+
+class Said(Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def message(self, text: str, level: str = "info") -> None:
+        self.messages.append(text)
+
+
+class Interrupted(Silent):
+    """Breaks off after a few candidates."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def advance(self, amount: float = 1.0, note: str = "") -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOMC_CACHE", str(tmp_path / "cache"))
+
+
+def subject() -> Subject:
+    return Subject.of_batch(networks.make("plain"), (networks.images(2),), 1, Cpu(1), label="plain")
+
+
+def kinds(path: Path) -> list[str]:
+    return [json.loads(line)["kind"] for line in path.read_text().splitlines()]
+
+
+def test_probes_are_answered_once_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = [probe for probe in probe_set() if probe.group in ("gemm", "convert")]
+    monkeypatch.setattr("automc.profiling.probe_set", lambda: few)
+    device = Cpu(1)
+    first = probe_device(device, Silent())
+    assert {(found.group, found.name) for found in first} == {(probe.group, probe.name) for probe in few}
+    assert all(found.rate and found.rate > 0 for found in first)
+    assert probe_device(device, Silent()) == first
+    assert kinds(device_path(device)) == ["probe"] * len(few) + ["device"]
+    probe_device(device, Silent(), again=True)
+    assert len(kinds(device_path(device))) == 2 * (len(few) + 1)
+
+
+def test_a_model_that_the_runtime_refuses_is_an_answer() -> None:
+    broken = Probe("gemm", "fp8", b"not a model", (("float32", (2, 2)),), 1.0)
+    [found] = run_probes(Cpu(1), [broken])
+    assert found.seconds is None
+    assert found.rate is None
+    assert "load" in found.error
+    assert Probed.from_json(found.to_json()) == found
+
+
+def test_every_probe_runs_on_this_runtime() -> None:
+    probes = {(probe.group, probe.name): probe for probe in probe_set()}
+    assert len(probes) == len(probe_set())
+    for probe in probes.values():
+        nodes = Cpu(1).node_times(probe.model, probe.arrays(), 1)
+        assert any(any(op in node.op for op in probe.ops or ("",)) for node in nodes), (probe.group, probe.name)
+
+
+def test_a_profile_that_is_broken_off_goes_on_and_a_search_measures_nothing_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for limit in ("MAX_CANDIDATES", "MIN_CANDIDATES"):  # all of them, however slow the machine is
+        monkeypatch.setattr(f"automc.predict.profile.{limit}", 9)
+    path = device_path(Cpu(1))
+    with pytest.raises(KeyboardInterrupt):
+        profile_subject(subject(), Interrupted(4), time_limit_s=5.0)
+    begun = kinds(path).count("candidate")
+    assert begun == 4
+    profile, report = profile_subject(subject(), Silent(), time_limit_s=5.0)
+    assert kinds(path).count("candidate") == len(profile.candidates) == 9
+    assert kinds(path)[-1] == "profile"
+    assert report.models == len(profile.candidates)
+    size = path.stat().st_size
+    assert profile_subject(subject(), Silent())[0].candidates == profile.candidates
+    samples = [(networks.images(8), torch.zeros(8, dtype=torch.long))]
+    prepare(
+        networks.make("plain"), Data(None, samples, samples, None, "few"), lambda model, loader: 0.0, Cpu(1), batch_size=1,
+        space="default", seed=0, profile_s=1.0, observer=Silent(), clock=Clock(),
+    )  # fmt: skip
+    assert path.stat().st_size == size
+
+
+@pytest.fixture
+def known(tmp_path: Path) -> Path:
+    """The file of an invented device."""
+    path = tmp_path / "cache" / "devices" / "cpu-abc.jsonl"
+    environment = {"processor": "Cortex-A76", "runtime": "onnxruntime", "runtime_version": "1.0", "threads": "4"}
+    answers = [
+        Probed("gemm", "fp32", 1e9, 0.02),
+        Probed("gemm", "fp16", 1e9, None, "no kernel"),
+        Probed("layer", "3x3, fp32", 3.1e9, 0.1),
+        Probed("layer", "3x3, int8", 3.1e9, 0.05),
+        Probed("layer", "3x3, int8 alone", 3.1e9, 0.125),
+        Probed("dispatch", "8", 8, 1e-4),
+        Probed("dispatch", "72", 72, 2.28e-4),
+    ]
+    capabilities = {"channel_block": 8, "channel_multiple": 4}
+    device = {"device_key": "cpu-abc", "environment": environment, "capabilities": capabilities}
+    append(path, [*(("probe", answer.to_json()) for answer in answers), ("device", device), ("name", {"name": "pi"})])
+    return path
+
+
+def test_what_was_learned_is_said_in_words(known: Path) -> None:
+    device = find_device_file("pi")
+    text = "\n".join(learned(device))
+    for part in (
+        "pi: Cortex-A76, onnxruntime 1.0, 4 thread(s)",
+        "50 G/s in fp32",
+        "31 GFLOP/s on aligned 3x3; channels in blocks of 8",
+        "2.0x on 3x3 (0.8x alone",
+        "2.00 µs per operator",
+        "Not run here: gemm fp16 (no kernel).",
+    ):
+        assert part in text
+    assert summary(device) == "31 GFLOP/s on aligned 3x3, block 8, int8 2.0x on 3x3"
+
+
+def test_devices_are_found_by_name_key_and_beginning(known: Path) -> None:
+    assert [device.key for device in known_devices()] == ["cpu-abc"]
+    assert find_device_file("cpu-a") == find_device_file("pi") == find_device_file("cpu-abc")
+    with pytest.raises(UnknownNameError, match="'py'") as error:
+        find_device_file("py")
+    assert error.value.closest == "pi"
+
+
+def test_a_truncated_file_is_used_as_far_as_it_goes_and_that_is_said(known: Path) -> None:
+    whole = find_device_file("pi")
+    with known.open("a") as file:
+        file.write('{"schema": 1, "kind": "pro')
+    cut = DeviceFile.read(known)
+    assert cut is not None
+    assert cut.probes == whole.probes
+    assert any("1 damaged line" in line for line in learned(cut))
+    append(known, [("name", {"name": "after the cut"})])
+    assert find_device_file("after the cut").probes == whole.probes
+
+
+def test_the_devices_are_listed_and_told(known: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["devices", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["measured"][0]["name"] == "pi"
+    assert main(["devices"]) == 0
+    assert "Cortex-A76" in capsys.readouterr().out
+    assert main(["devices", "show", "pi"]) == 0
+    assert "blocks of 8" in capsys.readouterr().out
+    assert main(["devices", "show", "nowhere"]) == 2
+    assert "There is no measured device called 'nowhere'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--input", "3xtwoxthree"], "is not a shape"),
+        (["--model", "file.py:build"], "The shape of the model's input is not known"),
+        (["--device", "cpx"], "Did you mean 'cpu'?"),
+        (["--time", "long"], "is not a duration"),
+    ],
+)
+def test_bad_input_is_a_sentence(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("automc.profiling.probe_set", list)
+    assert main(["profile", *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+def looks(*shares: float) -> Iterator[dict[int, float]]:
+    yield from ({0: share, 1: 0.1} for share in shares)
+
+
+def test_a_busy_machine_is_waited_for_and_then_said() -> None:
+    seconds = iter(range(100))
+    clock = lambda: float(next(seconds))  # noqa: E731
+    quiet_later = looks(0.1, 0.2, 0.9)
+    assert wait_until_quiet(10.0, look=lambda: next(quiet_later), clock=clock) == ""
+    assert list(quiet_later) == []
+    assert "busy with other work (90%)" in wait_until_quiet(3.0, look=lambda: {0: 0.1, 1: 0.1}, clock=clock)
+    assert wait_until_quiet(3.0, threads=2, look=lambda: {0: 1.0, 1: 0.1}, clock=clock) != ""
+    assert wait_until_quiet(3.0, look=dict, clock=clock) == ""
+
+
+def test_a_measurement_on_a_busy_machine_is_marked_noisy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("automc.devices.measure.wait_until_quiet", lambda timeout_s: f"busy for {timeout_s:g} s")
+    calm = {"sentinel": lambda: 1e-3, "lock_dir": tmp_path, "pin": False}
+    measured = interleave({"m": lambda: None}, Protocol(rounds=2, wait_s=5.0), **calm)  # type: ignore[arg-type]
+    assert measured.noisy
+    assert "busy for 5 s" in measured.notes
+    assert not interleave({"m": lambda: None}, Protocol(rounds=2), **calm).noisy  # type: ignore[arg-type]
