@@ -18,10 +18,16 @@ __all__ = ["load", "names"]
 
 _BUILT_IN: dict[str, dict[str, str]] = {
     "agent": {
+        "cmaes": "automc.agents.cmaes:cmaes",
+        "evolution": "automc.agents.evolution:Evolution",
+        "gp": "automc.agents.gp:GaussianProcess",
+        "greedy-sensitivity": "automc.agents.greedy_sensitivity:GreedySensitivity",
         "ilp": "automc.agents.ilp:ILP",
         "netadapt": "automc.agents.netadapt:NetAdapt",
+        "nsga2": "automc.agents.nsga2:nsga2",
         "random": "automc.agents.random:Random",
-        "tpe": "automc.agents.tpe:TPE",
+        "spdy": "automc.agents.spdy:SPDY",
+        "tpe": "automc.agents.tpe:tpe",
         "uniform": "automc.agents.uniform:Uniform",
     },
     "space": {
