@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from automc.policy import Policy
+from automc.pricing import Pricing
 from automc.protocols import Problem
 from automc.space import Codes
 from automc.trial import Trial
@@ -19,7 +20,6 @@ from automc.trial import Trial
 from .frontier import Frontier
 from .ledger import Ledger
 from .opening import opening
-from .pricing import Pricing
 
 __all__ = ["Evolution"]
 

@@ -17,6 +17,7 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.special import ndtr
 
 from automc.policy import Policy
+from automc.pricing import Pricing, ray
 from automc.protocols import Problem
 from automc.space import Codes
 from automc.trial import Trial
@@ -24,7 +25,6 @@ from automc.trial import Trial
 from .frontier import Frontier
 from .ledger import Ledger
 from .opening import opening
-from .pricing import Pricing, ray
 
 __all__ = ["GaussianProcess", "Posterior"]
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from automc.policy import Policy
+from automc.pricing import Pricing
 from automc.protocols import Problem
 from automc.space import Codes
 from automc.trial import Trial
@@ -19,7 +20,6 @@ from automc.trial import Trial
 from .frontier import Frontier
 from .knapsack import Knapsack
 from .ledger import Ledger
-from .pricing import Pricing
 from .sensitivities import single_losses
 
 __all__ = ["GreedySensitivity"]

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from automc.policy import Policy
+from automc.pricing import Pricing
 from automc.protocols import Problem
 from automc.space import Codes
 from automc.trial import Trial
@@ -21,7 +22,6 @@ from automc.trial import Trial
 from .belief import Belief
 from .frontier import Frontier
 from .ledger import Ledger
-from .pricing import Pricing
 from .relinearise import Solver
 from .sensitivities import single_losses
 from .variation import Variation

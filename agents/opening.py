@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from automc.pricing import Pricing, ray
 from automc.space import Codes
 
-from .pricing import Pricing, ray
 from .uniform import even
 
 __all__ = ["on_a_path", "opening"]

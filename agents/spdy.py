@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from automc.policy import Policy
+from automc.pricing import Pricing
 from automc.protocols import Problem
 from automc.space import Codes
 from automc.trial import Trial
@@ -20,7 +21,6 @@ from automc.trial import Trial
 from .frontier import Frontier
 from .knapsack import Knapsack
 from .ledger import Ledger
-from .pricing import Pricing
 from .sensitivities import single_losses
 from .variation import Variation
 

@@ -19,6 +19,7 @@ from optuna.trial import TrialState
 
 from automc.errors import InputError
 from automc.policy import Policy
+from automc.pricing import Pricing
 from automc.protocols import Problem
 from automc.space import Codes
 from automc.trial import Trial
@@ -26,7 +27,6 @@ from automc.trial import Trial
 from .frontier import Frontier
 from .ledger import Ledger, is_scored
 from .opening import opening
-from .pricing import Pricing
 
 __all__ = ["STARTUP", "Study", "parameters"]
 
