@@ -28,12 +28,14 @@ __all__ = ["Layerwise"]
 
 Observation = NDArray[np.float32]
 _BATCH = 64
-_STEPS = 8
-"""Gradient steps per scored policy at most."""
+_STEPS = 4
+"""Gradient steps per scored policy of the actor's."""
 _WARMUP_SHARE = 0.25
 _DEVIATION, _LEAST_DEVIATION = 0.5, 0.05
 _AVERAGE = 0.95
 _PATIENCE = 3
+_REPEATED = 4
+"""After so many proposals in a row for which every episode repeated an earlier one, the actor is no longer asked."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Layerwise:
         self._average: float | None = None
         self._warmup = max(1.0, _WARMUP_SHARE * problem.n_trials)
         self._decay = (_LEAST_DEVIATION / _DEVIATION) ** (1.0 / max(1.0, problem.n_trials - self._warmup))
-        self._asked = 0
+        self._asked = self._repeated = 0
 
     def ask(self, count: int) -> Sequence[Policy]:
         """`count` new policies inside the budget; where episodes repeat, what lies next to those known."""
@@ -82,7 +84,7 @@ class Layerwise:
         return asked
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """Remember the episodes of scored policies and learn from them; others are walked again to be remembered."""
+        """Remember the episodes of scored policies and learn from them; policies of others are walked again to be remembered."""
         noted = self._ledger.record(trials)
         if self._env is None or self._learner is None:
             return
@@ -90,17 +92,20 @@ class Layerwise:
             episode = self._episodes.pop(row.tobytes(), None)
             if is_scored(trial) and trial.score is not None:
                 self._remember(self._learner, episode or self._walk_again(self._env, row), self._scale * trial.score)
-                self._learner.train(min(_STEPS, len(self._env.columns)))
+                self._learner.train(_STEPS if episode else 0)
 
     def _new(self) -> Codes | None:
-        for _ in range(_PATIENCE if self._env and self._env.pricing.reachable else 0):
-            assert self._env is not None
+        if self._env is None or self._repeated >= _REPEATED or not self._env.pricing.reachable:
+            return self._frontier.next()
+        for _ in range(_PATIENCE):
             episode = self._walk(self._env)
             row = self._finish(self._env.row.copy())
             if self._ledger.is_new(row):
                 changed = (row != self._env.row).any()
                 self._episodes[row.tobytes()] = self._walk_again(self._env, row) if changed else episode
+                self._repeated = 0
                 return row
+        self._repeated += 1
         return self._frontier.next()
 
     def _walk(self, env: LayerwiseEnv) -> Episode:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from automc.agents.amc import amc, amc_sac, amc_td3
+from automc.agents.amc import amc
 from automc.agents.cmaes import cmaes
 from automc.agents.evolution import Evolution
 from automc.agents.gp import GaussianProcess
 from automc.agents.greedy_sensitivity import GreedySensitivity
-from automc.agents.haq import haq, haq_joint
+from automc.agents.haq import haq
 from automc.agents.ilp import ILP
 from automc.agents.netadapt import NetAdapt
 from automc.agents.nsga2 import nsga2
@@ -79,21 +79,6 @@ class TestAMC(AgentContract):
         return amc(problem, seed)
 
 
-class TestAMCWithTD3(AgentContract):
-    def make(self, problem: Problem, seed: int) -> Agent:
-        return amc_td3(problem, seed)
-
-
-class TestAMCWithSAC(AgentContract):
-    def make(self, problem: Problem, seed: int) -> Agent:
-        return amc_sac(problem, seed)
-
-
 class TestHAQ(AgentContract):
     def make(self, problem: Problem, seed: int) -> Agent:
         return haq(problem, seed)
-
-
-class TestHAQJoint(AgentContract):
-    def make(self, problem: Problem, seed: int) -> Agent:
-        return haq_joint(problem, seed)
