@@ -8,10 +8,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from automc.pricing import Pricing
 from automc.space import Codes
 
 from .knapsack import Knapsack
-from .pricing import Pricing
 
 __all__ = ["Exchange"]
 

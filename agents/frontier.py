@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from automc.pricing import Pricing
 from automc.space import Codes
 
 from .ledger import Ledger
-from .pricing import Pricing
 
 __all__ = ["Frontier"]
 

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from automc.errors import InputError
 from automc.policy import Policy
+from automc.pricing import Pricing
 from automc.protocols import Problem
 from automc.space import Codes
 from automc.trial import Trial
@@ -22,8 +22,8 @@ from automc.trial import Trial
 from .belief import Belief
 from .frontier import Frontier
 from .ledger import Ledger
-from .pricing import Pricing
 from .relinearise import Solver
+from .sensitivities import single_losses
 from .variation import Variation
 
 __all__ = ["ILP"]
@@ -49,11 +49,6 @@ class ILP:
     """
 
     def __init__(self, problem: Problem, seed: int) -> None:
-        if problem.sensitivity is None:
-            raise InputError(
-                "The agent 'ilp' needs sensitivities, and this problem has none.",
-                remedy="Give calibration data, or use --agent tpe.",
-            )
         self._problem = problem
         self._pricing = Pricing(problem)
         self._solver = Solver(self._pricing)
@@ -63,7 +58,7 @@ class ILP:
         self._variation = Variation(self._pricing, self._solver.knapsack, self._rng)
         self._frontier = Frontier(self._pricing, self._ledger, self._rng)
         self._codes = np.concatenate([np.arange(n) for n in problem.space.cardinalities] or [np.zeros(0)])
-        self._alone = _finite(self._solver.knapsack.flat(problem.sensitivity))
+        self._alone = single_losses(problem, "ilp")
         self._rungs: deque[float] | None = None
         self._targets = [1.0]
         self._last: Codes | None = None
@@ -189,10 +184,3 @@ class ILP:
         self._varied.clear()
         self._belief.fit(losses, self._problem.dense_score - scores)
         self._stale = False
-
-
-def _finite(loss: Array) -> Array:
-    """Losses without negative noise; a choice whose loss could not be measured is as bad as all others together."""
-    known = loss[np.isfinite(loss)]
-    worst = float(np.maximum(known, 0.0).sum()) + 1.0
-    return np.maximum(np.where(np.isfinite(loss), loss, worst), 0.0)

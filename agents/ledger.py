@@ -10,7 +10,7 @@ from automc.policy import Policy
 from automc.space import Codes, SearchSpace
 from automc.trial import Trial
 
-__all__ = ["Ledger"]
+__all__ = ["Ledger", "is_scored"]
 
 
 class Ledger:
@@ -43,7 +43,7 @@ class Ledger:
         noted = list(zip(rows, known, strict=True))
         for row in rows:
             self._note(row)
-        self.scored.extend((row, trial) for row, trial in noted if _is_scored(trial))
+        self.scored.extend((row, trial) for row, trial in noted if is_scored(trial))
         return noted
 
     def _note(self, row: Codes) -> None:
@@ -52,5 +52,6 @@ class Ledger:
             self.rows.append(row)
 
 
-def _is_scored(trial: Trial) -> bool:
+def is_scored(trial: Trial) -> bool:
+    """Whether the trial has a score that can be compared."""
     return trial.score is not None and bool(np.isfinite(trial.score))

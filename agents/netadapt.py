@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from automc.policy import Policy
+from automc.pricing import Pricing
 from automc.protocols import Problem
 from automc.space import Codes
 from automc.trial import Trial
 
 from .frontier import Frontier
 from .ledger import Ledger
-from .pricing import Pricing
 
 __all__ = ["NetAdapt"]
 

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from automc.policy import Policy
+from automc.pricing import Pricing, ray
 from automc.protocols import Problem
 from automc.space import Codes
 from automc.trial import Trial
 
 from .frontier import Frontier
 from .ledger import Ledger
-from .pricing import Pricing, ray
 
 __all__ = ["Random"]
 

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from automc.pricing import Pricing
 from automc.space import Codes
 
 from .exchange import Exchange
 from .knapsack import Knapsack
-from .pricing import Pricing
 
 __all__ = ["Solver"]
 

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from automc.policy import Policy
+from automc.pricing import Pricing
 from automc.protocols import Problem
 from automc.space import Codes
 from automc.trial import Trial
 
 from .frontier import Frontier
 from .ledger import Ledger
-from .pricing import Pricing
 
-__all__ = ["Uniform"]
+__all__ = ["Uniform", "even"]
 
 _LEVELS = 64
 
@@ -35,7 +35,7 @@ class Uniform:
     def ask(self, count: int) -> Sequence[Policy]:
         """`count` even policies inside the budget, least compressed first; once all were proposed, those one change away."""
         if self._rows is None:
-            self._rows = list(_even(self._pricing))
+            self._rows = list(even(self._pricing))
         asked: list[Policy] = []
         while self._rows and len(asked) < count:
             row = self._rows.pop(0)
@@ -50,7 +50,7 @@ class Uniform:
         self._ledger.record(trials)
 
 
-def _even(pricing: Pricing) -> Codes:
+def even(pricing: Pricing) -> Codes:
     """(count, domains) the even policies inside the budget, largest usage first; the smallest policy if there are none."""
     space = pricing.space
     knobs = sorted({domain.knob for domain in space.domains})

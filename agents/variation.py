@@ -12,11 +12,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from automc.pricing import Pricing
 from automc.space import Codes
 
 from .knapsack import Knapsack
 from .lagrange import relaxed
-from .pricing import Pricing
 
 __all__ = ["Variation"]
 

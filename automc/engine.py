@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -17,6 +17,7 @@ from automc.errors import AutomcError
 from automc.evaluate.accuracy import Cached
 from automc.evaluate.fast import fast_evaluator
 from automc.execute.serial import Serial
+from automc.features import layer_features
 from automc.loop import Loop
 from automc.policy import Policy
 from automc.predict.bottleneck import bottleneck
@@ -61,6 +62,7 @@ class Engine:
         record: told every trial as it ends, before it is yielded: the run directory and the tracker.
         keep: called whenever finalists have been measured, so that the best so far is on disk whatever happens next.
         known: trials of an earlier attempt at the same search; they are not evaluated again.
+        options: what single agents understand, such as where Optuna keeps its study.
         standing: what was found so far; its `best` is the winner.
     """
 
@@ -71,6 +73,7 @@ class Engine:
     record: Callable[[Trial], None] = lambda _: None
     keep: Callable[[], None] = lambda: None
     known: Sequence[Trial] = ()
+    options: dict[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._next = 1 + max((trial.number for trial in self.known), default=-1)
@@ -158,6 +161,8 @@ class Engine:
             sensitivity=self.prepared.sensitivity,
             dense_score=self.dense.validation,
             n_trials=self.settings.trials,
+            features=layer_features(self.prepared.traced.graph, self.prepared.space),
+            options=self.options,
         )
         agent: Agent = registry.load("agent", self.settings.agent)(problem, self.settings.seed + attempt)
         return agent

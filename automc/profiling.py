@@ -17,7 +17,8 @@ from automc.compression.criteria import Pruning
 from automc.devices.device import Device, cache_dir
 from automc.devices.probe_models import probe_set
 from automc.devices.probes import Probed
-from automc.export.onnx import build_onnx, export_float
+from automc.export.floating import export_float
+from automc.export.onnx import build_onnx
 from automc.offer import Offer, offer
 from automc.policy import Policy
 from automc.predict.device_file import keep_device, probed

@@ -172,6 +172,8 @@ class Problem:
             that needs it says so in its constructor.
         dense_score: score of the dense model, higher is better.
         n_trials: how many trials the search will ask for in all; agents may spread their effort over it.
+        features: (domains, 7) the layer behind each domain, as `layer_features` tells it; None where there are no layers.
+        options: what single agents understand, such as "storage".
     """
 
     space: SearchSpace
@@ -180,6 +182,7 @@ class Problem:
     sensitivity: Sequence[NDArray[np.float64]] | None = None
     dense_score: float = 1.0
     n_trials: int = 100
+    features: NDArray[np.float64] | None = None
     options: dict[str, object] = field(default_factory=dict)
 
 

@@ -18,10 +18,21 @@ __all__ = ["load", "names"]
 
 _BUILT_IN: dict[str, dict[str, str]] = {
     "agent": {
+        "amc": "automc.agents.amc:amc",
+        "amc-sac": "automc.agents.amc:amc_sac",
+        "amc-td3": "automc.agents.amc:amc_td3",
+        "cmaes": "automc.agents.cmaes:cmaes",
+        "evolution": "automc.agents.evolution:Evolution",
+        "gp": "automc.agents.gp:GaussianProcess",
+        "greedy-sensitivity": "automc.agents.greedy_sensitivity:GreedySensitivity",
+        "haq": "automc.agents.haq:haq",
+        "haq-joint": "automc.agents.haq:haq_joint",
         "ilp": "automc.agents.ilp:ILP",
         "netadapt": "automc.agents.netadapt:NetAdapt",
+        "nsga2": "automc.agents.nsga2:nsga2",
         "random": "automc.agents.random:Random",
-        "tpe": "automc.agents.tpe:TPE",
+        "spdy": "automc.agents.spdy:SPDY",
+        "tpe": "automc.agents.tpe:tpe",
         "uniform": "automc.agents.uniform:Uniform",
     },
     "space": {

@@ -134,7 +134,8 @@ class Run:
         known = folder.trials()
         if known:
             self.observer.message(f"Going on with {len(known)} known trials; finalists are measured anew.")
-        engine = Engine(prepared, self.task.settings, self.observer, clock, known=known)
+        options: dict[str, object] = {"storage": str(folder.path / "optuna.log")}
+        engine = Engine(prepared, self.task.settings, self.observer, clock, known=known, options=options)
         tracker.set_reference(
             engine.dense.cost, engine.dense.validation, {limit.metric: limit.value for limit in engine.standing.limits}
         )

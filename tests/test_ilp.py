@@ -12,10 +12,10 @@ from automc.agents.belief import Belief
 from automc.agents.ilp import ILP
 from automc.agents.knapsack import Knapsack
 from automc.agents.netadapt import NetAdapt
-from automc.agents.pricing import Pricing, ray
 from automc.agents.random import Random
 from automc.agents.relinearise import Solver
 from automc.errors import InputError
+from automc.pricing import Pricing, ray
 from automc.testing import Toy, brute_force, drive, large_toy, small_toy, toy_problem
 from automc.trial import Trial
 

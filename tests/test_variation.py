@@ -10,8 +10,8 @@ from automc.agents.ilp import ILP
 from automc.agents.knapsack import Knapsack
 from automc.agents.lagrange import relaxed
 from automc.agents.ledger import Ledger
-from automc.agents.pricing import Pricing
 from automc.agents.variation import Variation
+from automc.pricing import Pricing
 from automc.testing import drive, large_toy, toy_problem
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from automc.protocols import Problem
 from automc.space import Codes
 
-__all__ = ["Pricing", "ray"]
+__all__ = ["Pricing", "neighbours", "ray"]
 
 Array = NDArray[np.float64]
 _ROUNDS = 60
