@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from automc.evaluate.accuracy import Cached
 from automc.execute.serial import Serial
 from automc.loop import Loop
 from automc.policy import Policy, Prune
@@ -57,7 +56,7 @@ class Scorer:
 
 
 def loop(agent: InOrder, scorer: Scorer, **options: object) -> Loop:
-    return Loop(SPACE, agent, scorer, Serial(), Linear(), **options)  # type: ignore[arg-type]
+    return Loop(SPACE, agent, Serial(scorer), Linear(), **options)  # type: ignore[arg-type]
 
 
 def test_every_policy_is_evaluated_priced_and_told() -> None:
@@ -101,14 +100,6 @@ def test_an_agent_that_only_repeats_itself_ends_the_search() -> None:
 def test_time_that_is_over_ends_the_search() -> None:
     over = iter([False, False, True])
     assert len(list(loop(InOrder(), Scorer(), batch=2, out_of_time=lambda: next(over)).run(100))) == 4
-
-
-def test_the_cache_remembers_and_starts_from_what_is_known() -> None:
-    scorer = Scorer()
-    cached = Cached(scorer, {Policy().digest: 0.5})
-    policy = Policy.of([("b", Prune(1))])
-    assert [cached.evaluate(Policy()), cached.evaluate(policy), cached.evaluate(policy)] == [0.5, 0.9, 0.9]
-    assert scorer.calls == [policy.digest]
 
 
 def test_a_trial_cannot_be_complete_without_a_score() -> None:
