@@ -141,13 +141,12 @@ class Outcome:
 
 
 class Executor(Protocol):
-    """Where evaluations run.
+    """Where evaluations run."""
 
-    Attributes:
-        slots: how many evaluations it can make use of at once.
-    """
-
-    slots: int
+    @property
+    def slots(self) -> int:
+        """How many evaluations it can make use of at once."""
+        ...
 
     def submit(self, policy: Policy, rival: float) -> None:
         """Have a policy scored; the evaluation may end early once its score is known to be below `rival`."""
