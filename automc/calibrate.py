@@ -151,7 +151,7 @@ class Lazily(Mapping[str, LayerStats]):
     """Statistics that are taken when the first of them is asked for: a database that is complete never asks."""
 
     def __init__(self, take: Callable[[], Mapping[str, LayerStats]]) -> None:
-        self._take = take
+        self._take: Callable[[], Mapping[str, LayerStats]] | None = take
         self._taken: Mapping[str, LayerStats] | None = None
 
     def __getitem__(self, name: str) -> LayerStats:
@@ -165,7 +165,8 @@ class Lazily(Mapping[str, LayerStats]):
 
     def _all(self) -> Mapping[str, LayerStats]:
         if self._taken is None:
-            self._taken = self._take()
+            assert self._take is not None
+            self._taken, self._take = self._take(), None  # which holds the inputs
         return self._taken
 
 

@@ -14,8 +14,8 @@ from automc.aim import Expected
 from automc.budget import Budget, Limit
 from automc.certify import Candidate, Certified, Certifier, Failed
 from automc.errors import AutomcError
-from automc.evaluate.accuracy import Cached
 from automc.evaluate.fast import fast_evaluator
+from automc.execute.remembering import Remembering
 from automc.execute.serial import Serial
 from automc.features import layer_features
 from automc.loop import Loop
@@ -23,7 +23,7 @@ from automc.policy import Policy
 from automc.predict.bottleneck import bottleneck
 from automc.predict.predictor import LearnedPredictor
 from automc.prepare import Clock, Prepared
-from automc.protocols import Agent, Evaluator, Observer, Problem
+from automc.protocols import Agent, Evaluator, Executor, Observer, Problem
 from automc.recover import recover, refine_within
 from automc.result import Finalist
 from automc.standing import Standing
@@ -32,13 +32,21 @@ from automc.trial import Cost, Trial
 __all__ = ["Engine", "Settings"]
 
 MAX_ROUNDS = 5
+BATCH = 4
+"""Policies asked for at a time; more where there are more workers."""
 REFINING = 0.25
 """Share of the time for recovery in which layers are solved again, before they are trained."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to search. `recover_s` is for all finalists together, 0 turns recovery off; `deadline` is a time.monotonic()."""
+    """How to search.
+
+    Attributes:
+        recover_s: for all finalists together, 0 turns recovery off.
+        deadline: a time.monotonic().
+        synchronous: the same seed gives the same trials, at the price of workers that wait for each other; see `Loop`.
+    """
 
     budget: Budget
     agent: str = "ilp"
@@ -47,6 +55,7 @@ class Settings:
     seed: int = 0
     recover_s: float = 60.0
     batch_size: int = 1
+    synchronous: bool = True
 
     @property
     def left_s(self) -> float:
@@ -63,6 +72,7 @@ class Engine:
         keep: called whenever finalists have been measured, so that the best so far is on disk whatever happens next.
         known: trials of an earlier attempt at the same search; they are not evaluated again.
         options: what single agents understand, such as where Optuna keeps its study.
+        execute: makes what evaluates from what scores a policy.
         standing: what was found so far; its `best` is the winner.
     """
 
@@ -74,13 +84,23 @@ class Engine:
     keep: Callable[[], None] = lambda: None
     known: Sequence[Trial] = ()
     options: dict[str, object] = field(default_factory=dict)
+    execute: Callable[[Evaluator], Executor] = Serial
 
     def __post_init__(self) -> None:
         self._next = 1 + max((trial.number for trial in self.known), default=-1)
         self.certifier = Certifier(self.prepared, self.settings.budget, self.settings.batch_size, self.settings.seed)
         limits = self.settings.budget.resolve(self.dense.cost)
         self.standing = Standing(self.prepared, self.settings.budget, limits, self.dense, self.prepared.predictor)
-        self._evaluator = Cached(self._fast_evaluator(), key=lambda policy: self.standing.explicit(policy).digest)
+        # Priced anew, the space may have narrowed.
+        searched = (trial for trial in self.known if trial.stage == "search")
+        self._recorded = {t.policy.digest: t for t in searched if self.prepared.space.contains(t.policy)}
+        self._executor = self._remembering()
+
+    def _remembering(self) -> Remembering:
+        executor = Remembering(self.execute(self._fast_evaluator()), lambda p: self.standing.explicit(p).digest)
+        full = (t for t in self._recorded.values() if t.score is not None and t.samples is None)
+        executor.known.update((self.standing.explicit(t.policy).digest, t.score) for t in full if t.score is not None)
+        return executor
 
     def _fast_evaluator(self) -> Evaluator:
         prepared = self.prepared
@@ -113,45 +133,55 @@ class Engine:
         Raises:
             AutomcError: not a single policy could be evaluated.
         """
-        known = [trial for trial in self.known if trial.stage == "search"]
-        self.standing.done = [
-            trial for trial in known if self.prepared.space.contains(trial.policy)
-        ]  # priced anew, it may narrow
-        self.standing.reprice()
+        if not self.settings.synchronous:
+            self._take_recorded()
         if self.dense.holds:
             self.observer.message(f"The dense model already meets {self.settings.budget}; searching for a faster one.")
             yield from self._certify([Candidate(Policy(), self.prepared.traced.model)])
         for attempt in range(MAX_ROUNDS):
             yield from self._search(attempt)
             fresh = self.standing.finalists()
-            if not fresh:
-                break
-            yield from self._certify(fresh)
-            self.standing.correct(len(fresh))
-            if (self.standing.best is not None and not self.standing.better_expected()) or self.settings.left_s <= 0:
+            if fresh:
+                yield from self._certify(fresh)
+                self.standing.correct(len(fresh))
+            if (not fresh or self._is_settled()) and not self._take_recorded():
                 break
         if self.standing.best is not None and min(self.settings.recover_s, self.settings.left_s) > 0:
             yield from self._recover()
         self.clock.stop()
+
+    def _is_settled(self) -> bool:
+        return (self.standing.best is not None and not self.standing.better_expected()) or self.settings.left_s <= 0
+
+    def _take_recorded(self) -> bool:
+        """Count what an earlier attempt recorded and this one did not propose; whether there is any."""
+        rest, self._recorded = list(self._recorded.values()), {}
+        self.standing.done.extend(rest)
+        self.standing.reprice()
+        return bool(rest)
 
     def _search(self, attempt: int) -> Iterator[Trial]:
         """One stretch of the search: all trials first, a tenth more after each round that was measured."""
         wanted = self.settings.trials if attempt == 0 else len(self.standing.done) + max(4, self.settings.trials // 10)
         self.clock.start("search")
         self.observer.stage("search", max(0, wanted - len(self.standing.done)))
-        loop = Loop(
-            self.prepared.space, self._agent(attempt), self._evaluator, Serial(), self.standing.predictor,
-            out_of_time=lambda: bool(self.standing.done) and self.settings.left_s <= 0, metrics=self.settings.budget.metrics,
-        )  # fmt: skip
-        for trial in loop.run(wanted, self.standing.done, self._next):
-            self._next += 1
+        for trial in self._loop(attempt).run(wanted, self.standing.done, self._next, list(self._recorded.values())):
             self.standing.done.append(trial)
-            self.record(trial)
             self.observer.advance(1.0, self._note())
-            yield trial
+            if self._recorded.pop(trial.policy.digest, None) is None:
+                self._next = max(self._next, trial.number + 1)
+                self.record(trial)
+                yield trial
         self.clock.stop()
         if self.standing.done and all(trial.state == "failed" for trial in self.standing.done):
             raise AutomcError(f"No policy could be evaluated; the first failed with {self.standing.done[0].reason}.")
+
+    def _loop(self, attempt: int) -> Loop:
+        return Loop(
+            self.prepared.space, self._agent(attempt), self._executor, self.standing.predictor,
+            batch=max(BATCH, self._executor.slots), synchronous=self.settings.synchronous,
+            out_of_time=lambda: bool(self.standing.done) and self.settings.left_s <= 0, metrics=self.settings.budget.metrics,
+        )  # fmt: skip
 
     def _agent(self, attempt: int) -> Agent:
         problem = Problem(
@@ -187,6 +217,7 @@ class Engine:
     def _certify(self, candidates: Sequence[Candidate]) -> Iterator[Trial]:
         self.clock.start("certify")
         self.observer.stage("measure the finalists", None)
+        self._executor.pause()
         start = time.perf_counter()
         found = self.certifier.certify(candidates)
         seconds = (time.perf_counter() - start) / max(1, len(found))

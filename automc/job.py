@@ -33,6 +33,11 @@ class Job:
             the device the first time.
         name: of the run; one that exists is resumed. None makes one from model, budget and time.
         tracking_uri: MLflow server or store, None for MLFLOW_TRACKING_URI or ./mlflow.db, "" for none.
+        workers: evaluations at a time, or "auto" for as many as there is room for; 1 without `ray_address` needs no Ray.
+        worker_cpus: CPUs of one worker, and threads of its evaluations.
+        ray_address: of a Ray cluster, None for this machine; `ray_env` is a YAML file of the workers' runtime_env.
+        trial_timeout: after which an evaluation is given up and tried once more on another worker.
+        sync: workers wait for each other, so that the same seed gives the same trials.
     """
 
     budget: tuple[str, ...] = ("50ms",)
@@ -54,6 +59,12 @@ class Job:
     name: str | None = None
     runs: str = "runs"
     tracking_uri: str | None = None
+    workers: int | str = 1
+    worker_cpus: float = 1.0
+    ray_address: str | None = None
+    ray_env: str | None = None
+    trial_timeout: str | None = None
+    sync: bool = False
 
 
 class Silent:

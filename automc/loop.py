@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from automc.policy import Policy
-from automc.protocols import Agent, Estimate, Evaluator, Executor, Predictor, Racer
+from automc.protocols import Agent, Estimate, Executor, Outcome, Predictor
 from automc.space import SearchSpace
 from automc.trial import Cost, Trial
 
 __all__ = ["Loop"]
+
+_PATIENCE = 10
+"""So many times in a row an agent may propose nothing but what is known."""
 
 
 @dataclass
@@ -21,77 +23,139 @@ class Loop:
     """Everything one search loop needs.
 
     Attributes:
-        batch: how many policies are asked for at a time.
-        out_of_time: tells when to stop asking.
+        batch: how many policies are asked for at a time when the search is synchronous.
+        synchronous: the agent is asked again only when it has been told everything it asked for, in the order in which it
+            asked, so that the same seed gives the same trials however long evaluations take. Otherwise it is asked whenever a
+            worker is free, and told results as they arrive.
+        out_of_time: tells when to stop asking; what is begun is finished.
         metrics: of the front; a trial that is beaten in score by one that costs no more in any of them may be estimated.
     """
 
     space: SearchSpace
     agent: Agent
-    evaluator: Evaluator
     executor: Executor
     predictor: Predictor
     batch: int = 4
+    synchronous: bool = True
     out_of_time: Callable[[], bool] = lambda: False
     metrics: Sequence[str] = ("latency_s",)
 
-    def run(self, n_trials: int, known: Sequence[Trial] = (), number: int | None = None) -> Iterator[Trial]:
-        """Yield new trials, each already told to the agent, until `n_trials` exist with the `known` ones.
+    def run(
+        self, n_trials: int, known: Sequence[Trial] = (), number: int | None = None, recorded: Sequence[Trial] = ()
+    ) -> Iterator[Trial]:
+        """Yield trials until `n_trials` exist with the `known` ones.
 
-        Ends early when the agent has nothing left to propose or `out_of_time` says so. Policies of `known` are never
-        evaluated again: an agent that proposes one is told its result. New trials are numbered from `number` on, by
-        default after the known ones.
+        Ends early when the agent has nothing left to propose or `out_of_time` says so. The agent is told the `known` trials at
+        the start. The `recorded` ones, of a search that was broken off, take the place of evaluations: they are yielded and
+        told when the agent proposes them again, and all that are left as soon as it proposes something else. Neither are ever
+        evaluated again. New trials are numbered from `number` on, by default after all others.
         """
-        done = {trial.policy.digest: trial for trial in known}
-        number = 1 + max((trial.number for trial in known), default=-1) if number is None else number
+        after = 1 + max((trial.number for trial in (*known, *recorded)), default=-1)
+        course = _Course(self, known, recorded, after if number is None else number)
         self.agent.tell(list(known))
-        idle = 0
-        while len(done) < n_trials and not self.out_of_time() and idle < 10:
-            asked = list(self.agent.ask(min(self.batch, n_trials - len(done))))
-            if not asked:
+        yield from course.trials(n_trials)
+
+
+class _Course:
+    """Where one run of a loop stands.
+
+    Attributes:
+        done: digest -> trial of what the agent was told or is about to be.
+        recorded: digest -> trial of what was recorded and not yet proposed.
+        flying: digest -> trial without a result of what is being evaluated.
+        landed: digest -> trial of what has ended and was not told yet.
+    """
+
+    def __init__(self, loop: Loop, known: Sequence[Trial], recorded: Sequence[Trial], number: int) -> None:
+        self.loop = loop
+        self.done = {trial.policy.digest: trial for trial in known}
+        self.recorded = {t.policy.digest: t for t in recorded if t.policy.digest not in self.done}
+        self.number = number
+        self.idle = 0
+        self.flying: dict[str, Trial] = {}
+        self.landed: dict[str, Trial] = {}
+
+    def trials(self, n_trials: int) -> Iterator[Trial]:
+        while True:
+            asked = self._ask(n_trials)
+            if not asked and not self.flying:
                 return
-            self.agent.tell([done[p.digest] for p in asked if p.digest in done])
-            fresh = list({p.digest: p for p in asked if p.digest not in done}.values())
-            idle = 0 if fresh else idle + 1
-            for trial in self._evaluate(fresh, number, list(done.values())):
-                done[trial.policy.digest] = trial
-                number += 1
-                self.agent.tell([trial])
-                yield trial
+            fresh = self._fresh(asked)
+            departed = self._submit([p for p in fresh if p.digest not in self.recorded])
+            yield from self._recall([p.digest for p in fresh if p.digest in self.recorded])
+            while self.flying:
+                yield from self._land(self.loop.executor.collect())
+                if not self.loop.synchronous:
+                    break
+            self._tell([p.digest for p in fresh] if self.loop.synchronous else list(self.landed))
+            if departed and self.recorded:
+                rest = list(self.recorded)
+                yield from self._recall(rest)
+                self._tell(rest)
 
-    def _evaluate(self, policies: Sequence[Policy], number: int, done: Sequence[Trial]) -> Iterator[Trial]:
+    def _ask(self, n_trials: int) -> list[Policy]:
+        loop, left = self.loop, n_trials - len(self.done) - len(self.flying)
+        room = loop.batch if loop.synchronous else loop.executor.slots - len(self.flying)
+        if min(room, left) <= 0 or self.idle >= _PATIENCE or loop.out_of_time():
+            return []
+        return list(loop.agent.ask(min(room, left)))
+
+    def _fresh(self, asked: Sequence[Policy]) -> list[Policy]:
+        """The policies without a result so far; of the others the agent is told again."""
+        self.loop.agent.tell([self.done[p.digest] for p in asked if p.digest in self.done])
+        fresh = {p.digest: p for p in asked if p.digest not in self.done and p.digest not in self.flying}
+        self.idle = self.idle + 1 if asked and not fresh else 0
+        return list(fresh.values())
+
+    def _submit(self, policies: Sequence[Policy]) -> bool:
+        """Have policies evaluated; whether there are any."""
+        costs = self._prices(policies)
+        rivals = [self._rival(cost) for cost in costs]
+        for policy, cost, rival in zip(policies, costs, rivals, strict=True):
+            self.flying[policy.digest] = Trial(self.number, policy, cost, state="failed", reason="not evaluated")
+            self.number += 1
+            self.loop.executor.submit(policy, rival)
+        return bool(policies)
+
+    def _land(self, outcomes: Sequence[Outcome]) -> Iterator[Trial]:
+        for outcome in outcomes:
+            trial = _ended(self.flying.pop(outcome.policy.digest), outcome)
+            self.landed[trial.policy.digest] = self.done[trial.policy.digest] = trial
+            yield trial
+
+    def _recall(self, digests: Sequence[str]) -> Iterator[Trial]:
+        """Recorded trials, priced as the predictor is now."""
+        trials = [self.recorded.pop(digest) for digest in digests]
+        for trial, cost in zip(trials, self._prices([t.policy for t in trials]), strict=True):
+            self.landed[trial.policy.digest] = self.done[trial.policy.digest] = replace(trial, cost=cost)
+            yield self.done[trial.policy.digest]
+
+    def _tell(self, digests: Sequence[str]) -> None:
+        if told := [self.landed.pop(digest) for digest in digests]:
+            self.loop.agent.tell(told)
+
+    def _prices(self, policies: Sequence[Policy]) -> list[Cost]:
         if not policies:
-            return
-        costs = self.predictor.predict(self.space.encode(policies))
-        rivals = {p.digest: self._rival(costs[i], done) for i, p in enumerate(policies)}
-        results = iter(self.executor.map(self._scorer(rivals), policies))
-        for i, policy in enumerate(policies):
-            start = time.perf_counter()
-            result = next(results)
-            yield _trial(number + i, policy, costs[i], result, time.perf_counter() - start)
+            return []
+        costs = self.loop.predictor.predict(self.loop.space.encode(policies))
+        return [costs[i] for i in range(len(policies))]
 
-    def _scorer(self, rivals: Mapping[str, float]) -> Callable[[Policy], float]:
-        evaluator = self.evaluator
-        if not isinstance(evaluator, Racer):
-            return evaluator.evaluate
-        return lambda policy: evaluator.race(policy, rivals[policy.digest])
-
-    def _rival(self, cost: Cost, done: Sequence[Trial]) -> float:
+    def _rival(self, cost: Cost) -> float:
         """The best score among trials that cost no more, and -inf where there are none: what a new trial has to exceed."""
+        done = self.done.values()
         scores = [t.score for t in done if t.score is not None and t.samples is None and self._no_more(t.cost, cost)]
         return max(scores, default=-np.inf)
 
     def _no_more(self, cost: Cost, than: Cost) -> bool:
-        pairs = [(cost.get(metric), than.get(metric)) for metric in self.metrics]
+        pairs = [(cost.get(metric), than.get(metric)) for metric in self.loop.metrics]
         return all(a is not None and b is not None and a <= b for a, b in pairs)
 
 
-def _trial(number: int, policy: Policy, cost: Cost, result: float | Exception, seconds: float) -> Trial:
-    if isinstance(result, Exception):
-        reason = f"{type(result).__name__}: {result}"
-    elif not np.isfinite(result):
-        reason = f"the score is {result}"
-    else:
-        samples = result.samples if isinstance(result, Estimate) else None
-        return Trial(number, policy, cost, float(result), seconds=seconds, samples=samples)
-    return Trial(number, policy, cost, state="failed", reason=reason, seconds=seconds)
+def _ended(trial: Trial, outcome: Outcome) -> Trial:
+    score, seconds = outcome.score, outcome.seconds
+    if score is None:
+        return replace(trial, reason=outcome.reason, seconds=seconds)
+    if not np.isfinite(score):
+        return replace(trial, reason=f"the score is {score}", seconds=seconds)
+    samples = score.samples if isinstance(score, Estimate) else None
+    return replace(trial, score=float(score), state="complete", reason="", seconds=seconds, samples=samples)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -47,7 +47,6 @@ CALIBRATION_SAMPLES = 1024
 RANGE_SAMPLES = 128
 SENSITIVITY_SAMPLES = 128
 VERIFY_BATCHES = 4
-Closure: TypeAlias = Callable[[frozenset[str]], frozenset[str]]
 
 
 @dataclass
@@ -115,10 +114,12 @@ def prepare(
     observer: Observer,
     clock: Clock,
     budget: Budget | None = None,
+    quiet: Callable[[], object] = lambda: None,
 ) -> Prepared:
     """Trace and calibrate the model, profile the device on it, and measure how much each single choice hurts.
 
-    Factorisations that are predicted to gain nothing in latency, or in what else the budget limits, are not offered.
+    Factorisations that are predicted to gain nothing in latency, or in what else the budget limits, are not offered. `quiet` is
+    called before the dense model is timed: it returns once nothing that was started aside loads the machine any more.
 
     Raises:
         InputError: the model or the data cannot be used, or the criterion cannot rank any of the model's channels.
@@ -146,10 +147,10 @@ def prepare(
     if silent := fallbacks(pruning, evidence):
         observer.message(f"{pruning.criterion!r} says nothing about {', '.join(silent)}: ranked by {FALLBACK!r}.")
     simulated = isinstance(device, Simulated)
-    closure: Closure = (lambda layers: layers) if simulated else lambda layers: integer_closure(dense, layers)
     stitcher = Stitcher(
         traced, Lazily(lambda: calibrate(traced, batches, count)), ranges,
-        reduce_range=device.capabilities().reduce_range, closure=lru_cache(maxsize=4096)(closure),
+        reduce_range=device.capabilities().reduce_range,
+        closure=_Closure(None if simulated else dense),
         folder=cache_dir() / "databases" / digest(__version__, repr(pruning), model_digest(traced.model), *map(_bytes, inputs)),
         pruning=pruning, evidence=evidence,
     )  # fmt: skip
@@ -161,6 +162,7 @@ def prepare(
     )
     searched = narrow(offered.space, predictor, budget, observer)
     predictor = predictor.narrowed(searched)
+    quiet()
     dense_cost = _dense_cost(device, predictor, searched, dense_onnx, arrays, observer)
     clock.start("sensitivities")
     probe = [tensor[:SENSITIVITY_SAMPLES] for tensor in inputs]
@@ -202,6 +204,25 @@ def _predictor(
         device, build, graph, space, arrays, dense_onnx, time_limit_s=profile_s, seed=seed, observer=observer
     )
     return LearnedPredictor.fit(profile, graph, space, dense_onnx, batch_size)
+
+
+@dataclass
+class _Closure:
+    """`integer_closure` of one model, remembered; it goes to other processes, which a cached function does not.
+
+    Attributes:
+        dense: None where nothing runs on integers but what is asked to.
+    """
+
+    dense: onnx.ModelProto | None
+    known: dict[frozenset[str], frozenset[str]] = field(default_factory=dict)
+
+    def __call__(self, layers: frozenset[str]) -> frozenset[str]:
+        if self.dense is None:
+            return layers
+        if layers not in self.known:
+            self.known[layers] = integer_closure(self.dense, layers)
+        return self.known[layers]
 
 
 def _builder(device: Device, example: Sequence[Tensor], ranges: Sequence[Tensor]) -> Callable[[nn.Module], bytes]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -21,6 +21,7 @@ __all__ = [
     "Evaluator",
     "Executor",
     "Observer",
+    "Outcome",
     "Predictor",
     "Problem",
     "Racer",
@@ -130,11 +131,38 @@ class Racer(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How an evaluation ended: with a score, or with the reason why there is none. `seconds` is what it took."""
+
+    policy: Policy
+    score: float | None = None
+    reason: str = ""
+    seconds: float = 0.0
+
+
 class Executor(Protocol):
     """Where evaluations run."""
 
-    def map(self, evaluate: Callable[[Policy], float], policies: Sequence[Policy]) -> Iterable[float | Exception]:
-        """The score of each policy, in order, an exception in place of a lost one; yielded as they come in."""
+    @property
+    def slots(self) -> int:
+        """How many evaluations it can make use of at once."""
+        ...
+
+    def submit(self, policy: Policy, rival: float) -> None:
+        """Have a policy scored; the evaluation may end early once its score is known to be below `rival`."""
+        ...
+
+    def collect(self) -> Sequence[Outcome]:
+        """What has ended since the last call, in the order in which it ended; waits until there is something.
+
+        Raises:
+            AutomcError: nothing is left that could evaluate.
+        """
+        ...
+
+    def pause(self) -> None:
+        """Return once nothing that belongs to it loads the machine any more: it is about to be measured."""
         ...
 
 

@@ -40,8 +40,25 @@ D = TypeVar("D")
 T = TypeVar("T")
 
 MAY_DIFFER = frozenset(
-    {"created", "json", "profile", "quiet", "recover", "runs", "timeout", "tracking", "trials", "versions", "workers"}
-)
+    {
+        "created",
+        "json",
+        "profile",
+        "quiet",
+        "ray_address",
+        "ray_env",
+        "recover",
+        "runs",
+        "sync",
+        "timeout",
+        "tracking",
+        "trial_timeout",
+        "trials",
+        "versions",
+        "worker_cpus",
+        "workers",
+    }
+)  # fmt: skip
 """Settings that a rerun under the same name may change: they say how long to search, not what for."""
 
 

@@ -26,6 +26,7 @@ from automc.evaluate.data import Data
 from automc.evaluate.faults import check_inputs, find_setting_faults, raise_faults
 from automc.evaluate.models import load_model, model_digest
 from automc.evaluate.task import Score, as_data, load_data, load_score
+from automc.execute.parallel import Executors, Parallel, read_environment
 from automc.export.torch_export import build_pt2
 from automc.predict.targets import open_device
 from automc.prepare import Clock, Prepared, prepare
@@ -56,6 +57,7 @@ class Task:
     score: Score
     batch_size: int
     settings: Settings
+    parallel: Parallel | None
     profile_s: float
     is_demo: bool
 
@@ -69,12 +71,13 @@ class Task:
             raise InputError("Both a module and a model to load were given.", remedy="Give one of them.")
         batch_size = (BATCH_SIZE if demo else 1) if job.batch_size is None else job.batch_size
         settings, profile_s = _settings(job, batch_size), _duration(job.profile, "profile")
+        parallel = _parallel(job)
         loaded = model if model is not None else load_model(job.model, Path(job.weights) if job.weights else None)
         size = max(EVALUATION_BATCH, batch_size)
         chosen = as_data(data, size, job.seed) if data is not None else load_data(job.data, size, job.seed)
         scored = load_score(job.evaluate) if score is None else Score(getattr(score, "__name__", "score"), score)
         raise_faults(check_inputs(loaded, chosen, scored))
-        return cls(unwrapped(loaded), chosen, scored, batch_size, settings, profile_s, demo)
+        return cls(unwrapped(loaded), chosen, scored, batch_size, settings, parallel, profile_s, demo)
 
 
 def _settings(job: Job, batch_size: int) -> Settings:
@@ -86,6 +89,24 @@ def _settings(job: Job, batch_size: int) -> Settings:
         seed=job.seed,
         recover_s=_duration(job.recover, "recover"),
         batch_size=batch_size,
+        synchronous=job.sync or _in_process(job),
+    )
+
+
+def _in_process(job: Job) -> bool:
+    return job.workers == 1 and job.ray_address is None
+
+
+def _parallel(job: Job) -> Parallel | None:
+    """The workers of a job; None where it evaluates in this process."""
+    if _in_process(job):
+        return None
+    return Parallel(
+        workers=None if job.workers == "auto" else int(job.workers),
+        address=job.ray_address,
+        cpus=job.worker_cpus,
+        trial_timeout_s=None if job.trial_timeout is None else _duration(job.trial_timeout, "trial-timeout") or None,
+        environment=read_environment(job.ray_env),
     )
 
 
@@ -114,28 +135,35 @@ class Run:
     def trials(self) -> Iterator[Trial]:
         folder = RunDir.create(Path(self.job.runs) / self.name, self._config())
         tracker = self._tracker(folder)
+        executors = None
         try:
-            yield from self._search(folder, tracker)
+            executors = Executors(self.task.parallel)
+            yield from self._search(folder, tracker, executors)
         except BaseException as error:
             interrupted = isinstance(error, (KeyboardInterrupt, GeneratorExit))
             tracker.finish(None, folder.path, "KILLED" if interrupted else "FAILED")
             raise
         finally:
+            if executors is not None:
+                executors.close()
             tracker.close()
             folder.close()
 
-    def _search(self, folder: RunDir, tracker: MLflowTracker | NullTracker) -> Iterator[Trial]:
+    def _search(self, folder: RunDir, tracker: MLflowTracker | NullTracker, executors: Executors) -> Iterator[Trial]:
         clock = Clock()
         prepared = prepare(
             self.task.model, self.task.data, self.task.score, self.device, batch_size=self.task.batch_size,
             space=self.job.space, pruning=Pruning(self.job.criterion, seed=self.job.seed), seed=self.job.seed,
             profile_s=self.task.profile_s, observer=self.observer, clock=clock, budget=self.task.settings.budget,
+            quiet=executors.wait,
         )  # fmt: skip
         known = folder.trials()
         if known:
             self.observer.message(f"Going on with {len(known)} known trials; finalists are measured anew.")
         options: dict[str, object] = {"storage": str(folder.path / "optuna.log")}
-        engine = Engine(prepared, self.task.settings, self.observer, clock, known=known, options=options)
+        engine = Engine(
+            prepared, self.task.settings, self.observer, clock, known=known, options=options, execute=executors.make
+        )
         tracker.set_reference(
             engine.dense.cost, engine.dense.validation, {limit.metric: limit.value for limit in engine.standing.limits}
         )

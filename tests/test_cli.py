@@ -101,11 +101,18 @@ def test_every_option_reaches_the_job(jobs: list[Job]) -> None:
         "name": "mine",
         "runs": "elsewhere",
         "tracking-uri": "sqlite:///x.db",
+        "workers": "auto",
+        "worker-cpus": "0.5",
+        "ray-address": "10.0.0.1:6379",
+        "ray-env": "env.yaml",
+        "trial-timeout": "30s",
     }
     flags = [text for name, value in given.items() for text in (f"--{name}", value)]
-    assert main(["search", "--budget", "60%", "--budget", "4MB", *flags]) == 0
+    assert main(["search", "--budget", "60%", "--budget", "4MB", "--sync", *flags]) == 0
     fields = {name.replace("-", "_"): value for name, value in given.items()}
-    numbers: dict[str, Any] = {"batch_size": 4, "threads": 2, "trials": 7, "seed": 3}
+    numbers: dict[str, Any] = {
+        "batch_size": 4, "threads": 2, "trials": 7, "seed": 3, "worker_cpus": 0.5, "sync": True,
+    }  # fmt: skip
     assert dataclasses.asdict(jobs[0]) == {**fields, **numbers, "budget": ("60%", "4MB")}
 
 

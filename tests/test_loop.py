@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from automc.evaluate.accuracy import Cached
-from automc.execute.serial import Serial
+from automc.execute.serial import Serial, evaluated
 from automc.loop import Loop
 from automc.policy import Policy, Prune
-from automc.protocols import Costs
+from automc.protocols import Costs, Outcome
 from automc.space import Codes, Domain, SearchSpace
 from automc.trial import Cost, Trial
 
@@ -57,7 +57,7 @@ class Scorer:
 
 
 def loop(agent: InOrder, scorer: Scorer, **options: object) -> Loop:
-    return Loop(SPACE, agent, scorer, Serial(), Linear(), **options)  # type: ignore[arg-type]
+    return Loop(SPACE, agent, Serial(scorer), Linear(), **options)  # type: ignore[arg-type]
 
 
 def test_every_policy_is_evaluated_priced_and_told() -> None:
@@ -103,12 +103,70 @@ def test_time_that_is_over_ends_the_search() -> None:
     assert len(list(loop(InOrder(), Scorer(), batch=2, out_of_time=lambda: next(over)).run(100))) == 4
 
 
-def test_the_cache_remembers_and_starts_from_what_is_known() -> None:
-    scorer = Scorer()
-    cached = Cached(scorer, {Policy().digest: 0.5})
-    policy = Policy.of([("b", Prune(1))])
-    assert [cached.evaluate(Policy()), cached.evaluate(policy), cached.evaluate(policy)] == [0.5, 0.9, 0.9]
-    assert scorer.calls == [policy.digest]
+class Backwards:
+    """Three workers of which the last to begin is the first to end."""
+
+    slots = 3
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer = scorer
+        self.running: list[Policy] = []
+        self.most = 0
+
+    def submit(self, policy: Policy, rival: float) -> None:
+        self.running.append(policy)
+        self.most = max(self.most, len(self.running))
+
+    def collect(self) -> Sequence[Outcome]:
+        return [evaluated(self.scorer, self.running.pop(), -math.inf)]
+
+    def pause(self) -> None:
+        assert not self.running
+
+
+def test_an_asynchronous_search_keeps_the_workers_busy_and_tells_results_as_they_arrive() -> None:
+    agent, workers = InOrder(), Backwards(Scorer())
+    trials = list(Loop(SPACE, agent, workers, Linear(), synchronous=False).run(6))
+    assert agent.told == trials
+    assert [t.number for t in trials] == [2, 3, 4, 5, 1, 0]
+    assert workers.most == 3
+    assert not workers.running
+
+
+def test_a_synchronous_search_is_the_same_whatever_ends_first() -> None:
+    agents = InOrder(), InOrder()
+    for agent, executor in zip(agents, (Backwards(Scorer()), Serial(Scorer())), strict=True):
+        list(Loop(SPACE, agent, executor, Linear()).run(100))
+    assert [replace(t, seconds=0.0) for t in agents[0].told] == [replace(t, seconds=0.0) for t in agents[1].told]
+
+
+class Learning(InOrder):
+    """Proposes the next policy only of what it was told, each once, so that another order of telling leads elsewhere."""
+
+    def ask(self, count: int) -> Sequence[Policy]:
+        turn = hash(tuple(t.policy.digest for t in self.told)) if len(self.told) % 4 else len(self.told)
+        self.left = self.left[turn % max(1, len(self.left)) :] + self.left[: turn % max(1, len(self.left))]
+        return super().ask(count)
+
+
+@pytest.mark.parametrize("kept", range(9))
+def test_a_search_broken_off_anywhere_goes_on_to_the_same_end(kept: int) -> None:
+    whole, again, scorer = Learning(), Learning(), Scorer()
+    ended = list(Loop(SPACE, whole, Backwards(Scorer()), Linear(), batch=3).run(8))
+    list(Loop(SPACE, again, Backwards(scorer), Linear(), batch=3).run(8, recorded=ended[:kept]))
+    assert [t.policy for t in again.told] == [t.policy for t in whole.told]
+    assert [t.score for t in again.told] == [t.score for t in whole.told]
+    assert len(scorer.calls) == 8 - kept
+    assert not set(scorer.calls) & {t.policy.digest for t in ended[:kept]}
+
+
+def test_an_agent_that_departs_from_the_record_is_told_all_of_it() -> None:
+    record = list(loop(InOrder(), Scorer()).run(8))[4:7]
+    agent, scorer = InOrder(), Scorer()
+    trials = list(loop(agent, scorer, batch=2).run(5, recorded=record))
+    assert [t.number for t in trials] == [7, 8, 4, 5, 6]
+    assert agent.told == trials
+    assert len(scorer.calls) == 2
 
 
 def test_a_trial_cannot_be_complete_without_a_score() -> None:

@@ -12,7 +12,6 @@ from scipy.stats import binom
 from torch import Tensor, nn
 
 from automc.errors import InputError
-from automc.evaluate.accuracy import Cached
 from automc.evaluate.betting import is_below, log_wealth
 from automc.evaluate.racing import Racing, Samples
 from automc.evaluate.task import Score, TensorSplit, accuracy, right_share
@@ -119,13 +118,6 @@ def test_a_loser_ends_early_with_an_estimate_and_a_winner_runs_to_the_end() -> N
     assert race.race(POLICIES[3], rival=-np.inf) == race.evaluate(POLICIES[3])
 
 
-def test_only_full_scores_are_remembered() -> None:
-    cached = Cached(racing())
-    assert isinstance(cached.race(POLICIES[3], 0.94), Estimate)
-    assert cached.known == {}
-    assert cached.race(POLICIES[3], 0.1) == cached.evaluate(POLICIES[3]) == accuracy(Wrong(0.4), split())
-
-
 class Linear:
     """All cost the same, so the best so far is everyone's rival."""
 
@@ -147,7 +139,7 @@ class InOrder:
 
 
 def test_the_loop_races_against_the_best_that_costs_no_more_and_marks_what_was_stopped() -> None:
-    trials = list(Loop(SPACE, InOrder(), Cached(racing()), Serial(), Linear()).run(4))
+    trials = list(Loop(SPACE, InOrder(), Serial(racing()), Linear()).run(4))
     assert [t.samples is None for t in trials] == [True, True, False, False]
     assert front(trials) == [trials[1]]
     assert Trial.from_json(trials[3].to_json()).samples == trials[3].samples == 50
@@ -159,7 +151,7 @@ def test_what_is_cheaper_than_all_others_has_no_rival() -> None:
             cost = 1.0 - 0.1 * codes[:, 0]
             return Costs(cost, cost, cost, cost, cost)
 
-    trials = list(Loop(SPACE, InOrder(), Cached(racing()), Serial(), Cheaper()).run(4))
+    trials = list(Loop(SPACE, InOrder(), Serial(racing()), Cheaper()).run(4))
     assert all(t.samples is None for t in trials)
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from automc.calibrate import calibrate
 from automc.compression.apply import Stitcher
 from automc.errors import AutomcError
-from automc.evaluate.accuracy import Cached, Stitched
+from automc.evaluate.accuracy import Stitched
 from automc.evaluate.agreement import agrees, refused_targets
 from automc.evaluate.fast import fast_builder, fast_evaluator
 from automc.evaluate.racing import Racing
@@ -229,17 +229,3 @@ def test_a_score_whose_per_sample_is_something_else_is_not_raced() -> None:
     evaluator = fast_evaluator(stitch, space(stitch.traced.graph), split, Score("own", own), dense, watching)
     assert isinstance(evaluator, Stitched)
     assert "mean of per_sample is not the score" in " ".join(watching.messages)
-
-
-def test_policies_that_are_the_same_model_share_a_score() -> None:
-    calls: list[Policy] = []
-
-    class Counting:
-        def evaluate(self, policy: Policy) -> float:
-            calls.append(policy)
-            return 0.5
-
-    cached = Cached(Counting(), key=lambda policy: str(len(policy)))
-    policies = [Policy.of([("a1.0", Prune(4))]), Policy.of([("b1.0", Prune(4))])]
-    assert [cached.evaluate(policy) for policy in policies] == [0.5, 0.5]
-    assert calls == policies[:1]

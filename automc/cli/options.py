@@ -12,7 +12,7 @@ from click.core import ParameterSource
 from automc.cli.recipe import read_recipe
 from automc.units import parse_quantity
 
-__all__ = ["JOB_OPTIONS", "duration", "job_options", "settings"]
+__all__ = ["JOB_OPTIONS", "duration", "job_options", "settings", "worker_count"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -33,12 +33,31 @@ def duration(text: str) -> str:
     return stripped
 
 
+def worker_count(text: str) -> int | str:
+    """A number of workers, 1 or more, or auto.
+
+    Raises:
+        click.BadParameter: it is neither.
+    """
+    stripped = str(text).strip()
+    if stripped == "auto":
+        return stripped
+    if not stripped.isdecimal() or int(stripped) < 1:
+        raise click.BadParameter(f"{text!r} is not a number of workers: write 1 or more, or auto")
+    return int(stripped)
+
+
 _MODEL = "FILE.py:FUNCTION or MODULE:FUNCTION that returns the model, torchvision:NAME, timm:NAME. Default: demo."
 _DATA = "digits, npz:FILE, imagefolder:DIR, cifar10:DIR, or FILE.py:FUNCTION that returns the loaders. Default: digits."
 _EVALUATE = "FILE.py:FUNCTION of (model, loader) that returns a score, higher is better. Default: accuracy."
 _CRITERION = "Which channels are pruned first: obs, l1, l2, bn, taylor, fpgm, apoz, lamp, random."
 _RECOVER = "Time to fine-tune the finalists for, in all; 0 = off."
 _PROFILE = "Time to measure the device with this model, the first time."
+_WORKERS = "Evaluations at a time, on Ray where it is more than 1; auto = as many as there are CPUs for."
+_WORKER_CPUS = "CPUs that a worker holds, such as 0.5 or 4; it evaluates with as many threads."
+_RAY_ENV = "runtime_env of the workers, as `py_modules: [dist/automc.whl]` for a cluster without automc."
+_TRIAL_TIMEOUT = "Time for one evaluation, on workers; after it, it is tried once more on another worker."
+_SYNC = "Let workers wait for each other: the same seed then gives the same trials."
 _TRACKING = "MLflow server or store. Default: $MLFLOW_TRACKING_URI, or sqlite:///mlflow.db here."
 
 JOB_OPTIONS = (
@@ -86,6 +105,18 @@ JOB_OPTIONS = (
     ),
     click.Option(["--runs"], default="runs", show_default=True, metavar="FOLDER", help="Where runs are recorded."),
     click.Option(["--tracking-uri"], metavar="URI", help=_TRACKING),
+    click.Option(["--workers"], type=worker_count, default="1", show_default=True, metavar="N|auto", help=_WORKERS),
+    click.Option(
+        ["--worker-cpus"],
+        type=click.FloatRange(min=0, min_open=True),
+        default=1.0,
+        show_default=True,
+        help=_WORKER_CPUS,
+    ),
+    click.Option(["--ray-address"], metavar="ADDRESS", help="Ray cluster to evaluate on. Default: this machine."),
+    click.Option(["--ray-env"], metavar="FILE", help=_RAY_ENV),
+    click.Option(["--trial-timeout"], type=duration, metavar="DURATION", help=_TRIAL_TIMEOUT),
+    click.Option(["--sync"], is_flag=True, help=_SYNC),
 )
 
 

@@ -83,6 +83,8 @@ def _convert(option: click.Option, raw: Any) -> Any:
 
 
 def _convert_one(option: click.Option, raw: Any) -> Any:
+    if option.is_flag and isinstance(raw, bool):
+        return raw
     if isinstance(raw, (Mapping, list, bool)) or raw is None:
         raise click.BadParameter(f"{raw!r} is not a single value")
     whole = isinstance(option.type, (click.types.IntParamType, click.IntRange))

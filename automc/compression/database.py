@@ -74,6 +74,10 @@ class Database:
         self._latest: Dense | None = None
         self._read_orders()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """In another process the entries of a folder are read from there."""
+        return self.__dict__ if self.folder is None else {**self.__dict__, "_entries": {}, "_dirty": set()}
+
     def order(self, group: ChannelGroup) -> Order:
         """The channels of a group from the first to go to the last, and the relative error after each removal."""
         if group.name not in self._orders:

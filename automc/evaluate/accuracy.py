@@ -13,9 +13,8 @@ from automc.evaluate.data import inputs_of
 from automc.evaluate.runtime import Builder
 from automc.outputs import Outputs
 from automc.policy import Policy
-from automc.protocols import Estimate, Evaluator, Racer
 
-__all__ = ["Cached", "Deployed", "Score", "Stitched", "gather"]
+__all__ = ["Deployed", "Score", "Stitched", "gather"]
 
 Score = Callable[[Any, Iterable[Any]], float]
 
@@ -36,44 +35,6 @@ class Stitched:
         """
         with torch.inference_mode():
             return float(self.score(self.builder.apply(policy), self.split))
-
-
-class Cached:
-    """Evaluator: remembers scores, so that no policy is evaluated twice.
-
-    Args:
-        key: policies of the same key are the same model and share a score.
-    """
-
-    def __init__(
-        self,
-        inner: Evaluator,
-        known: dict[str, float] | None = None,
-        key: Callable[[Policy], str] = lambda policy: policy.digest,
-    ) -> None:
-        self.inner = inner
-        self.known = dict(known or {})
-        self.key = key
-
-    def evaluate(self, policy: Policy) -> float:
-        """The remembered score of the policy, or the inner evaluator's, remembered from now on."""
-        return self._remembered(policy, self.inner.evaluate)
-
-    def race(self, policy: Policy, rival: float) -> float:
-        """As `evaluate`, but an `Estimate` where the inner evaluator ends early; that is not remembered."""
-        inner = self.inner
-        return self._remembered(
-            policy, (lambda p: inner.race(p, rival)) if isinstance(inner, Racer) else inner.evaluate
-        )
-
-    def _remembered(self, policy: Policy, evaluate: Callable[[Policy], float]) -> float:
-        key = self.key(policy)
-        if key not in self.known:
-            score = evaluate(policy)
-            if isinstance(score, Estimate):
-                return score
-            self.known[key] = score
-        return self.known[key]
 
 
 class Deployed(nn.Module):

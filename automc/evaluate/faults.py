@@ -52,6 +52,12 @@ def find_faults(
     name: str | None = None,
     runs: str | Path | None = None,
     tracking_uri: str | None = None,
+    workers: int | str = 1,
+    worker_cpus: float = 1.0,
+    ray_address: str | None = None,
+    ray_env: str | None = None,
+    trial_timeout: str | None = None,
+    sync: bool = False,
 ) -> list[Fault]:
     """Every fault of a search's settings (the fields of a recipe), each with its remedy; an empty list when it can start.
 
@@ -60,7 +66,7 @@ def find_faults(
     faults = find_setting_faults(
         budget=budget, batch_size=batch_size, device=device, threads=threads, agent=agent, space=space, criterion=criterion,
         trials=trials, timeout=timeout, seed=seed, recover=recover, profile=profile, name=name, runs=runs,
-        tracking_uri=tracking_uri,
+        tracking_uri=tracking_uri, workers=workers, worker_cpus=worker_cpus, trial_timeout=trial_timeout,
     )  # fmt: skip
     return [*faults, *_task_faults(model, Path(weights) if weights else None, data, evaluate, batch_size)]
 
@@ -81,6 +87,9 @@ def find_setting_faults(
     profile: str | None = None,
     name: str | None = None,
     runs: str | Path | None = None,
+    workers: int | str = 1,
+    worker_cpus: float = 1.0,
+    trial_timeout: str | None = None,
     **_others: object,
 ) -> list[Fault]:
     """The faults that show without loading the model and the data; other fields of a recipe may be given and are not read."""
@@ -96,7 +105,8 @@ def find_setting_faults(
     if criterion is not None:
         _try(faults, lambda: Pruning(criterion))
     faults.extend(_number_faults(threads=threads, trials=trials, batch_size=batch_size, seed=seed))
-    faults.extend(_duration_faults(timeout=timeout, recover=recover, profile=profile))
+    faults.extend(_worker_faults(workers, worker_cpus))
+    faults.extend(_duration_faults(timeout=timeout, recover=recover, profile=profile, trial_timeout=trial_timeout))
     faults.extend(_folder_faults(runs, name))
     return faults
 
@@ -159,6 +169,13 @@ def _number_faults(*, seed: int, **counts: int | None) -> Iterator[Fault]:
             yield Fault(f"{option} is {value}.", "Give 1 or more.")
     if seed < 0:
         yield Fault(f"seed is {seed}.", "Give 0 or more.")
+
+
+def _worker_faults(workers: int | str, cpus: float) -> Iterator[Fault]:
+    if workers != "auto" and not (isinstance(workers, int) and workers >= 1):
+        yield Fault(f"workers is {workers!r}.", "Give 1 or more, or auto.")
+    if not cpus > 0:
+        yield Fault(f"worker-cpus is {cpus:g}.", "Give more than 0, such as 0.5 or 4.")
 
 
 def _duration_faults(**durations: str | None) -> Iterator[Fault]:
