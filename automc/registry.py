@@ -37,6 +37,7 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "cpu": "automc.devices.cpu:Cpu",
     },
     "figures": {
+        "app": "automc.dashboards.app:PATH",
         "plotly": "automc.dashboards.report:PLOTLY",
     },
 }

@@ -27,10 +27,15 @@ from automc.evaluate.faults import check_inputs, find_setting_faults, raise_faul
 from automc.evaluate.models import load_model, model_digest
 from automc.evaluate.task import Score, as_data, load_data, load_score
 from automc.export.torch_export import build_pt2
+from automc.noting import Noting
+from automc.pareto import front
+from automc.policy import Policy
 from automc.prepare import Clock, Prepared, prepare
+from automc.progress import Reference
 from automc.protocols import Observer
 from automc.result import Summary
 from automc.rundir import RunDir
+from automc.tabulate import tabulate
 from automc.track.mlflow import MLflowTracker
 from automc.track.null import NullTracker
 from automc.trial import Trial
@@ -112,18 +117,20 @@ class Run:
 
     def trials(self) -> Iterator[Trial]:
         folder = RunDir.create(Path(self.job.runs) / self.name, self._config())
+        self.observer = noting = Noting(self.observer, folder)
         tracker = self._tracker(folder)
         try:
-            yield from self._search(folder, tracker)
+            yield from self._search(folder, tracker, noting)
         except BaseException as error:
             interrupted = isinstance(error, (KeyboardInterrupt, GeneratorExit))
             tracker.finish(None, folder.path, "KILLED" if interrupted else "FAILED")
             raise
         finally:
             tracker.close()
+            noting.end()
             folder.close()
 
-    def _search(self, folder: RunDir, tracker: MLflowTracker | NullTracker) -> Iterator[Trial]:
+    def _search(self, folder: RunDir, tracker: MLflowTracker | NullTracker, noting: Noting) -> Iterator[Trial]:
         clock = Clock()
         prepared = prepare(
             self.task.model, self.task.data, self.task.score, self.device, batch_size=self.task.batch_size,
@@ -134,15 +141,18 @@ class Run:
         if known:
             self.observer.message(f"Going on with {len(known)} known trials; finalists are measured anew.")
         engine = Engine(prepared, self.task.settings, self.observer, clock, known=known)
-        tracker.set_reference(
-            engine.dense.cost, engine.dense.validation, {limit.metric: limit.value for limit in engine.standing.limits}
-        )
+        limits = {limit.metric: limit.value for limit in engine.standing.limits}
+        tracker.set_reference(engine.dense.cost, engine.dense.validation, limits)
+        noting.reference(Reference(engine.dense, limits, self.task.score.name))
+        folder.write_tables(tabulate(prepared, prepared.predictor, [Policy()]))
         for trial in known:
             tracker.log(trial)
+            noting.trial(trial)
 
         def record(trial: Trial) -> None:
             folder.append(trial)
             tracker.log(trial)
+            noting.trial(trial)
 
         engine.record, engine.keep = record, lambda: self._keep(folder, engine)
         try:
@@ -177,6 +187,12 @@ class Run:
         clock.stop()
         self.summary = self._summary(engine, prepared, clock)
         folder.write_summary(self.summary)
+        metrics = self.task.settings.budget.metrics
+        shown = [
+            *(t.policy for t in front(engine.standing.front, metrics)),
+            *(f.policy for f in self.summary.finalists),
+        ]
+        folder.write_tables(tabulate(prepared, engine.standing.predictor, shown))
         registry.load("figures", "plotly").write_report(self.summary, folder.trials(), folder.report)
         tracker.finish(self.summary, folder.path, "FINISHED")
 
