@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from automc.budget import Budget
 from automc.policy import Policy
+from automc.progress import Reference
 from automc.space import Codes, SearchSpace
 from automc.trial import Cost, Source, Trial
 
@@ -26,6 +27,7 @@ __all__ = [
     "Problem",
     "Racer",
     "Tracker",
+    "Watcher",
 ]
 
 
@@ -187,6 +189,19 @@ class Observer(Protocol):
 
     def message(self, text: str, level: str = "info") -> None:
         """A sentence for the person; `level` is "info" or "warning"."""
+        ...
+
+
+@runtime_checkable
+class Watcher(Protocol):
+    """What an observer may have besides, to draw the front as it grows."""
+
+    def reference(self, reference: Reference) -> None:
+        """The dense model was measured and the budget resolved."""
+        ...
+
+    def trial(self, trial: Trial) -> None:
+        """A trial ended, or is known from an earlier attempt at the same search."""
         ...
 
 

@@ -50,6 +50,7 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "eyeriss": "automc.devices.eyeriss:eyeriss",
     },
     "figures": {
+        "app": "automc.dashboards.app:PATH",
         "plotly": "automc.dashboards.report:PLOTLY",
     },
 }

@@ -4,6 +4,8 @@ config.yaml              everything needed to repeat the search
 trials.jsonl             one trial a line, on disk as soon as the trial ends
 front.json               the Pareto front: [{digest, number, score, cost, source}]
 summary.json             the result in one record
+tables.json              what each single choice hurts and costs, and the time of each layer
+progress.json            where the search stands, for whoever watches
 models/<digest>-<stage>.onnx   every exported finalist, before and after recovery
 best/policy.json         the winner's choices, predicted and measured cost, digests of model and device
 best/model.onnx          the winner as deployed; best/model.pt2 the same from torch.export
@@ -26,7 +28,9 @@ from automc.disk import explained, write_atomic
 from automc.errors import InputError, RunConflictError, UnknownNameError
 from automc.pareto import front
 from automc.policy import Policy
+from automc.progress import Progress
 from automc.result import Certificate, Finalist, Summary
+from automc.tables import Tables
 from automc.trial import Cost, Trial
 
 try:
@@ -199,6 +203,30 @@ class RunDir:
         """
         return _decoded(self.path / "summary.json", self._read_json("summary.json"), Summary.from_json)
 
+    def write_tables(self, tables: Tables) -> None:
+        """Write tables.json."""
+        write_atomic(self.path / "tables.json", json.dumps(tables.to_json()) + "\n")
+
+    def tables(self) -> Tables | None:
+        """What `write_tables` wrote; None where the search has not got that far.
+
+        Raises:
+            InputError: it is of another version.
+        """
+        return self._optional("tables.json", Tables.from_json)
+
+    def write_progress(self, progress: Progress) -> None:
+        """Write progress.json."""
+        self._write_json("progress.json", progress.to_json())
+
+    def progress(self) -> Progress | None:
+        """What `write_progress` wrote; None where there is none.
+
+        Raises:
+            InputError: it is of another version.
+        """
+        return self._optional("progress.json", Progress.from_json)
+
     def write_model(self, finalist: Finalist, onnx: bytes) -> Path:
         """Keep the exported model of a finalist, so that any of them can be handed out later."""
         return write_atomic(self.model_path(finalist), onnx)
@@ -284,6 +312,11 @@ class RunDir:
 
     def _read_json(self, name: str) -> Any:
         return _decoded(self.path / name, self._read(name), json.loads)
+
+    def _optional(self, name: str, decode: Callable[[Any], T]) -> T | None:
+        if not (self.path / name).is_file():
+            return None
+        return _decoded(self.path / name, self._read_json(name), decode)
 
     def _write_json(self, name: str, data: Any) -> None:
         write_atomic(self.path / name, _dump(data))

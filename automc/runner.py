@@ -28,11 +28,16 @@ from automc.evaluate.models import load_model, model_digest
 from automc.evaluate.task import Score, as_data, load_data, load_score
 from automc.execute.parallel import Executors, Parallel, read_environment
 from automc.export.torch_export import build_pt2
+from automc.noting import Noting
+from automc.pareto import front
+from automc.policy import Policy
 from automc.predict.targets import open_device
 from automc.prepare import Clock, Prepared, prepare
+from automc.progress import Reference
 from automc.protocols import Observer
 from automc.result import Summary
 from automc.rundir import RunDir
+from automc.tabulate import tabulate
 from automc.track.mlflow import MLflowTracker
 from automc.track.null import NullTracker
 from automc.trial import Trial
@@ -134,11 +139,12 @@ class Run:
 
     def trials(self) -> Iterator[Trial]:
         folder = RunDir.create(Path(self.job.runs) / self.name, self._config())
+        self.observer = noting = Noting(self.observer, folder)
         tracker = self._tracker(folder)
         executors = None
         try:
             executors = Executors(self.task.parallel)
-            yield from self._search(folder, tracker, executors)
+            yield from self._search(folder, tracker, noting, executors)
         except BaseException as error:
             interrupted = isinstance(error, (KeyboardInterrupt, GeneratorExit))
             tracker.finish(None, folder.path, "KILLED" if interrupted else "FAILED")
@@ -147,9 +153,12 @@ class Run:
             if executors is not None:
                 executors.close()
             tracker.close()
+            noting.end()
             folder.close()
 
-    def _search(self, folder: RunDir, tracker: MLflowTracker | NullTracker, executors: Executors) -> Iterator[Trial]:
+    def _search(
+        self, folder: RunDir, tracker: MLflowTracker | NullTracker, noting: Noting, executors: Executors
+    ) -> Iterator[Trial]:
         clock = Clock()
         prepared = prepare(
             self.task.model, self.task.data, self.task.score, self.device, batch_size=self.task.batch_size,
@@ -164,15 +173,18 @@ class Run:
         engine = Engine(
             prepared, self.task.settings, self.observer, clock, known=known, options=options, execute=executors.make
         )
-        tracker.set_reference(
-            engine.dense.cost, engine.dense.validation, {limit.metric: limit.value for limit in engine.standing.limits}
-        )
+        limits = {limit.metric: limit.value for limit in engine.standing.limits}
+        tracker.set_reference(engine.dense.cost, engine.dense.validation, limits)
+        noting.reference(Reference(engine.dense, limits, self.task.score.name))
+        folder.write_tables(tabulate(prepared, prepared.predictor, [Policy()]))
         for trial in known:
             tracker.log(trial)
+            noting.trial(trial)
 
         def record(trial: Trial) -> None:
             folder.append(trial)
             tracker.log(trial)
+            noting.trial(trial)
 
         engine.record, engine.keep = record, lambda: self._keep(folder, engine)
         try:
@@ -207,6 +219,12 @@ class Run:
         clock.stop()
         self.summary = self._summary(engine, prepared, clock)
         folder.write_summary(self.summary)
+        metrics = self.task.settings.budget.metrics
+        shown = [
+            *(t.policy for t in front(engine.standing.front, metrics)),
+            *(f.policy for f in self.summary.finalists),
+        ]
+        folder.write_tables(tabulate(prepared, engine.standing.predictor, shown))
         registry.load("figures", "plotly").write_report(self.summary, folder.trials(), folder.report)
         tracker.finish(self.summary, folder.path, "FINISHED")
 

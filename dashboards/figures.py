@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import plotly.graph_objects as go
@@ -30,6 +31,8 @@ __all__ = [
     "VERMILLION",
     "Axis",
     "hypervolume",
+    "in_percent",
+    "layout",
     "pareto",
     "policy_map",
     "predicted_vs_measured",
@@ -40,6 +43,7 @@ __all__ = [
 BLACK, ORANGE, SKY, GREEN, BLUE, VERMILLION = "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00"
 _BASES = {"latency_s": "s", "energy_j": "J", "size_bytes": "B", "macs": "MACs"}
 _POWERS = {"µ": 1e6, "m": 1e3, "": 1.0, "k": 1e-3, "M": 1e-6, "G": 1e-9}
+_HOVER_LINES = 10
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
 
@@ -47,7 +51,7 @@ def pareto(summary: Summary, trials: Sequence[Trial]) -> go.Figure:
     """Score against the first budgeted metric: what was tried, the front, the measured finalists, dense, and the budget."""
     axis = Axis.of(summary)
     tried = [t for t in trials if t.state == "complete" and t.stage == "search" and t.cost.get(axis.metric) is not None]
-    figure = go.Figure(layout=_layout())
+    figure = go.Figure(layout=layout())
     figure.add_traces([_cloud(axis, summary, tried), _front_line(axis, tried), *_recoveries(axis, summary)])
     figure.add_traces([_measured(axis, summary, *group) for group in _groups(summary)])
     limit = summary.limits.get(axis.metric)
@@ -65,7 +69,7 @@ def pareto(summary: Summary, trials: Sequence[Trial]) -> go.Figure:
         )
     figure.update_xaxes(title_text=axis.title, rangemode="tozero")
     figure.update_yaxes(title_text=f"{summary.score_name} (validation)", range=score_range(summary, tried))
-    return _percent(figure, summary)
+    return in_percent(figure, summary)
 
 
 def progress(summary: Summary, trials: Sequence[Trial]) -> list[tuple[int, float | None, float]]:
@@ -93,11 +97,11 @@ def hypervolume(summary: Summary, trials: Sequence[Trial]) -> go.Figure:
         figure.add_scatter(
             x=[r[0] for r in rows], y=[r[row] for r in rows], name=name, line=line, mode="lines", row=row, col=1
         )
-    figure.update_layout(_layout())
+    figure.update_layout(layout())
     figure.update_xaxes(title_text="trial", row=2, col=1)
     figure.update_yaxes(title_text="share", row=2, col=1)
     figure.update_yaxes(title_text=summary.score_name, row=1, col=1)
-    return _percent(figure, summary)
+    return in_percent(figure, summary)
 
 
 def policy_map(summary: Summary) -> go.Figure:
@@ -105,7 +109,7 @@ def policy_map(summary: Summary) -> go.Figure:
     chosen = summary.best or summary.smallest
     policy = chosen.policy if chosen else Policy()
     rows = words.knob_rows(policy, summary.widths)
-    figure = go.Figure(layout=_layout())
+    figure = go.Figure(layout=layout())
     figure.add_heatmap(
         x=["channels kept", "rank", "bits"],
         y=[row[0] for row in rows],
@@ -131,7 +135,7 @@ def predicted_vs_measured(summary: Summary) -> go.Figure:
     measured = [f.cost.latency_s or 0.0 for f in models]
     factor, unit = _scale("latency_s", max(measured, default=1.0))
     ends = [0.9 * factor * min(measured, default=0.0), 1.1 * factor * max(measured, default=1.0)]
-    figure = go.Figure(layout=_layout())
+    figure = go.Figure(layout=layout())
     for share, name, color in (
         (summary.predictor.mape, "held-out error", "rgba(86,180,233,0.25)"),
         (summary.predictor.noise_floor, "noise floor", "rgba(0,0,0,0.18)"),
@@ -207,6 +211,7 @@ def _front_line(axis: Axis, tried: Sequence[Trial]) -> go.Scatter:
         y=[t.score for t in points],
         mode="lines",
         line={"color": BLUE, "width": 2, "shape": "hv"},
+        error_x=_error_bars(points, axis.scale, "rgba(0,114,178,0.45)") if axis.metric == "latency_s" else None,
         hoverinfo="skip",
         name="front, as predicted",
     )
@@ -255,7 +260,8 @@ def _measured(
     )
 
 
-def _error_bars(models: Sequence[Finalist], factor: float) -> dict[str, Any]:
+def _error_bars(models: Sequence[Finalist | Trial], factor: float, color: str | None = None) -> dict[str, Any]:
+    """The 95 % intervals of latencies: of the median where measured, of the prediction where predicted."""
     spans = [(f.cost.latency_s or 0.0, f.cost.latency_interval_s) for f in models]
     return {
         "type": "data",
@@ -263,6 +269,7 @@ def _error_bars(models: Sequence[Finalist], factor: float) -> dict[str, Any]:
         "array": [factor * (ends[1] - value) if ends else 0.0 for value, ends in spans],
         "arrayminus": [factor * (value - ends[0]) if ends else 0.0 for value, ends in spans],
         "thickness": 1.5,
+        "color": color,
     }
 
 
@@ -272,7 +279,12 @@ def _hover(summary: Summary, title: str, policy: Policy, cost: Cost, score: floa
         if (value := cost.get(metric)) is not None:
             source = cost.source.get(metric, "")
             lines.append(f"{words.METRIC_NAMES[metric]} {format_quantity(metric, value)} {source}".rstrip())
-    return "<br>".join([*lines, f"policy {policy.digest}" if len(policy) else "nothing compressed"])
+    if not len(policy):
+        return "<br>".join([*lines, "nothing compressed"])
+    changes = words.policy_lines(policy, summary.widths)
+    shown = [escape(line) for line in changes[:_HOVER_LINES]]
+    more = [f"and {len(changes) - len(shown)} more"] if len(changes) > len(shown) else []
+    return "<br>".join([*lines, f"policy {policy.digest}", *(f"  {line}" for line in (*shown, *more))])
 
 
 def _strengths(policy: Policy, target: str, summary: Summary) -> list[float | None]:
@@ -296,13 +308,15 @@ def score_range(summary: Summary, tried: Sequence[Trial]) -> tuple[float, float]
     return low - margin, high + margin
 
 
-def _percent(figure: go.Figure, summary: Summary) -> go.Figure:
+def in_percent(figure: go.Figure, summary: Summary) -> go.Figure:
+    """The figure with a vertical axis in percent where the score is a share."""
     if words.is_share(summary):
         figure.layout.yaxis.tickformat = ".1%"
     return figure
 
 
-def _layout() -> go.Layout:
+def layout() -> go.Layout:
+    """What all figures share."""
     return go.Layout(
         template="plotly_white",
         font={"family": _FONT, "size": 13, "color": "#222222"},

@@ -9,7 +9,18 @@ from automc.result import Finalist, Summary
 from automc.trial import Cost
 from automc.units import format_quantity, format_value
 
-__all__ = ["METRIC_NAMES", "change", "interval", "is_share", "known", "knob_rows", "score", "score_change", "verdict"]
+__all__ = [
+    "METRIC_NAMES",
+    "change",
+    "interval",
+    "is_share",
+    "known",
+    "knob_rows",
+    "policy_lines",
+    "score",
+    "score_change",
+    "verdict",
+]
 
 METRIC_NAMES = {"latency_s": "latency", "energy_j": "energy", "size_bytes": "size", "macs": "MACs"}
 _SECONDS = {"s": 1.0, "ms": 1e3, "µs": 1e6}
@@ -73,6 +84,11 @@ def knob_rows(policy: Policy, widths: Mapping[str, int]) -> list[tuple[str, str,
         weights = ", ".join(spec.label for spec in (policy.get(target, Sparsify), bits) if spec is not None)
         rows.append((target, kept, rank.label if rank else "", weights))
     return rows
+
+
+def policy_lines(policy: Policy, widths: Mapping[str, int]) -> list[str]:
+    """One line per target that the policy changes: "layer1.0.conv1: 8 of 16, svd 8, w8a8"."""
+    return [f"{target}: {', '.join(filter(None, cells))}" for target, *cells in knob_rows(policy, widths)]
 
 
 def _gain(best: Finalist, dense: Finalist) -> str:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from automc.pareto import front
 from automc.policy import LowRank, Policy, Prune, Quantize, Spec
+from automc.progress import Progress, Reference
 from automc.result import Certificate, Finalist, PredictorReport, Summary
+from automc.rundir import RunDir
+from automc.space import Domain
+from automc.tables import Anchor, Tables
 from automc.trial import Cost, Trial
 
 LIMIT_S = 0.050
@@ -148,3 +154,51 @@ def _recovered(best: Finalist) -> Finalist:
         "recovered",
         (best.validation, best.test),
     )
+
+
+def make_tables(policies: Sequence[Policy] = ()) -> Tables:
+    """Cost tables in which costs add up exactly: a layer's time is its share of the dense latency, less what its choices save."""
+    domains = (
+        *(Domain(name, "prune", (None, *(Prune(k) for k in range(width - 8, 0, -8)))) for name, width in GROUPS.items() if width > 8),
+        *(Domain(name, "quantize", (None, Quantize(8, 8))) for name in LAYERS),
+    )  # fmt: skip
+    share = 0.1 / len(domains)
+    saved = [[share * i / len(d) for i in range(len(d))] for d in domains]
+    loss = tuple(tuple(0.01 * (1 + j) * i**2 for i in range(len(d))) for j, d in enumerate(domains))
+    dense = Cost(latency_s=0.1, size_bytes=1_085_000.0, macs=68.4e6, source={"latency_s": "predicted"})
+    changed = {
+        metric: tuple(tuple(value * (1 - gain / 0.1) for gain in row) for row in saved)
+        for metric, value in (("latency_s", 0.1), ("size_bytes", 1_085_000.0), ("macs", 68.4e6))
+    }
+    seconds = [0.001 * (1 + i) for i in range(len(LAYERS))]
+    layers_s = {Policy().digest: tuple(seconds)}
+    for policy in policies:
+        touched = {target for target, _ in policy}
+        layers_s[policy.digest] = tuple(
+            s * (0.5 if name in touched else 1.0) for name, s in zip(LAYERS, seconds, strict=True)
+        )
+    return Tables(domains, loss, (Anchor((0,) * len(domains), dense, changed),), tuple(LAYERS), layers_s)
+
+
+def write_run(folder: Path, trials: Sequence[Trial], summary: Summary | None, **config: object) -> RunDir:
+    """What a search leaves in `folder`; one that has not ended where there is no summary."""
+    run = RunDir.create(folder, {"model": None, "budget": ["50ms"], "seed": 0, **config})
+    for trial in trials:
+        run.append(trial)
+    dense = Finalist(Policy(), DENSE, 0.0989, 0.9911, 0.9889, False, "dense")
+    reference = Reference(dense, {"latency_s": LIMIT_S}, "accuracy")
+    run.write_progress(
+        Progress(
+            "search", len(trials), 2 * len(trials), began=0.0, updated=10.0, ended=bool(summary), reference=reference
+        )
+    )
+    finalists = summary.finalists if summary else ()
+    run.write_tables(make_tables([f.policy for f in finalists]))
+    if summary is not None:
+        run.write_front(trials)
+        run.write_summary(summary)
+        for finalist in finalists:
+            run.write_model(finalist, f"onnx of {finalist.policy.digest}".encode())
+        if summary.best is not None:
+            run.write_best(summary.best, b"onnx", make_certificate(summary), model_digest="m", device_digest="d")
+    return run

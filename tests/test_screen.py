@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 
 import pytest
+from records import DENSE as DENSE_COST
+from records import LIMIT_S, make_trials
 from rich.console import Console
 
 from automc.cli import text
+from automc.cli.plot import Board
 from automc.cli.report import print_json
 from automc.cli.screen import Live, Plain, Quiet, screen
+from automc.policy import Policy
+from automc.progress import Reference
+from automc.protocols import Watcher
+from automc.result import Finalist
 from automc.trial import Cost
+
+DENSE = Finalist(Policy(), DENSE_COST, 0.0989, 0.9911, 0.9889, False, "dense")
 
 
 def _written(console: Console) -> str:
@@ -61,10 +71,67 @@ def test_the_live_view_shows_share_time_left_and_note() -> None:
         watching.stage("search", 4)
         watching.advance(1, "best so far 98.9 %")
         watching.message("The machine is noisy.", "warning")
-        watching._progress.refresh()
+        watching._view.refresh()
     shown = _written(console)
     for part in ("25 %", " left", "best so far 98.9 %", "The machine is noisy.", "✓"):
         assert part in shown
+
+
+def test_the_live_view_draws_the_front_and_says_the_best_so_far() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, height=40)
+    reference = Reference(DENSE, {"latency_s": LIMIT_S}, "accuracy")
+    trials = make_trials()
+    with Live(console) as watching:
+        assert isinstance(watching, Watcher)
+        watching.stage("search", 60)
+        watching.reference(reference)
+        for trial in trials:
+            watching.trial(trial)
+        watching._view.refresh()
+    inside = [t.score for t in trials if t.score is not None and (t.cost.latency_upper_s or 1) <= LIMIT_S]
+    shown = _written(console)
+    for part in (
+        f"best so far: accuracy {text.score('accuracy', max(inside))}",
+        "predicted",
+        "●",
+        "┊",
+        "■",
+        "100.4 ms",
+    ):
+        assert part in shown
+
+
+def test_a_low_terminal_has_the_line_without_the_plot() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, height=10)
+    with Live(console) as watching:
+        watching.reference(Reference(DENSE, {"latency_s": LIMIT_S}, "accuracy"))
+        for trial in make_trials(10):
+            watching.trial(trial)
+        watching._view.refresh()
+    assert "best so far" in _written(console)
+    assert "┊" not in _written(console)
+
+
+@pytest.mark.parametrize("count", [0, 1, 60])
+def test_the_plot_keeps_its_size_and_places_the_dense_model_on_the_right(count: int) -> None:
+    board = Board(Reference(DENSE, {"latency_s": LIMIT_S}, "accuracy"), make_trials(count))
+    lines = board.plot(width=40, height=8).plain.splitlines()
+    assert len(lines) == 8 + 3
+    drawn = [line.partition("│")[2] for line in lines[:8]]
+    assert {len(line) for line in drawn} == {40}
+    column = next(line.index("■") for line in drawn if "■" in line)
+    assert column == (39 if all((t.cost.latency_s or 0) < 0.1004 for t in board.trials) else column)
+    assert column > next(line.index("┊") for line in drawn if "┊" in line)
+
+
+def test_measured_models_come_before_predicted_ones() -> None:
+    trials = make_trials(20)
+    measured = dataclasses.replace(
+        trials[0], number=99, stage="finalist", score=0.5, cost=Cost(latency_s=0.04, source={"latency_s": "measured"})
+    )
+    board = Board(Reference(DENSE, {"latency_s": LIMIT_S}, "accuracy"), [*trials, measured])
+    assert board.best() == measured
+    assert board.best_line().endswith("40.0 ms measured")
 
 
 def test_quiet_says_warnings_only(capsys: pytest.CaptureFixture[str]) -> None:

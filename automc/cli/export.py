@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from automc.cli.complete import run_names
 from automc.cli.report import print_json, stdout
 from automc.errors import InputError
 from automc.rundir import RunDir
@@ -20,7 +21,9 @@ Examples:
 
 
 @click.command(epilog=_EPILOG, short_help="Write a model of a run to a folder.")
-@click.option("--run", "name", required=True, help="Name of the run, as `automc runs` lists it.")
+@click.option(
+    "--run", "name", required=True, help="Name of the run, as `automc runs` lists it.", shell_complete=run_names
+)
 @click.option("--budget", metavar="LIMIT", help="The best model within this budget, instead of the run's own.")
 @click.option("--knee", is_flag=True, help="The model beyond which more cost buys little score.")
 @click.option(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import click
 
 from automc import __version__
-from automc.cli import check, devices, export, profile, runs, search, show
+from automc.cli import check, compare, complete, dashboard, devices, export, profile, runs, search, show
 from automc.cli.quiet import silence_libraries
 from automc.cli.report import error_record, print_error, print_json
 from automc.errors import AutomcError, DiskError
@@ -54,7 +54,19 @@ def cli(debug: bool) -> None:
         silence_libraries()
 
 
-for _verb in (profile.profile, devices.devices, check.check, search.search, runs.runs, show.show, export.export):
+_IN_ORDER_OF_USE = (
+    profile.profile,
+    devices.devices,
+    check.check,
+    search.search,
+    runs.runs,
+    show.show,
+    compare.compare,
+    dashboard.dashboard,
+    export.export,
+    complete.completion,
+)
+for _verb in _IN_ORDER_OF_USE:
     cli.add_command(_verb)
 
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from automc.cli.complete import plug_in_names
 from automc.cli.recipe import read_recipe
 from automc.units import parse_quantity
 
@@ -75,14 +76,26 @@ JOB_OPTIONS = (
     click.Option(
         ["--batch-size"], type=click.IntRange(min=1), help="Inputs per inference. Default: 1, or the demo's own."
     ),
-    click.Option(["--device"], default="cpu", show_default=True, help="What to measure on."),
+    click.Option(
+        ["--device"], default="cpu", show_default=True, help="What to measure on.", shell_complete=plug_in_names
+    ),
     click.Option(
         ["--threads"], type=click.IntRange(min=1), default=1, show_default=True, help="Threads of an inference."
     ),
     click.Option(
-        ["--agent"], default="ilp", show_default=True, help="What proposes policies: ilp, netadapt, tpe, random."
+        ["--agent"],
+        default="ilp",
+        show_default=True,
+        help="What proposes policies: ilp, netadapt, tpe, random.",
+        shell_complete=plug_in_names,
     ),
-    click.Option(["--space"], default="default", show_default=True, help="Which choices each layer has."),
+    click.Option(
+        ["--space"],
+        default="default",
+        show_default=True,
+        help="Which choices each layer has.",
+        shell_complete=plug_in_names,
+    ),
     click.Option(["--criterion"], default="obs", show_default=True, metavar="NAME", help=_CRITERION),
     click.Option(
         ["--trials"],

@@ -42,7 +42,7 @@ def runs(folder: str, as_json: bool) -> None:
     for heading in ("run", "when", "model", "budget", "score, test", "latency, measured"):
         table.add_column(heading)
     for run, summary in found:
-        table.add_row(run.name, _when(run), *(_cells(summary) if summary else ("", "", "", "not finished")))
+        table.add_row(run.name, _when(run), *(_cells(summary) if summary else ("", "", "", _state(run))))
     console.print(table)
 
 
@@ -52,6 +52,15 @@ def _summary(run: RunDir) -> Summary | None:
         return run.summary()
     except InputError:
         return None
+
+
+def _state(run: RunDir) -> str:
+    """What an unfinished search is doing."""
+    try:
+        progress = run.progress()
+    except InputError:
+        progress = None
+    return f"running: {progress.stage}" if progress is not None and progress.running else "not finished"
 
 
 def _cells(summary: Summary) -> tuple[str, str, str, str]:
@@ -68,6 +77,7 @@ def _record(run: RunDir, summary: Summary | None) -> dict[str, Any]:
         "path": str(run.path),
         "when": _when(run),
         "finished": summary is not None,
+        "state": "finished" if summary is not None else _state(run),
     }
     if summary is not None:
         record |= {"model": summary.model, "device": summary.device, "budget": list(summary.budget)}

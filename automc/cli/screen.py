@@ -1,4 +1,4 @@
-"""Observers for the terminal: a live bar with the time left, plain lines where nobody watches, or nothing at all."""
+"""Observers for the terminal: a live view with the front, plain lines where nobody watches, or nothing at all."""
 
 from __future__ import annotations
 
@@ -6,15 +6,22 @@ import time
 from types import TracebackType
 from typing import Protocol
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live as LiveView
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
+from automc.cli.plot import Board
 from automc.cli.report import stderr
 from automc.cli.text import duration
+from automc.progress import Reference
 from automc.protocols import Observer
+from automc.trial import Trial
 
 __all__ = ["Live", "Plain", "Quiet", "Screen", "screen"]
+
+LINES_FOR_PLOT = 20
+"""A terminal needs this many lines for the plot to leave room for anything else."""
 
 
 class Screen(Observer, Protocol):
@@ -105,10 +112,15 @@ class Plain:
 
 
 class Live:
-    """A bar with the share done, the time left and the latest note; ended stages stay as lines above it."""
+    """The stage with its share done and time left, the best so far, the front, and the latest warning.
+
+    Ended stages and messages stay as lines above. On a low terminal the plot is left out.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._board: Board | None = None
+        self._warning = ""
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -117,14 +129,16 @@ class Live:
             _TimeLeft(),
             TextColumn("{task.fields[note]}", style="dim"),
             console=console,
-            transient=True,
+        )
+        self._view = LiveView(
+            get_renderable=self._render, console=console, transient=True, refresh_per_second=4, redirect_stdout=False
         )
         self._task: TaskID | None = None
         self._name = ""
         self._began = time.monotonic()
 
     def __enter__(self) -> Live:
-        self._progress.start()
+        self._view.start()
         return self
 
     def __exit__(
@@ -132,13 +146,22 @@ class Live:
     ) -> None:
         if kind is None:
             self._end()
-        self._progress.stop()
+        self._view.stop()
 
     def stage(self, name: str, total: float | None) -> None:
         """End the stage before and show a bar for this one, moving to and fro where `total` is unknown."""
         self._end()
         self._name, self._began = name, time.monotonic()
         self._task = self._progress.add_task(name, total=total, note="")
+
+    def reference(self, reference: Reference) -> None:
+        """Begin to draw the front."""
+        self._board = Board(reference)
+
+    def trial(self, trial: Trial) -> None:
+        """Draw one more trial."""
+        if self._board is not None:
+            self._board.trials.append(trial)
 
     def advance(self, amount: float = 1.0, note: str = "") -> None:
         """Move the bar."""
@@ -149,11 +172,23 @@ class Live:
             self._progress.update(self._task, note=note)
 
     def message(self, text: str, level: str = "info") -> None:
-        """Print `text` above the bar."""
+        """Print `text` above the view; the latest warning stays in view."""
         if level == "warning":
+            self._warning = text
             self._console.print(f"Warning: {text}", style="yellow")
         else:
             self._console.print(text)
+
+    def _render(self) -> RenderableType:
+        parts: list[RenderableType] = [self._progress]
+        if self._warning:
+            parts.append(Text(f"⚠ {self._warning}", style="yellow"))
+        board = self._board
+        if board is not None:
+            parts.append(Text(board.best_line(), style="bold"))
+            if self._console.height >= LINES_FOR_PLOT and len(board.trials) > 1:
+                parts.append(board.plot(width=min(56, max(20, self._console.width - 16))))
+        return Group(*parts)
 
     def _end(self) -> None:
         if self._task is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,19 @@ from rich.console import Console
 from rich.table import Table
 
 from automc.cli import text
+from automc.cli.complete import run_names
 from automc.cli.report import print_json, stdout
 from automc.cli.table import budget_lines, heading, result_table
 from automc.policy import Policy, Prune, Sparsify
 from automc.result import Summary
 from automc.rundir import RunDir
+from automc.tables import Tables
 from automc.trial import Cost
 
 __all__ = ["show"]
 
-_KNOBS = ("prune", "low_rank", "sparsify", "quantize")
+_HEADS = {"prune": "channels", "low_rank": "rank", "sparsify": "zeros", "quantize": "bits"}
+_KNOBS = tuple(_HEADS)
 _EPILOG = """\b
 Examples:
   automc show digits-50ms
@@ -30,7 +32,7 @@ Examples:
 
 
 @click.command(epilog=_EPILOG, short_help="Print a run's front and policy.")
-@click.argument("run")
+@click.argument("run", shell_complete=run_names)
 @click.option("--runs", "folder", default="runs", show_default=True, metavar="FOLDER", help="Where runs are recorded.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object to stdout instead of the tables.")
 def show(run: str, folder: str, as_json: bool) -> None:
@@ -38,24 +40,36 @@ def show(run: str, folder: str, as_json: bool) -> None:
     found = RunDir.open(Path(folder), run)
     summary = _summary(found)
     points = found.front() if (found.path / "front.json").is_file() else []
+    tables = found.tables()
     if as_json:
-        print_json({"run": found.name, "summary": summary.to_json() if summary else None, "front": points})
+        layers = _layers_record(summary, tables) if summary else {}
+        record = {"run": found.name, "summary": summary.to_json() if summary else None, "front": points}
+        print_json({**record, "layers": layers})
         return
     console = stdout()
     if summary is None:
-        console.print(f"The search {run!r} has not ended; it has {len(found.trials())} trials so far.")
+        console.print(_unfinished(found))
     else:
         _print_result(console, summary)
     if points:
         console.print(_front_table(points, summary))
-    if summary is not None and summary.best is not None:
-        console.print(_policy_table(summary.best.policy, summary.widths))
+    if summary is not None and (summary.best or summary.smallest) is not None:
+        console.print(_policy_table(summary, tables))
     if summary is not None and summary.left_alone:
         console.print(_left_alone_table(summary))
 
 
 def _summary(run: RunDir) -> Summary | None:
     return run.summary() if (run.path / "summary.json").is_file() else None
+
+
+def _unfinished(run: RunDir) -> str:
+    progress, count = run.progress(), len(run.trials())
+    if progress is None or not progress.running:
+        again = f"`automc search {run.path / 'config.yaml'}` goes on with it."
+        return f"The search {run.name!r} has not ended; it has {count} trials. {again}"
+    left = f", {text.duration(progress.left_s)} left" if progress.left_s is not None else ""
+    return f"The search {run.name!r} is running: {progress.stage}{left}; {count} trials so far."
 
 
 def _print_result(console: Console, summary: Summary) -> None:
@@ -85,22 +99,58 @@ def _front_table(points: list[dict[str, Any]], summary: Summary | None) -> Table
     return table
 
 
-def _policy_table(policy: Policy, widths: Mapping[str, int]) -> Table:
-    """One row per target, one column per knob; what is not listed stays as it was."""
-    labels: dict[str, dict[str, str]] = {}
-    for target, spec in policy:
-        whole = f" of {widths[target]}" if isinstance(spec, Prune) and target in widths else ""
-        labels.setdefault(target, {})[spec.knob] = spec.label + whole
-    table = Table(
-        title=f"Policy {policy.digest}: what changed, layer by layer", title_justify="left", box=box.SIMPLE_HEAD
-    )
+def _policy_table(summary: Summary, tables: Tables | None) -> Table:
+    """One row per layer, one column per knob, and where the time goes; what has no entry stays as it was."""
+    chosen = summary.best or summary.smallest or summary.dense
+    policy = chosen.policy
+    changed = dict.fromkeys(target for target, _ in policy)
+    layers = tables.layers if tables else ()
+    rows = [*(name for name in changed if name not in layers), *layers]
+    knobs = [knob for knob in _KNOBS if knob != Sparsify.knob or any(spec.knob == knob for _, spec in policy)]
+    title = f"Policy {policy.digest}, layer by layer"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("layer or channel group")
-    chosen = [knob for knob in _KNOBS if knob != Sparsify.knob or any(knob in knobs for knobs in labels.values())]
-    for knob in chosen:
-        table.add_column(knob.replace("_", " "))
-    for target, knobs in labels.items():
-        table.add_row(target, *(knobs.get(knob, "") for knob in chosen))
+    for knob in knobs:
+        table.add_column(_HEADS[knob])
+    times = _times(policy, tables)
+    for head in ("dense, predicted", "now, predicted", "share of now") if times else ():
+        table.add_column(head, justify="right")
+    for name in rows:
+        labels = [_label(policy, name, knob, summary.widths.get(name)) for knob in knobs]
+        table.add_row(name, *labels, *(times.get(name, ("", "", "")) if times else ()))
     return table
+
+
+def _label(policy: Policy, target: str, knob: str, width: int | None) -> str:
+    spec = next((spec for name, spec in policy if name == target and spec.knob == knob), None)
+    if spec is None:
+        return ""
+    return f"{spec.label} of {width}" if isinstance(spec, Prune) and width else spec.label
+
+
+def _times(policy: Policy, tables: Tables | None) -> dict[str, tuple[str, str, str]]:
+    """Layer -> (dense, now, share of now); empty where the run did not record them."""
+    now = tables.layers_s.get(policy.digest) if tables else None
+    dense = tables.layers_s.get(Policy().digest) if tables else None
+    if tables is None or now is None or dense is None:
+        return {}
+    shares = tables.shares(policy)
+    return {
+        name: (text.quantity("latency_s", before), text.quantity("latency_s", after), f"{100 * shares[name]:.1f} %")
+        for name, before, after in zip(tables.layers, dense, now, strict=True)
+    }
+
+
+def _layers_record(summary: Summary, tables: Tables | None) -> dict[str, Any]:
+    """Layer -> {"dense_s", "best_s", "share"}, predicted; empty where the run did not record them."""
+    chosen = summary.best or summary.smallest or summary.dense
+    now = tables.layers_s.get(chosen.policy.digest) if tables else None
+    dense = tables.layers_s.get(Policy().digest) if tables else None
+    if tables is None or now is None or dense is None:
+        return {}
+    shares = tables.shares(chosen.policy)
+    rows = zip(tables.layers, dense, now, strict=True)
+    return {name: {"dense_s": before, "best_s": after, "share": shares[name]} for name, before, after in rows}
 
 
 def _left_alone_table(summary: Summary) -> Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from automc.trial import Cost
 from automc.units import format_quantity, format_value
 
-__all__ = ["duration", "interval", "latency", "quantity", "relative", "score", "score_change"]
+__all__ = ["NOTHING", "duration", "interval", "latency", "quantity", "relative", "score", "score_change"]
 
 NOTHING = "–"
 

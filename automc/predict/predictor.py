@@ -75,6 +75,11 @@ class LearnedPredictor:
         fields = ("latency_s", "latency_low_s", "latency_high_s", "size_bytes", "macs")
         return Costs(*(np.concatenate([getattr(part, name) for part in parts]) for name in fields))
 
+    def layers_s(self, codes: Codes) -> Floats:
+        """(count, layers) seconds of each layer's kernels, without what stands between layers."""
+        rows = self.model.setting.space.check(self.narrowing.widen(codes) if self.narrowing else codes)
+        return self.model.price(rows).layers_s
+
     def narrowed(self, space: SearchSpace) -> LearnedPredictor:
         """The same predictor for codes of `space`, all of whose choices the space of the fit offers."""
         return replace(self, narrowing=Narrowing.of(space, self.model.setting.space))

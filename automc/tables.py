@@ -1,0 +1,106 @@
+"""What a search knew when it chose: how much each single choice hurts and costs, and where the time goes, layer by layer.
+
+Enough to answer other budgets later without the model or the device: a multiple-choice knapsack around one of the anchors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from automc.policy import SCHEMA_VERSION, Policy, Spec
+from automc.space import Domain
+from automc.trial import Cost
+
+__all__ = ["Anchor", "Ragged", "Tables"]
+
+Ragged = tuple[tuple[float, ...], ...]
+"""One row per domain, one entry per choice."""
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A policy with its predicted cost, and the predicted cost after changing one of its choices.
+
+    Attributes:
+        codes: (domains,) the choices of the policy.
+        changed: metric -> cost of the policy with that choice in that domain and everything else as it is.
+    """
+
+    codes: tuple[int, ...]
+    cost: Cost
+    changed: Mapping[str, Ragged]
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The cost tables of a search (`runs/<name>/tables.json`).
+
+    Attributes:
+        loss: what each choice alone loses, in nats of divergence from the dense model's outputs; infinite where unknown.
+        layers: names, in the order of the model.
+        layers_s: policy digest -> (layers,) predicted seconds of each layer's kernels, for dense, the front and the finalists.
+    """
+
+    domains: tuple[Domain, ...]
+    loss: Ragged
+    anchors: tuple[Anchor, ...]
+    layers: tuple[str, ...]
+    layers_s: Mapping[str, tuple[float, ...]]
+
+    def policy(self, codes: Sequence[int]) -> Policy:
+        """The policy of (domains,) codes."""
+        chosen = ((d.target, d.choices[code]) for d, code in zip(self.domains, codes, strict=True))
+        return Policy.of((target, spec) for target, spec in chosen if spec is not None)
+
+    def shares(self, policy: Policy) -> dict[str, float]:
+        """Layer -> its share of the policy's predicted kernel time; empty where it was not recorded."""
+        seconds = self.layers_s.get(policy.digest, ())
+        total = sum(seconds)
+        return {name: s / total for name, s in zip(self.layers, seconds, strict=True)} if total else {}
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "domains": [_domain_to_json(domain) for domain in self.domains],
+            "loss": [[value if math.isfinite(value) else None for value in row] for row in self.loss],
+            "anchors": [{"codes": a.codes, "cost": a.cost.to_json(), "changed": dict(a.changed)} for a in self.anchors],
+            "layers": self.layers,
+            "layers_s": dict(self.layers_s),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Tables:
+        """Read what `to_json` wrote."""
+        return cls(
+            domains=tuple(_domain_from_json(domain) for domain in data["domains"]),
+            loss=tuple(tuple(math.inf if value is None else value for value in row) for row in data["loss"]),
+            anchors=tuple(
+                Anchor(tuple(a["codes"]), Cost.from_json(a["cost"]), {m: _ragged(v) for m, v in a["changed"].items()})
+                for a in data["anchors"]
+            ),
+            layers=tuple(data["layers"]),
+            layers_s={digest: tuple(seconds) for digest, seconds in data["layers_s"].items()},
+        )
+
+
+def _ragged(rows: Sequence[Sequence[float]]) -> Ragged:
+    return tuple(tuple(row) for row in rows)
+
+
+def _domain_to_json(domain: Domain) -> dict[str, Any]:
+    choices = [None if spec is None else spec.to_json() for spec in domain.choices]
+    return {"target": domain.target, "knob": domain.knob, "choices": choices}
+
+
+def _domain_from_json(data: Mapping[str, Any]) -> Domain:
+    target, knob = data["target"], data["knob"]
+    return Domain(target, knob, tuple(_spec(target, knob, fields) for fields in data["choices"]))
+
+
+def _spec(target: str, knob: str, fields: Mapping[str, Any] | None) -> Spec | None:
+    if fields is None:
+        return None
+    return Policy.from_json({"schema": SCHEMA_VERSION, "choices": {target: {knob: fields}}}).choices[0][1]

@@ -1,0 +1,57 @@
+"""The cost tables of a search, from its predictor and sensitivities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from automc.policy import Policy
+from automc.predict.predictor import LearnedPredictor
+from automc.prepare import Prepared
+from automc.space import Codes
+from automc.tables import Anchor, Ragged, Tables
+
+__all__ = ["tabulate"]
+
+MOST_ANCHORS = 12
+MOST_ENTRIES = 200_000
+"""Numbers that the anchors of a run may take on disk: a model of many layers gets fewer anchors."""
+_METRICS = ("latency_s", "size_bytes", "macs")
+
+
+def tabulate(prepared: Prepared, predictor: LearnedPredictor, policies: Iterable[Policy]) -> Tables:
+    """The tables around the dense model and around `policies`, of which some are left out where there are many."""
+    known = list({p.digest: p for p in (Policy(), *policies)}.values())
+    space = prepared.space
+    inside = [policy for policy in known if space.contains(policy)]
+    entries = len(_METRICS) * int(space.cardinalities.sum())
+    count = max(1, min(MOST_ANCHORS, MOST_ENTRIES // max(1, entries)))
+    chosen = [inside[i] for i in np.unique(np.linspace(0, len(inside) - 1, count).astype(int))]
+    return Tables(
+        domains=space.domains,
+        loss=tuple(tuple(float(value) for value in curve) for curve in prepared.sensitivity),
+        anchors=tuple(_anchor(predictor, row, space.cardinalities) for row in space.encode(chosen)),
+        layers=tuple(layer.name for layer in prepared.traced.graph.layers),
+        layers_s={p.digest: _rounded(s) for p, s in zip(inside, predictor.layers_s(space.encode(inside)), strict=True)},
+    )
+
+
+def _anchor(predictor: LearnedPredictor, codes: Codes, cardinalities: Codes) -> Anchor:
+    """Price every row that differs from (domains,) `codes` in one domain."""
+    domain = np.repeat(np.arange(len(codes)), cardinalities)
+    rows = np.tile(codes, (len(domain), 1))
+    first = np.cumsum(cardinalities) - cardinalities
+    rows[np.arange(len(domain)), domain] = np.arange(len(domain)) - first[domain]
+    costs = predictor.predict(np.concatenate([codes[None], rows]))
+    ends = np.cumsum(cardinalities)[:-1]
+    changed: dict[str, Ragged] = {
+        metric: tuple(_rounded(part) for part in np.split(costs.array(metric, upper=False)[1:], ends))
+        for metric in _METRICS
+    }
+    return Anchor(tuple(codes.tolist()), costs[0], changed)
+
+
+def _rounded(values: Sequence[float] | np.ndarray[tuple[int], np.dtype[np.float64]]) -> tuple[float, ...]:
+    """Six significant digits: a tenth of the file, and far below what predictions are good for."""
+    return tuple(float(f"{value:.6g}") for value in values)

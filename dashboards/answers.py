@@ -1,0 +1,93 @@
+"""Which models of a run answer a budget: what was measured, what was tried, and what the solver would try."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from automc.budget import Budget, Limit
+from automc.policy import Policy
+from automc.result import Finalist, Summary
+from automc.trial import Cost, Trial
+from automc.units import format_quantity
+
+from . import words
+from .provisional import Shown
+from .solver import solve
+
+__all__ = ["Answered", "answers", "repeat_command", "search_command"]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A model for a budget, in words.
+
+    Attributes:
+        how: where it comes from: measured, tried, or the solver.
+        finalist: the measured model, whose file the run keeps; None where it was not measured.
+    """
+
+    how: str
+    policy: Policy
+    score: str
+    cost: str
+    note: str
+    finalist: Finalist | None = None
+
+
+def answers(shown: Shown, summary: Summary, metric: str, limit: float) -> list[Answered]:
+    """The best model of each kind within `limit` of `metric` and the run's other limits; kinds that have none are left out."""
+    budget = _budget(summary.limits, metric, limit)
+    measured = [f for f in (*summary.finalists, summary.dense) if budget.holds(f.cost)]
+    tried = [t for t in shown.trials if t.stage == "search" and t.samples is None and budget.holds(t.cost)]
+    found = []
+    if measured:
+        found.append(_measured(summary, metric, max(measured, key=lambda f: f.validation)))
+    scored = [t for t in tried if t.score is not None]
+    if scored:
+        found.append(_tried(summary, metric, max(scored, key=lambda t: t.score or 0.0)))
+    solved = solve(shown.tables, metric, limit) if shown.tables is not None else None
+    if solved is not None:
+        note = f"sum of the choices' losses {solved.loss:.3g} nats; {solved.moved} choices from a policy that was priced as a whole"
+        cost = f"{format_quantity(metric, solved.cost)} estimated"
+        found.append(Answered("solver's answer, not tried yet", solved.policy, "–", cost, note))
+    return found
+
+
+def repeat_command(shown: Shown) -> str:
+    """What repeats the search under another name."""
+    return f"automc search {shown.run.path / 'config.yaml'} --name {shown.run.name}-again{_runs(shown)}"
+
+
+def search_command(shown: Shown, metric: str, limit: float) -> str:
+    """What searches for another budget of the same model."""
+    text = format_quantity(metric, limit).replace(" ", "")
+    return (
+        f"automc search {shown.run.path / 'config.yaml'} --budget {text} --name {shown.run.name}-{text}{_runs(shown)}"
+    )
+
+
+def _runs(shown: Shown) -> str:
+    return f" --runs {shown.run.path.parent}"
+
+
+def _budget(limits: Mapping[str, float], metric: str, limit: float) -> Budget:
+    return Budget(tuple(Limit(name, value) for name, value in {**limits, metric: limit}.items()))
+
+
+def _measured(summary: Summary, metric: str, model: Finalist) -> Answered:
+    note = f"95 % interval of the latency {words.interval(model.cost)}" if metric == "latency_s" else model.stage
+    cost = f"{words.known(metric, model.cost.get(metric))} measured"
+    kept = model if model.stage != "dense" else None
+    return Answered("measured", model.policy, words.score(summary, model.validation), cost, note, kept)
+
+
+def _tried(summary: Summary, metric: str, trial: Trial) -> Answered:
+    cost: Cost = trial.cost
+    note = f"trial {trial.number}; {_spread(metric, cost)}"
+    known = f"{words.known(metric, cost.get(metric))} predicted"
+    return Answered("tried, as predicted", trial.policy, words.score(summary, trial.score), known, note)
+
+
+def _spread(metric: str, cost: Cost) -> str:
+    return f"95 % interval {words.interval(cost)}" if metric == "latency_s" else "not measured"

@@ -1,0 +1,78 @@
+"""Figures by layer: where the time goes, dense against compressed, and how much each choice alone hurts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+
+from automc.policy import Policy
+from automc.tables import Tables
+
+from . import figures
+
+__all__ = ["latency", "latency_rows", "sensitivity", "sensitivity_rows"]
+
+_KNOBS = {"prune": "prune", "low_rank": "factorise", "sparsify": "thin out", "quantize": "quantise"}
+
+
+def latency_rows(tables: Tables, policy: Policy) -> list[tuple[str, float, float]]:
+    """(layer, dense seconds, seconds now), in the order of the model; empty where the run did not record the policy."""
+    dense, now = tables.layers_s.get(Policy().digest), tables.layers_s.get(policy.digest)
+    if dense is None or now is None:
+        return []
+    return list(zip(tables.layers, dense, now, strict=True))
+
+
+def latency(tables: Tables, policy: Policy) -> go.Figure:
+    """Predicted milliseconds of each layer's kernels, dense and compressed, the first layer on top."""
+    rows = latency_rows(tables, policy)
+    figure = go.Figure(layout=figures.layout())
+    names = [name for name, _, _ in rows]
+    dense, now = [1e3 * seconds for _, seconds, _ in rows], [1e3 * seconds for _, _, seconds in rows]
+    for times_ms, name, color in ((dense, "dense", figures.BLACK), (now, "compressed", figures.SKY)):
+        figure.add_bar(
+            y=names, x=times_ms, orientation="h", name=name, marker={"color": color},
+            hovertemplate="%{y}<br>%{x:.3g} ms " + name + "<extra></extra>",
+        )  # fmt: skip
+    figure.update_xaxes(title_text="predicted latency of the layer's kernels (ms)")
+    figure.update_yaxes(autorange="reversed", automargin=True)
+    return figure.update_layout(height=120 + 26 * max(1, len(rows)), barmode="group", bargap=0.25)
+
+
+def sensitivity_rows(tables: Tables) -> list[tuple[str, str, str, float]]:
+    """(target, knob, choice, loss in nats) of every choice whose loss is known."""
+    return [
+        (domain.target, _KNOBS.get(domain.knob, domain.knob), label, loss)
+        for domain, losses in zip(tables.domains, tables.loss, strict=True)
+        for label, loss in zip(domain.labels[1:], losses[1:], strict=True)
+        if math.isfinite(loss)
+    ]
+
+
+def sensitivity(tables: Tables) -> go.Figure:
+    """Per layer and knob the loss of its mildest to its strongest choice; the further right, the more a choice alone hurts."""
+    figure = go.Figure(layout=figures.layout())
+    rows = sensitivity_rows(tables)
+    looks = zip(_KNOBS.values(), (figures.BLUE, figures.ORANGE, figures.BLACK, figures.GREEN), _SYMBOLS, strict=True)
+    for knob, color, symbol in looks:
+        own = [row for row in rows if row[1] == knob]
+        if own:
+            figure.add_scatter(
+                x=[max(row[3], _least(rows)) for row in own], y=[row[0] for row in own], mode="markers", name=knob,
+                marker={"color": color, "symbol": symbol, "size": 9, "opacity": 0.8}, text=[row[2] for row in own],
+                hovertemplate="%{y}<br>%{text}: %{x:.2g} nats<extra></extra>",
+            )  # fmt: skip
+    figure.update_xaxes(title_text="loss of the choice alone (nats per sample)", type="log", exponentformat="power")
+    figure.update_yaxes(autorange="reversed", automargin=True)
+    targets = dict.fromkeys(row[0] for row in rows)
+    return figure.update_layout(height=140 + 22 * max(1, len(targets)), hovermode="closest")
+
+
+_SYMBOLS = ("circle", "diamond", "square", "triangle-up")
+
+
+def _least(rows: Sequence[tuple[str, str, str, float]]) -> float:
+    """What stands for no loss on a logarithmic axis: the smallest loss above 0."""
+    return min((row[3] for row in rows if row[3] > 0), default=1e-6)
