@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import optuna
@@ -68,7 +69,7 @@ class Study:
         self._startup = startup
         self._opening: list[Codes] | None = None
         storage = _storage(problem.options.get("storage"))
-        directions = ["maximize", "minimize"] if front else ["maximize"]
+        directions: list[Literal["maximize", "minimize"]] = ["maximize", "minimize"] if front else ["maximize"]
         self._study = optuna.create_study(
             directions=directions, sampler=sampler, storage=storage, study_name=_free(storage, name)
         )

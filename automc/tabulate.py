@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from automc.policy import Policy
-from automc.predict.predictor import LearnedPredictor
+from automc.predict.simulated import Pricer
 from automc.prepare import Prepared
 from automc.space import Codes
 from automc.tables import Anchor, Ragged, Tables
@@ -17,10 +17,10 @@ __all__ = ["tabulate"]
 MOST_ANCHORS = 12
 MOST_ENTRIES = 200_000
 """Numbers that the anchors of a run may take on disk: a model of many layers gets fewer anchors."""
-_METRICS = ("latency_s", "size_bytes", "macs")
+_METRICS = ("latency_s", "size_bytes", "macs", "energy_j")
 
 
-def tabulate(prepared: Prepared, predictor: LearnedPredictor, policies: Iterable[Policy]) -> Tables:
+def tabulate(prepared: Prepared, predictor: Pricer, policies: Iterable[Policy]) -> Tables:
     """The tables around the dense model and around `policies`, of which some are left out where there are many."""
     known = list({p.digest: p for p in (Policy(), *policies)}.values())
     space = prepared.space
@@ -37,7 +37,7 @@ def tabulate(prepared: Prepared, predictor: LearnedPredictor, policies: Iterable
     )
 
 
-def _anchor(predictor: LearnedPredictor, codes: Codes, cardinalities: Codes) -> Anchor:
+def _anchor(predictor: Pricer, codes: Codes, cardinalities: Codes) -> Anchor:
     """Price every row that differs from (domains,) `codes` in one domain."""
     domain = np.repeat(np.arange(len(codes)), cardinalities)
     rows = np.tile(codes, (len(domain), 1))
@@ -48,6 +48,7 @@ def _anchor(predictor: LearnedPredictor, codes: Codes, cardinalities: Codes) -> 
     changed: dict[str, Ragged] = {
         metric: tuple(_rounded(part) for part in np.split(costs.array(metric, upper=False)[1:], ends))
         for metric in _METRICS
+        if metric != "energy_j" or costs.energy_j is not None
     }
     return Anchor(tuple(codes.tolist()), costs[0], changed)
 

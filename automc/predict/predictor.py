@@ -73,7 +73,8 @@ class LearnedPredictor:
         rows = self.model.setting.space.check(self.narrowing.widen(codes) if self.narrowing else codes)
         parts = [self._predict(rows[i : i + _CHUNK]) for i in range(0, max(len(rows), 1), _CHUNK)]
         fields = ("latency_s", "latency_low_s", "latency_high_s", "size_bytes", "macs")
-        return Costs(*(np.concatenate([getattr(part, name) for part in parts]) for name in fields))
+        seconds, low, high, size, macs = (np.concatenate([getattr(part, name) for part in parts]) for name in fields)
+        return Costs(seconds, low, high, size, macs)
 
     def layers_s(self, codes: Codes) -> Floats:
         """(count, layers) seconds of each layer's kernels, without what stands between layers."""

@@ -58,14 +58,13 @@ class SimulatedPredictor:
     def predict(self, codes: Codes) -> Costs:
         """Costs of (count, domains) codes, every figure simulated."""
         rows = self.space.check(self.narrowing.widen(codes) if self.narrowing else codes)
-        sums = np.zeros((len(rows), 4))  # seconds, joules, macs, bytes
-        for choices, known in zip(self._choices, self._known, strict=True):
-            keys, where = np.unique(choices.keys(rows), return_inverse=True)
-            fresh = [key for key in keys.tolist() if key not in known]
-            known.update(zip(fresh, self._costs(choices, fresh) if fresh else (), strict=True))
-            sums += np.array([known[key] for key in keys.tolist()]).reshape(len(keys), 4)[where.reshape(-1)]
-        latency_s, energy_j, macs, size = sums.T
+        latency_s, energy_j, macs, size = self._by_layer(rows).sum(0).T
         return Costs(latency_s, latency_s, latency_s, size + self.file_bytes, macs, energy_j, source="simulated")
+
+    def layers_s(self, codes: Codes) -> Floats:
+        """(count, layers) seconds of each layer."""
+        rows = self.space.check(self.narrowing.widen(codes) if self.narrowing else codes)
+        return np.ascontiguousarray(self._by_layer(rows)[:, :, 0].T)
 
     def narrowed(self, space: SearchSpace) -> SimulatedPredictor:
         """The same predictor for codes of `space`, all of whose choices the wider space offers."""
@@ -74,6 +73,16 @@ class SimulatedPredictor:
     def corrected(self, measured: Sequence[tuple[Policy, float]]) -> SimulatedPredictor:
         """The same: a simulation cannot be put right by itself."""
         return self
+
+    def _by_layer(self, rows: Codes) -> Floats:
+        """(layers, count, 4) seconds, joules, macs and bytes."""
+        found = np.zeros((len(self._choices), len(rows), 4))
+        for layer, (choices, known) in enumerate(zip(self._choices, self._known, strict=True)):
+            keys, where = np.unique(choices.keys(rows), return_inverse=True)
+            fresh = [key for key in keys.tolist() if key not in known]
+            known.update(zip(fresh, self._costs(choices, fresh) if fresh else (), strict=True))
+            found[layer] = np.array([known[key] for key in keys.tolist()]).reshape(len(keys), 4)[where.reshape(-1)]
+        return found
 
     @cached_property
     def _choices(self) -> list[LayerChoices]:
@@ -113,13 +122,17 @@ def work_of(kernels: Kernels, batch_size: int, weight_bits: Floats, activation_b
     return Work(
         depth=depth,
         columns=columns["cout"] / groups,
-        passes=there * groups,
+        passes=_floats(there * groups),
         weights=depth * columns["cout"],
-        inputs=here * inputs,
+        inputs=_floats(here * inputs),
         outputs=there * columns["cout"],
-        weight_bits=np.asarray(weight_bits, dtype=np.float64),
-        activation_bits=np.asarray(activation_bits, dtype=np.float64),
+        weight_bits=_floats(weight_bits),
+        activation_bits=_floats(activation_bits),
     )
+
+
+def _floats(values: object) -> Floats:
+    return np.asarray(values, dtype=np.float64)
 
 
 Pricer: TypeAlias = LearnedPredictor | SimulatedPredictor
