@@ -55,8 +55,6 @@ def cli(debug: bool) -> None:
 
 
 _IN_ORDER_OF_USE = (
-    profile.profile,
-    devices.devices,
     check.check,
     search.search,
     runs.runs,
@@ -64,6 +62,8 @@ _IN_ORDER_OF_USE = (
     compare.compare,
     dashboard.dashboard,
     export.export,
+    profile.profile,
+    devices.devices,
     complete.completion,
 )
 for _verb in _IN_ORDER_OF_USE:
