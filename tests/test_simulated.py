@@ -58,9 +58,15 @@ def test_bits_that_fit_more_often_into_eight_compute_faster() -> None:
 
 def test_what_does_not_fill_the_array_idles() -> None:
     array = BitFusion()
-    depthwise = work(depth=9, columns=1, passes=196 * 256)
-    assert array.compute_cycles(depthwise)[0] == 196 * 256  # 9 of 32 rows and 1 of 16 columns: a cycle each
-    assert array.compute_cycles(work((2, 2), depth=9, columns=1, passes=196 * 256))[0] == 196 * 256
+    depthwise = {"depth": 9, "columns": 1, "passes": 196 * 256}
+    for bits, together in (
+        ((8, 8), 3),
+        ((8, 4), 7),
+        ((4, 4), 14),
+        ((2, 2), 16),
+    ):  # 16 columns, 32 rows, 9 of them for a channel
+        assert array.compute_cycles(work(bits, **depthwise))[0] == np.ceil(196 * 256 / together)
+    assert array.compute_cycles(work(columns=17))[0] == array.compute_cycles(work(columns=32))[0]
 
 
 def test_the_longer_of_computing_and_moving_data_counts() -> None:

@@ -45,9 +45,15 @@ class BitFusion:
         return np.maximum(self.compute_cycles(work), self._traffic(work) / self.interface)
 
     def compute_cycles(self, work: Work) -> Floats:
-        """(count,) cycles if memory were infinitely fast; what does not fill rows or columns idles."""
-        steps = np.maximum(np.ceil(work.depth / (self.rows * self.fused(work))), 1.0)
-        return np.asarray(work.passes * steps * np.ceil(work.columns / self.columns), dtype=np.float64)
+        """(count,) cycles if memory were infinitely fast; what does not fill rows or columns idles.
+
+        Sums shorter than the rows stand side by side in blocks along the diagonal of the array: three channels of a depthwise 3x3
+        convolution at 8 bits, fourteen at 4.
+        """
+        rows = self.rows * self.fused(work)
+        tiles = np.ceil(work.depth / rows) * np.ceil(work.columns / self.columns)
+        together = np.minimum(np.floor(rows / work.depth), np.floor(self.columns / work.columns))
+        return np.asarray(np.ceil(work.passes / np.maximum(together, 1.0)) * tiles, dtype=np.float64)
 
     def latency_s(self, work: Work) -> Floats:
         """(count,) seconds of each layer."""

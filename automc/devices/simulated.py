@@ -14,7 +14,7 @@ from automc.devices.device import Array, Capabilities, Model, NodeTime, Session
 from automc.devices.measure import Measurement
 from automc.errors import MissingError
 
-__all__ = ["BITS", "Accelerator", "Simulated", "Work", "dram_bits"]
+__all__ = ["BITS", "Accelerator", "Floats", "Simulated", "Work", "dram_bits"]
 
 Floats = NDArray[np.float64]
 

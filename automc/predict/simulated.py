@@ -13,7 +13,7 @@ from automc.devices.simulated import Accelerator, Work
 from automc.graph import LayerGraph
 from automc.narrow import Narrowing
 from automc.policy import Policy
-from automc.predict.kernels import KINDS, Kernels, LayerChoices, Layouts
+from automc.predict.kernels import COLUMNS, KINDS, Kernels, LayerChoices, Layouts
 from automc.predict.layers import LayerTable
 from automc.predict.predictor import LearnedPredictor
 from automc.predict.roofline import Floats
@@ -114,9 +114,9 @@ class SimulatedPredictor:
 
 def work_of(kernels: Kernels, batch_size: int, weight_bits: Floats, activation_bits: Floats) -> Work:
     """The work of kernels, (count,) bits each, for a batch."""
-    columns = {name: kernels[name].astype(np.float64) for name in ("cin", "cout", "window", "groups")}
+    columns = {name: kernels[name].astype(np.float64) for name in COLUMNS}
     groups = np.maximum(columns["groups"], 1.0)
-    here, there = float(batch_size) * kernels["in_positions"], float(batch_size) * kernels["out_positions"]
+    here, there = batch_size * columns["in_positions"], batch_size * columns["out_positions"]
     inputs = np.where(kernels["kind"] == KINDS.index("depthwise"), columns["cout"], columns["cin"])
     depth = np.where(kernels["kind"] == KINDS.index("depthwise"), 1.0, columns["cin"] / groups) * columns["window"]
     return Work(
