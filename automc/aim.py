@@ -16,7 +16,7 @@ from automc.trial import Cost
 
 __all__ = ["Aim", "Expected", "learn_aim"]
 
-_METRICS = ("latency_s", "size_bytes", "macs")
+_METRICS = ("latency_s", "energy_j", "size_bytes", "macs")
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Aim:
         return replace(
             cost,
             latency_s=_times(cost.latency_s, self.ratio.get("latency_s", 1.0)),
+            energy_j=_times(cost.energy_j, self.ratio.get("energy_j", 1.0)),
             size_bytes=_times(cost.size_bytes, self.ratio.get("size_bytes", 1.0)),
             macs=_times(cost.macs, self.ratio.get("macs", 1.0)),
             latency_interval_s=None,
@@ -64,6 +65,7 @@ class Expected:
             latency_s=latency_s,
             latency_low_s=latency_s,
             latency_high_s=latency_s,
+            energy_j=None if costs.energy_j is None else ratio.get("energy_j", 1.0) * costs.energy_j,
             size_bytes=ratio.get("size_bytes", 1.0) * costs.size_bytes,
             macs=ratio.get("macs", 1.0) * costs.macs,
         )

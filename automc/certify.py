@@ -168,7 +168,8 @@ class Certifier:
             priced = self._price(candidate.policy)
             return replace(priced, size_bytes=size_bytes, macs=macs, source={**priced.source, **_COUNTED})
         median_s, interval_s = measured.median_s(name), measured.interval_s(name)
-        return Cost(median_s, None, size_bytes, macs, interval_s, _SOURCE)
+        cost = Cost(median_s, None, size_bytes, macs, interval_s, _SOURCE)
+        return cost if self.prepared.joules is None else self.prepared.joules.told(cost, onnx)
 
     def scores(self, onnx: bytes) -> tuple[float, float | None]:
         """(validation, test) score of an exported model, run by the device's runtime; test None where there is none."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from automc.export.floating import export_float
 from automc.export.integer import integer_closure
 from automc.export.onnx import build_onnx
 from automc.export.verify import verify_dense
+from automc.joules import Joules
 from automc.narrow import narrow
 from automc.offer import Offer, offer
 from automc.policy import Policy
@@ -79,6 +80,7 @@ class Prepared:
         logits: the outputs are logits of classes, to be compared by their softmax.
         ranges: calibration inputs that set the ranges of integer layers.
         dense_cost: the dense model's cost, its latency measured.
+        joules: how energy is known, where the budget limits it and the device is not simulated.
     """
 
     data: Data
@@ -94,6 +96,7 @@ class Prepared:
     predictor: Pricer
     sensitivity: list[NDArray[np.float64]]
     logits: bool
+    joules: Joules | None = None
 
     def build(self, model: nn.Module) -> bytes:
         """The ONNX file of a compressed model, as deployed on this device."""
@@ -160,10 +163,16 @@ def prepare(
     predictor = _predictor(
         device, lambda policy: build(stitcher.apply(policy)), offered, arrays, dense_onnx, profile_s, seed, observer
     )
+    joules = None
+    if budget and budget.limit("energy_j") and isinstance(predictor, LearnedPredictor):
+        joules = Joules.of(device, arrays)
+        predictor = replace(predictor, watts=_watts(joules, dense_onnx, observer))
     searched = narrow(offered.space, predictor, budget, observer)
     predictor = predictor.narrowed(searched)
     quiet()
     dense_cost = _dense_cost(device, predictor, searched, dense_onnx, arrays, observer)
+    if joules is not None and device_measures(device):
+        dense_cost = joules.told(dense_cost, dense_onnx)
     clock.start("sensitivities")
     probe = [tensor[:SENSITIVITY_SAMPLES] for tensor in inputs]
     curves = sensitivities(stitcher, searched, probe, limit_s=profile_s / 2, logits=logits, observer=observer)
@@ -183,6 +192,7 @@ def prepare(
         predictor,
         curves,
         logits,
+        joules,
     )
 
 
@@ -223,6 +233,21 @@ class _Closure:
         if layers not in self.known:
             self.known[layers] = integer_closure(self.dense, layers)
         return self.known[layers]
+
+
+def _watts(joules: Joules, dense_onnx: bytes, observer: Observer) -> float:
+    """The power above idle by which policies are priced: that of the dense model, or the stated one."""
+    observer.stage("measure the energy", None)
+    energy = joules.measure(dense_onnx)
+    if energy is None:
+        assert joules.watts is not None
+        observer.message(f"Energy is predicted as {joules.watts:g} W above idle, as stated, times the latency.")
+        return joules.watts
+    observer.message(
+        f"Energy by {energy.meter}: {energy.idle_w:.1f} W idle, {energy.busy_w:.1f} W while the dense model runs,"
+        f" windows of {energy.window_s:.1f} s; idle is subtracted."
+    )
+    return max(energy.power_w, 1e-3)
 
 
 def _builder(device: Device, example: Sequence[Tensor], ranges: Sequence[Tensor]) -> Callable[[nn.Module], bytes]:

@@ -14,16 +14,20 @@ from torch import Tensor, nn
 from automc.calibrate import calibrate
 from automc.compression.apply import Stitcher
 from automc.compression.criteria import Pruning
-from automc.devices.device import Device, cache_dir
+from automc.devices.cpu import Cpu
+from automc.devices.device import Array, Device, cache_dir
+from automc.devices.energy import find_meter
 from automc.devices.probe_models import probe_set
 from automc.devices.probes import Probed
 from automc.export.floating import export_float
 from automc.export.onnx import build_onnx
+from automc.joules import Joules
 from automc.offer import Offer, offer
 from automc.policy import Policy
 from automc.predict.device_file import keep_device, probed
 from automc.predict.predictor import LearnedPredictor
 from automc.predict.profile import Profile, profile_model
+from automc.predict.store import append, records
 from automc.prepare import exactly
 from automc.protocols import Observer
 from automc.result import PredictorReport
@@ -105,6 +109,24 @@ def profile_subject(
         subject.device, subject.builder(), offered.graph, offered.space, arrays, dense,
         time_limit_s=time_limit_s, seed=seed, observer=observer, complete=True, label=subject.label, wait_s=wait_s,
     )  # fmt: skip
+    _keep_energy(subject, profile, arrays, observer)
     observer.stage("fit the predictor", None)
     learned = LearnedPredictor.fit(profile, offered.graph, offered.space, dense, len(subject.example[0]))
     return profile, learned.report
+
+
+def _keep_energy(subject: Subject, profile: Profile, arrays: list[Array], observer: Observer) -> None:
+    """What the dense model takes by the machine's counters, once; where there are none, that is said."""
+    path = device_path(subject.device)
+    if not isinstance(subject.device, Cpu) or any(
+        r["kind"] == "energy" and r["key"] == profile.key for r in records(path)
+    ):
+        return
+    meter, why = find_meter()
+    if meter is None:
+        observer.message(why)
+        return
+    observer.stage("measure the energy", None)
+    energy = Joules(subject.device, arrays, meter, None).measure(subject.dense_onnx)
+    assert energy is not None
+    append(path, [("energy", {"key": profile.key, "label": subject.label, **energy.to_json()})], observer)

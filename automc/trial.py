@@ -52,6 +52,10 @@ class Cost:
         source: dict[str, Source] = {**self.source, "latency_s": "measured"}
         return replace(self, latency_s=median_s, latency_interval_s=interval_s, source=source)
 
+    def with_energy(self, joules: float, source: Source) -> Cost:
+        """The same cost with its energy, and how that is known."""
+        return replace(self, energy_j=joules, source={**self.source, "energy_j": source})
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; unknown figures are left out."""
         data: dict[str, Any] = {m: self.get(m) for m in METRICS if self.get(m) is not None}

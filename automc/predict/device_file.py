@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from automc.devices.device import Capabilities, Device, cache_dir
+from automc.devices.energy import Energy
 from automc.devices.measure import Measurement
 from automc.devices.probes import Probe, Probed, run_probes
 from automc.errors import UnknownNameError
@@ -50,6 +51,7 @@ class DeviceFile:
         name: what people call it; the key where it has no name.
         space: what candidates were drawn for, where that was decided before the device was known.
         kernels: how many kernels were timed.
+        energies: (model, what it took by the machine's counters).
         damaged: notes on lines that could not be read.
     """
 
@@ -64,6 +66,7 @@ class DeviceFile:
     kernels: int = 0
     damaged: tuple[str, ...] = ()
     off_board: bool = False
+    energies: tuple[tuple[str, Energy], ...] = ()
 
     @classmethod
     def read(cls, path: Path) -> DeviceFile | None:
@@ -82,7 +85,7 @@ class DeviceFile:
             Capabilities.from_json(told[-1]["capabilities"]), tuple({(p.group, p.name): p for p in answers}.values()),
             tuple(heads.values()), spaces[-1] if spaces else None,
             sum(len(line["nodes"]) for line in lines if line["kind"] == "candidate"), tuple(listener.messages),
-            off_board=bool(spaces),
+            off_board=bool(spaces), energies=tuple(_energy(line) for line in lines if line["kind"] == "energy"),
         )  # fmt: skip
 
     def mismatch(self, environment: Mapping[str, str]) -> str:
@@ -134,6 +137,11 @@ def keep_device(path: Path, device: Device, probes: Sequence[Probe], observer: O
         "capabilities": dataclasses.asdict(device.capabilities()),
     }
     append(path, [("device", facts)], observer)
+
+
+def _energy(line: Mapping[str, Any]) -> tuple[str, Energy]:
+    fields = {name: line[name] for name in ("joules", "idle_w", "busy_w", "runs", "window_s", "meter")}
+    return line["label"] or line["key"], Energy(**fields)
 
 
 @dataclass

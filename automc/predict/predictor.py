@@ -36,6 +36,7 @@ class LearnedPredictor:
         half_width: of the 95 % interval far from any measured policy, in log ratio.
         anchors: policies measured since the fit: their codes in the space of the fit, and seconds.
         narrowing: from the codes that `predict` takes to those of the space of the fit; None where they are the same.
+        watts: above idle, which times the latency is the energy; None where energy is not asked for.
     """
 
     model: FittedModel
@@ -43,6 +44,7 @@ class LearnedPredictor:
     half_width: float
     anchors: tuple[tuple[tuple[int, ...], float], ...] = ()
     narrowing: Narrowing | None = None
+    watts: float | None = None
 
     @classmethod
     def fit(
@@ -74,7 +76,7 @@ class LearnedPredictor:
         parts = [self._predict(rows[i : i + _CHUNK]) for i in range(0, max(len(rows), 1), _CHUNK)]
         fields = ("latency_s", "latency_low_s", "latency_high_s", "size_bytes", "macs")
         seconds, low, high, size, macs = (np.concatenate([getattr(part, name) for part in parts]) for name in fields)
-        return Costs(seconds, low, high, size, macs)
+        return Costs(seconds, low, high, size, macs, None if self.watts is None else self.watts * seconds)
 
     def layers_s(self, codes: Codes) -> Floats:
         """(count, layers) seconds of each layer's kernels, without what stands between layers."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from automc.devices.energy import Energy
 from automc.devices.probes import Probed
 from automc.predict.device_file import DeviceFile, Head
 
@@ -23,6 +24,7 @@ def learned(device: DeviceFile) -> list[str]:
         ),
         *_refused(device.probes),
         *(_model(head) for head in device.heads),
+        *(_joules(label, energy) for label, energy in device.energies),
         *device.damaged,
     ]
 
@@ -146,3 +148,10 @@ def _model(head: Head) -> str:
     if head.failed:
         told += f", {head.failed} could not be run"
     return told + (f" ({'; '.join(measurement.notes)})" if measurement.notes else "")
+
+
+def _joules(label: str, energy: Energy) -> str:
+    return (
+        f"{label}: {1e3 * energy.joules:.2f} mJ a batch above idle as measured by {energy.meter}"
+        f" ({energy.idle_w:.1f} W idle, {energy.busy_w:.1f} W busy, {energy.runs} runs in {energy.window_s:.1f} s)."
+    )

@@ -1,0 +1,176 @@
+"""Joules of an inference: the machine's own counters over windows of at least five seconds, idle power subtracted.
+
+Counters: Linux powercap (Intel RAPL; AMD offers the same zones) in /sys/class/powercap/intel-rapl:N, kernel documentation
+power/powercap/powercap; NVIDIA's total energy counter through NVML, where pynvml can be imported. Both count the whole package, so that what
+else runs meanwhile is counted too. Where there is no counter, a stated power stands in, and the figure is a prediction.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from automc.errors import InputError
+
+__all__ = ["WATTS", "WINDOW_S", "Energy", "Meter", "PowerCap", "find_meter", "measure_energy", "stated_watts"]
+
+POWERCAP = Path("/sys/class/powercap")
+WINDOW_S = 5.0
+"""Counters tick about every millisecond and power wanders for seconds: shorter windows are worth little."""
+WATTS = "AUTOMC_WATTS"
+"""Environment variable: the power above idle, in watts, that an inference takes on a machine without counters."""
+
+
+class Meter(Protocol):
+    """A counter of joules."""
+
+    @property
+    def name(self) -> str:
+        """What is counted, for people."""
+        ...
+
+    def joules(self) -> float:
+        """The counter; only differences mean anything."""
+        ...
+
+
+@dataclass(frozen=True)
+class Energy:
+    """What runs took, idle power subtracted.
+
+    Attributes:
+        joules: per run, above idle.
+        idle_w, busy_w: mean power of the whole package in the idle window, and in the busy one.
+        meter: what was counted.
+    """
+
+    joules: float
+    idle_w: float
+    busy_w: float
+    runs: int
+    window_s: float
+    meter: str
+
+    @property
+    def power_w(self) -> float:
+        """Above idle."""
+        return self.busy_w - self.idle_w
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+class PowerCap:
+    """The sum of the package zones of powercap; wraps of their counters are made up for."""
+
+    def __init__(self, zones: list[Path]) -> None:
+        self._zones = [(zone / "energy_uj", _read(zone / "max_energy_range_uj")) for zone in zones]
+        self._last = [_read(counter) for counter, _ in self._zones]
+        self._total_uj = 0
+
+    @property
+    def name(self) -> str:
+        return f"powercap, {len(self._zones)} package(s)"
+
+    def joules(self) -> float:
+        """Joules since the meter was made; to be read more often than the counters wrap (minutes)."""
+        values = [_read(counter) for counter, _ in self._zones]
+        for value, last, (_, limit) in zip(values, self._last, self._zones, strict=True):
+            self._total_uj += value - last if value >= last else value - last + limit
+        self._last = values
+        return 1e-6 * self._total_uj
+
+
+class Nvml:
+    """The energy counter of the first NVIDIA GPU."""
+
+    def __init__(self) -> None:
+        import pynvml
+
+        pynvml.nvmlInit()
+        self._read = pynvml.nvmlDeviceGetTotalEnergyConsumption
+        self._handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        self.joules()
+
+    @property
+    def name(self) -> str:
+        return "NVML, GPU 0"
+
+    def joules(self) -> float:
+        """Joules since the driver was loaded; the counter is in millijoules."""
+        return 1e-3 * float(self._read(self._handle))
+
+
+def find_meter(*, gpu: bool = False) -> tuple[Meter | None, str]:
+    """A counter that can be read, or None and a sentence that says why there is none and what is lost."""
+    if gpu:
+        try:
+            return Nvml(), ""
+        except Exception as error:  # pynvml is missing, or the driver: NVML's errors are its own
+            return None, f"Energy cannot be measured on the GPU: {type(error).__name__}: {error}."
+    zones = sorted(zone for zone in POWERCAP.glob("*rapl:*") if zone.name.count(":") == 1)
+    if not zones:
+        return None, f"Energy cannot be measured: this machine has no counters in {POWERCAP}."
+    try:
+        return PowerCap(zones), ""
+    except PermissionError:
+        return None, (
+            f"Energy cannot be measured: no permission to read {zones[0] / 'energy_uj'}"
+            " (an administrator can allow it: chmod a+r)."
+        )
+    except (OSError, ValueError) as error:
+        return None, f"Energy cannot be measured: {error}."
+
+
+def measure_energy(
+    meter: Meter,
+    run: Callable[[], object],
+    *,
+    window_s: float = WINDOW_S,
+    clock: Callable[[], float] = time.perf_counter,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Energy:
+    """Joules per run: an idle window first, then one full of runs.
+
+    Raises:
+        InputError: a window shorter than WINDOW_S.
+    """
+    if window_s < WINDOW_S:
+        raise InputError(f"A window of {window_s:g} s is too short.", remedy=f"Take {WINDOW_S:g} s or more.")
+    begin, before = clock(), meter.joules()
+    sleep(window_s)
+    idle_w = (meter.joules() - before) / (clock() - begin)
+    runs, begin, before = 0, clock(), meter.joules()
+    while (elapsed := clock() - begin) < window_s:
+        run()
+        runs += 1
+    busy_j = meter.joules() - before
+    joules = max(busy_j - idle_w * elapsed, 0.0) / runs
+    return Energy(joules, idle_w, busy_j / elapsed, runs, elapsed, meter.name)
+
+
+def stated_watts() -> float | None:
+    """The power above idle that the environment states; None where it states none.
+
+    Raises:
+        InputError: it is not a number of watts.
+    """
+    text = os.environ.get(WATTS)
+    if not text:
+        return None
+    try:
+        watts = float(text)
+    except ValueError:
+        watts = 0.0
+    if not 0.0 < watts < 1e4:
+        raise InputError(f"{WATTS}={text!r} is not a power in watts.", remedy="Write a number such as 12.5.")
+    return watts
+
+
+def _read(path: Path) -> int:
+    return int(path.read_text())

@@ -1,0 +1,62 @@
+"""Energy on the device of a search: measured by the machine's counters, else predicted as a stated power times the latency."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from automc.devices.cpu import Cpu
+from automc.devices.device import Array, Device, Model, cache_dir
+from automc.devices.energy import WATTS, Energy, Meter, find_meter, measure_energy, stated_watts
+from automc.devices.exclusive import alone
+from automc.errors import InputError
+from automc.trial import Cost
+
+__all__ = ["Joules"]
+
+
+@dataclass(frozen=True)
+class Joules:
+    """How energy is known on a device.
+
+    Attributes:
+        meter: the counter, None where a stated power stands in.
+        watts: above idle, stated; None until `of` has run where there is a meter.
+    """
+
+    device: Device
+    inputs: Sequence[Array]
+    meter: Meter | None
+    watts: float | None
+
+    @classmethod
+    def of(cls, device: Device, inputs: Sequence[Array]) -> Joules:
+        """How energy is known on this device.
+
+        Raises:
+            InputError: neither a counter nor a stated power; says what is missing.
+        """
+        meter, why = (
+            find_meter() if isinstance(device, Cpu) else (None, f"{device.name} has no counters of energy here.")
+        )
+        watts = stated_watts()
+        if meter is None and watts is None:
+            raise InputError(why, remedy=f"State the power above idle that an inference takes: {WATTS}=12.5.")
+        return cls(device, inputs, meter, watts)
+
+    def measure(self, model: Model) -> Energy | None:
+        """What the counter says of a model, alone on the machine for two windows; None without a counter."""
+        if self.meter is None:
+            return None
+        session = self.device.session(model)
+        with alone(cache_dir()):
+            return measure_energy(self.meter, lambda: session.run(*self.inputs))
+
+    def told(self, cost: Cost, model: Model) -> Cost:
+        """The cost with its energy: measured, or the stated power times the latency, which is a prediction."""
+        energy = self.measure(model)
+        if energy is not None:
+            return cost.with_energy(energy.joules, "measured")
+        assert self.watts is not None
+        assert cost.latency_s is not None
+        return cost.with_energy(self.watts * cost.latency_s, "predicted")

@@ -1,0 +1,171 @@
+"""Energy by a made-up powercap tree and a simulated clock; budgets on it, measured or predicted from a stated power."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import networks
+import pytest
+from test_engine import OPTIONS, data, trained
+
+import automc
+from automc.devices import energy
+from automc.devices.cpu import Cpu
+from automc.devices.energy import Energy, PowerCap, find_meter, measure_energy, stated_watts
+from automc.errors import InputError
+from automc.evaluate.faults import find_setting_faults
+from automc.job import Silent
+from automc.joules import Joules
+from automc.predict.device_file import DeviceFile
+from automc.predict.words import learned
+from automc.profiling import Subject, device_path, profile_subject
+
+
+class Package:
+    """A machine whose counters grow by 4 W idle and 10 W busy, under a clock that only moves when it sleeps or runs."""
+
+    def __init__(self, folder: Path, wrap_uj: int = 10**12) -> None:
+        self.now, self.uj, self.wrap_uj = 0.0, 0.0, wrap_uj
+        self.zone = folder / "intel-rapl:0"
+        self.zone.mkdir(parents=True)
+        (self.zone / "max_energy_range_uj").write_text(f"{wrap_uj}\n")
+        (folder / "intel-rapl:0:0").mkdir()  # a part of the package, counted already
+        (folder / "intel-rapl").mkdir()
+        self._spend(0.0, 0.0)
+
+    def sleep(self, seconds: float) -> None:
+        self._spend(seconds, 4.0)
+
+    def run(self) -> None:
+        self._spend(0.25, 10.0)
+
+    def _spend(self, seconds: float, watts: float) -> None:
+        self.now += seconds
+        self.uj += 1e6 * seconds * watts
+        (self.zone / "energy_uj").write_text(f"{int(self.uj) % self.wrap_uj}\n")
+
+
+@pytest.fixture(autouse=True)
+def _own_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOMC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(energy, "POWERCAP", tmp_path / "powercap")
+    monkeypatch.delenv(energy.WATTS, raising=False)
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Package:
+    return Package(tmp_path / "powercap")
+
+
+def measure(package: Package, **options: float) -> Energy:
+    meter, why = find_meter()
+    assert meter is not None, why
+    return measure_energy(meter, package.run, clock=lambda: package.now, sleep=package.sleep, **options)
+
+
+def test_idle_power_is_subtracted(package: Package) -> None:
+    found = measure(package)
+    assert found.joules == pytest.approx(0.25 * (10 - 4))
+    assert (found.idle_w, found.busy_w, found.power_w) == pytest.approx((4.0, 10.0, 6.0))
+    assert (found.runs, found.window_s) == (20, 5.0)
+    assert found.meter == "powercap, 1 package(s)"
+    with pytest.raises(InputError, match="too short"):
+        measure(package, window_s=1.0)
+
+
+def test_counters_that_wrap_are_made_up_for(tmp_path: Path) -> None:
+    package = Package(tmp_path / "powercap", wrap_uj=60_000_000)
+    assert measure(package).joules == pytest.approx(1.5)
+    meter = PowerCap([package.zone])
+    package.sleep(6.0)
+    assert meter.joules() == pytest.approx(24.0)
+    package.sleep(6.0)
+    assert meter.joules() == pytest.approx(48.0)
+
+
+def test_a_machine_without_counters_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    meter, why = find_meter()
+    assert meter is None
+    assert "has no counters" in why
+    Package(tmp_path / "powercap")
+
+    def refuse(path: Path, *arguments: Any, **options: Any) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", refuse)
+        meter, why = find_meter()
+    assert meter is None
+    assert "no permission to read" in why
+    assert "chmod a+r" in why
+    (tmp_path / "powercap" / "intel-rapl:0" / "energy_uj").write_text("broken")
+    assert "cannot be measured: invalid literal" in find_meter()[1]
+
+
+def test_the_gpu_counter_needs_its_library() -> None:
+    meter, why = find_meter(gpu=True)
+    assert meter is not None or "cannot be measured on the GPU" in why
+
+
+def test_a_stated_power_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert stated_watts() is None
+    monkeypatch.setenv(energy.WATTS, "12.5")
+    assert stated_watts() == 12.5
+    for wrong in ("much", "-3", "0", "nan"):
+        monkeypatch.setenv(energy.WATTS, wrong)
+        with pytest.raises(InputError, match="is not a power in watts"):
+            stated_watts()
+
+
+def test_energy_budgets_need_a_counter_or_a_stated_power(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [fault] = find_setting_faults(budget="30mJ", device="cpu")
+    assert "no energy figures" in str(fault)
+    with pytest.raises(InputError, match=r"no counters.*AUTOMC_WATTS=12.5"):
+        Joules.of(Cpu(1), [])
+    monkeypatch.setenv(energy.WATTS, "12.5")
+    assert find_setting_faults(budget="30mJ", device="cpu") == []
+    monkeypatch.delenv(energy.WATTS)
+    Package(tmp_path / "powercap")
+    assert find_setting_faults(budget="30mJ", device="cpu") == []
+    assert find_setting_faults(budget="30mJ", device="ssh:pi@pi") != []
+
+
+def test_a_search_within_a_stated_power_is_labelled_predicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(energy.WATTS, "8")
+    options = {**OPTIONS, "recover": "0", "trials": 4, "profile": "3s"}
+    result = automc.compress(trained(), data=data(), runs=str(tmp_path), budget="90%energy", **options)
+    best, dense = result.summary.best, result.summary.dense
+    assert best is not None
+    for finalist in (best, dense):
+        assert finalist.cost.source["energy_j"] == "predicted"
+        assert finalist.cost.source["latency_s"] == "measured"
+    assert best.cost.energy_j == pytest.approx(8 * (best.cost.latency_s or 0.0))
+    assert result.certificate.energy_j == best.cost.energy_j
+    assert best.cost.energy_j <= result.summary.limits["energy_j"]
+
+
+def test_a_counter_makes_the_energy_measured(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = Energy(0.75, 4.0, 10.0, 20, 5.0, "a counter")
+    monkeypatch.setattr("automc.joules.measure_energy", lambda meter, run: told)
+    joules = Joules.of(Cpu(1), [])
+    subject = Subject.of_batch(networks.make("plain"), (networks.images(1),), 1, Cpu(1))
+    cost = joules.told(automc.Cost(latency_s=0.1), subject.dense_onnx)
+    assert (cost.energy_j, cost.source["energy_j"]) == (0.75, "measured")
+
+
+def test_a_profile_keeps_the_energy_and_says_it(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    for limit in ("MAX_CANDIDATES", "MIN_CANDIDATES"):
+        monkeypatch.setattr(f"automc.predict.profile.{limit}", 8)
+    told = Energy(0.0125, 4.0, 10.0, 20, 5.0, "a counter")
+    monkeypatch.setattr("automc.joules.measure_energy", lambda meter, run: told)
+    subject = Subject.of_batch(networks.make("plain"), (networks.images(1),), 1, Cpu(1), label="plain")
+    for _ in range(2):
+        profile_subject(subject, Silent(), time_limit_s=2.0)
+    path = device_path(subject.device)
+    kinds = [json.loads(line)["kind"] for line in path.read_text().splitlines()]
+    assert kinds.count("energy") == 1
+    device = DeviceFile.read(path)
+    assert device is not None
+    assert any("12.50 mJ a batch above idle as measured by a counter (4.0 W idle" in line for line in learned(device))
