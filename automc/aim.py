@@ -77,19 +77,30 @@ def learn_aim(
     """The predictor corrected by everything measured, and the aim by its misses on the `latest` policies.
 
     Each of these is predicted by the predictor corrected with all others: what it still misses there, it will miss on the
-    next ones too.
+    next ones too. Where nothing can be measured and the cost is a prediction itself, nothing is corrected, and the aim makes up for the
+    width of the interval, whose upper end has to hold the budget.
     """
-    pairs = [(policy, cost.latency_s) for policy, cost in measured if cost.latency_s is not None]
+    known = [(policy, cost.latency_s) for policy, cost in measured if not _is_priced(cost)]
+    pairs = [(policy, latency_s) for policy, latency_s in known if latency_s is not None]
     ratios: dict[str, list[float]] = {metric: [] for metric in _METRICS}
     for policy, cost in measured[-latest:]:
         others = predictor.corrected([pair for pair in pairs if pair[0] != policy])
         expected = others.predict(space.encode([policy]))[0]
         for metric in _METRICS:
-            actual, guess = cost.get(metric), expected.get(metric)
+            actual, guess = _to_hold(metric, cost), expected.get(metric)
             if actual and guess:
                 ratios[metric].append(actual / guess)
     aim = Aim({metric: max(1.0, float(np.median(values))) for metric, values in ratios.items() if values})
     return predictor.corrected(pairs), aim
+
+
+def _is_priced(cost: Cost) -> bool:
+    return cost.source.get("latency_s") in ("predicted", "simulated")
+
+
+def _to_hold(metric: str, cost: Cost) -> float | None:
+    """What a budget is held against."""
+    return cost.latency_upper_s if metric == "latency_s" and _is_priced(cost) else cost.get(metric)
 
 
 def _times(value: float | None, ratio: float) -> float | None:

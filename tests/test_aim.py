@@ -63,3 +63,11 @@ def test_agents_see_the_expectation_without_an_interval() -> None:
     seen = Expected(Straight(), Aim({"latency_s": 1.5})).predict(np.array([[0], [1]]))
     assert seen.latency_s.tolist() == pytest.approx([0.15, 0.12])
     assert (seen.latency_high_s == seen.latency_s).all()
+
+
+def test_what_is_only_predicted_corrects_nothing_and_leaves_room_for_its_interval() -> None:
+    costs = Straight().predict(SPACE.encode([policy(8), policy(4)]))
+    predictor, aim = learn_aim(Straight(), SPACE, [(policy(8), costs[0]), (policy(4), costs[1])], latest=2)  # type: ignore[arg-type]
+    assert costs[0].source["latency_s"] == "predicted"
+    assert predictor.predict(np.array([[0]])).latency_s[0] == pytest.approx(0.1)
+    assert aim.ratio["latency_s"] == pytest.approx(1.1)
