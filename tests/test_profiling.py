@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import networks
 import pytest
+import synthetic
 import torch
 
 from automc.cli.main import main
 from automc.devices.cpu import Cpu
+from automc.devices.device import NodeTime
 from automc.devices.measure import Protocol, interleave
 from automc.devices.probe_models import probe_set
 from automc.devices.probes import Probe, Probed, run_probes
@@ -19,8 +22,11 @@ from automc.devices.quiet import wait_until_quiet
 from automc.errors import UnknownNameError
 from automc.evaluate.data import Data
 from automc.job import Silent
+from automc.policy import Policy
 from automc.predict.device_file import DeviceFile, find_device_file, known_devices
-from automc.predict.store import append
+from automc.predict.predictor import LearnedPredictor
+from automc.predict.profile import profile_model
+from automc.predict.store import append, read_profile
 from automc.predict.words import learned, summary
 from automc.prepare import Clock, prepare
 from automc.profiling import Subject, device_path, probe_device, profile_subject
@@ -220,3 +226,23 @@ def test_a_measurement_on_a_busy_machine_is_marked_noisy(tmp_path: Path, monkeyp
     assert measured.noisy
     assert "busy for 5 s" in measured.notes
     assert not interleave({"m": lambda: None}, Protocol(rounds=2), **calm).noisy  # type: ignore[arg-type]
+
+
+def test_a_candidate_that_the_runtime_cannot_run_is_recorded_and_left_out(tmp_path: Path) -> None:
+    class Picky(synthetic.ClosedFormDevice):
+        def node_times(self, model: Any, inputs: Any, repeats: int = 5) -> list[NodeTime]:
+            if len(model) < small:
+                raise RuntimeError("no kernel for this")
+            return super().node_times(model, inputs, repeats)
+
+    graph, space, dense = synthetic.graph(), synthetic.space(), synthetic.build(Policy())
+    small = len(dense) // 2
+    made = profile_model(Picky(), synthetic.build, graph, space, synthetic.inputs(), dense)
+    assert made.failed
+    assert {reason for _, reason in made.failed} == {"no kernel for this"}
+    path = tmp_path / "cache" / "devices" / f"{Picky.key}.jsonl"
+    assert kinds(path).count("failure") == len(made.failed)
+    assert read_profile(path, made.key) == made
+    learned_from = LearnedPredictor.fit(made, graph, space, dense, synthetic.BATCH)
+    smallest = learned_from.predict(space.cardinalities[None] - 1)  # of which nothing was measured
+    assert 0 < smallest.latency_s[0] < learned_from.predict(space.dense[None]).latency_s[0]
