@@ -194,6 +194,7 @@ def test_the_devices_are_listed_and_told(known: Path, capsys: pytest.CaptureFixt
         (["--model", "file.py:build"], "The shape of the model's input is not known"),
         (["--device", "cpx"], "Did you mean 'cpu'?"),
         (["--time", "long"], "is not a duration"),
+        (["--emit-kit", "a.zip", "--from-kit", "b.jsonl"], "Give one of the two"),
     ],
 )
 def test_bad_input_is_a_sentence(
@@ -246,3 +247,9 @@ def test_a_candidate_that_the_runtime_cannot_run_is_recorded_and_left_out(tmp_pa
     learned_from = LearnedPredictor.fit(made, graph, space, dense, synthetic.BATCH)
     smallest = learned_from.predict(space.cardinalities[None] - 1)  # of which nothing was measured
     assert 0 < smallest.latency_s[0] < learned_from.predict(space.dense[None]).latency_s[0]
+
+
+def test_there_is_nothing_to_measure_on_a_simulated_device(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile", "--device", "bitfusion", "--probes-only"]) == 4
+    assert "bitfusion is simulated: there is nothing to measure" in capsys.readouterr().err
+    assert known_devices() == []

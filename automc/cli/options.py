@@ -77,7 +77,11 @@ JOB_OPTIONS = (
         ["--batch-size"], type=click.IntRange(min=1), help="Inputs per inference. Default: 1, or the demo's own."
     ),
     click.Option(
-        ["--device"], default="cpu", show_default=True, help="What to measure on.", shell_complete=plug_in_names
+        ["--device"],
+        default="cpu",
+        show_default=True,
+        help="cpu, ssh:USER@HOST, bitfusion, eyeriss; `automc devices` lists more.",
+        shell_complete=plug_in_names,
     ),
     click.Option(
         ["--threads"], type=click.IntRange(min=1), default=1, show_default=True, help="Threads of an inference."

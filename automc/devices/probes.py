@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from automc.devices.device import Array, Device, NodeTime
+from automc.errors import MissingError
 
 __all__ = ["Probe", "Probed", "run_probes"]
 
@@ -68,11 +69,17 @@ class Probed:
 
 
 def run_probes(device: Device, probes: Sequence[Probe], advance: Callable[[], None] = lambda: None) -> list[Probed]:
-    """The answer to each probe, in order; a model that the runtime refuses is an answer too."""
+    """The answer to each probe, in order; a model that the runtime refuses is an answer too.
+
+    Raises:
+        MissingError: the device cannot be reached, or there is nothing to measure on it.
+    """
     found = []
     for probe in probes:
         try:
             seconds, error = _seconds(device, probe), ""
+        except MissingError:  # the device itself is not there
+            raise
         except Exception as refused:  # each runtime has errors of its own
             seconds, error = None, str(refused).splitlines()[0][:200]
         found.append(Probed(probe.group, probe.name, probe.work, seconds, error))
