@@ -36,8 +36,12 @@ _FINEST = 1e-3
 """A step that takes less than this share of the budget off ends a pass."""
 
 
+_NEAR = 1.5
+"""Later passes start where the walk first came this near to the budget: what is far outside it was scored once."""
+
+
 class NetAdapt:
-    """Walks from dense to the budget and on below it, then again with half the step, until its passes are used up."""
+    """Walks from dense to the budget and on below it, then again from near the budget with half the step, a few times."""
 
     def __init__(self, problem: Problem, seed: int) -> None:
         self._problem = problem
@@ -45,7 +49,7 @@ class NetAdapt:
         self._ledger = Ledger(problem.space)
         self._rng = np.random.default_rng(seed)
         self._frontier = Frontier(self._pricing, self._ledger, self._rng)
-        self._row = problem.space.dense
+        self._row = self._near = problem.space.dense
         self._proposals: list[Codes] = []
         self._queue: deque[Codes] = deque()
         self._scores: dict[bytes, float] = {}
@@ -93,12 +97,14 @@ class NetAdapt:
         """Take the best proposal of the last step and make those of the next; start over where there are none."""
         if self._proposals:
             self._row = self._walk(self._choose(self._proposals))
+        if not self._near.any() and self._usage(self._row) <= _NEAR * self._pricing.ceiling:
+            self._near = self._row
         if self._unscored_outside and self._usage(self._row) > self._pricing.ceiling:
             self._row = self._descend(self._row)
         self._proposals = self._propose(self._row, self._reduction())
         self._queue.extend(self._proposals)
         if not self._proposals:
-            self._row, self._steps = self._problem.space.dense, 0
+            self._row, self._steps = self._near, 0
             self._passes += 1
 
     def _reduction(self) -> float:

@@ -52,7 +52,7 @@ _MODEL = "FILE.py:FUNCTION or MODULE:FUNCTION that returns the model, torchvisio
 _DATA = "digits, npz:FILE, imagefolder:DIR, cifar10:DIR, or FILE.py:FUNCTION that returns the loaders. Default: digits."
 _EVALUATE = "FILE.py:FUNCTION of (model, loader) that returns a score, higher is better. Default: accuracy."
 _CRITERION = "Which channels are pruned first: obs, l1, l2, bn, taylor, fpgm, apoz, lamp, random."
-_AGENT = "What proposes policies: ilp, spdy, netadapt, evolution, tpe, nsga2, gp, cmaes, amc, haq, haq-joint, greedy-sensitivity, uniform, random."
+_AGENT = "What proposes policies: ilp, auto, spdy, netadapt, evolution, tpe, nsga2, gp, cmaes, amc, haq, haq-joint, greedy-sensitivity, uniform, random."
 _RECOVER = "Time to fine-tune the finalists for, in all; 0 = off."
 _PROFILE = "Time to measure the device with this model, the first time."
 _WORKERS = "Evaluations at a time, on Ray where it is more than 1; auto = as many as there are CPUs for."
