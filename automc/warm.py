@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from automc.errors import InputError
 from automc.foreign import read_foreign
@@ -22,11 +23,13 @@ from automc.policy import LowRank, Policy, Prune, Quantize, Sparsify, Spec
 from automc.pricing import Pricing
 from automc.protocols import Agent, Problem
 from automc.rundir import RunDir
-from automc.space import Domain, SearchSpace
+from automc.space import Codes, Domain, SearchSpace
 from automc.trial import Trial
 
 __all__ = ["Start", "WarmStart", "find_start", "nearest", "read_start"]
 
+Array = NDArray[np.float64]
+_LEAST_LOSS, _UNKNOWN_LOSS = 1e-9, 1e9
 _POLICIES = 8
 """How many policies of an earlier run are tried at most."""
 
@@ -89,7 +92,7 @@ def nearest(space: SearchSpace, policy: Policy, widths: Mapping[str, int], made_
 class WarmStart:
     """An agent that asks the policies of a start first and then another agent; all trials are told to that one.
 
-    A policy outside the budget is first shrunk into it, choice by choice.
+    A policy outside the budget is first taken into it, by the changes that save most per loss added where losses are known.
     """
 
     agent: Agent
@@ -100,7 +103,7 @@ class WarmStart:
     def __post_init__(self) -> None:
         pricing, rng = Pricing(self.problem), np.random.default_rng(self.seed)
         rows = self.problem.space.encode(self.policies)
-        inside = [pricing.shrink(row, rng) for row in rows]
+        inside = [pricing.shrink(_gently(pricing, self.problem.sensitivity, row), rng) for row in rows]
         decoded = self.problem.space.decode(np.array(inside)) if inside else []
         self._left = list(dict.fromkeys(decoded))
         self._asked: set[Policy] = set()
@@ -117,6 +120,26 @@ class WarmStart:
         known = {trial.policy for trial in trials}
         self._left = [policy for policy in self._left if policy not in known]
         self.agent.tell(trials)
+
+
+def _gently(pricing: Pricing, losses: Sequence[Array] | None, row: Codes) -> Codes:
+    """`row`, changed greedily until it holds the budget or nothing takes usage off any more; as it is without sensitivities."""
+    while losses is not None and not pricing.holds(row[None])[0]:
+        moves = pricing.around(row)
+        saved = pricing.usage(row[None])[0].max() - pricing.usage(moves).max(axis=1)
+        added = _summed(losses, moves) - _summed(losses, row[None])
+        worth = np.where(saved > 0.0, saved / np.maximum(added, _LEAST_LOSS), 0.0)
+        if not len(worth) or worth.max() <= 0.0:
+            break
+        row = moves[int(worth.argmax())]
+    return row
+
+
+def _summed(losses: Sequence[Array], rows: Codes) -> Array:
+    """(count,) summed single-choice losses of (count, domains) rows; one that is unknown counts as very large."""
+    known = [np.nan_to_num(np.maximum(loss, 0.0), nan=_UNKNOWN_LOSS, posinf=_UNKNOWN_LOSS) for loss in losses]
+    summed: Array = np.sum([loss[rows[:, column]] for column, loss in enumerate(known)], axis=0)
+    return summed
 
 
 def _front(trials: Iterable[Trial]) -> list[Policy]:

@@ -63,6 +63,18 @@ def test_the_accuracy_guaranteed_reward_prefers_the_smaller_of_equals() -> None:
     assert small > large
 
 
+def test_an_episode_is_replayed_from_its_policy() -> None:
+    toy = toy_problem(groups=3, levels=5, layers=4, ranks=3, budget=("40%",))
+    env = LayerwiseEnv(toy.problem)
+    observations, actions = [env.begin()], []
+    for action in np.random.default_rng(0).random(len(env.columns)):
+        observations.append(env.choose(float(action)))
+        actions.append(env.action)
+    again, repeated = env.replay(env.row.copy())
+    assert np.array(again) == pytest.approx(np.array(observations))
+    assert repeated == actions
+
+
 def test_a_score_that_is_not_a_number_is_as_bad_as_none() -> None:
     assert last_reward(LayerwiseEnv(small_toy().problem, lambda _: float("nan")), 0.5) == -1.0
 

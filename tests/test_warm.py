@@ -129,6 +129,15 @@ def test_the_start_is_asked_first_and_inside_the_budget() -> None:
     assert len({trial.policy for trial in told}) == len(told)
 
 
+def test_a_start_outside_the_budget_gives_up_what_hurts_least() -> None:
+    """Greedy on known losses beats ten random orders of giving up."""
+    toy = small_toy(budget=("50%",))
+    (asked,) = WarmStart(Uniform(toy.problem, 0), toy.problem, [Policy()]).ask(1)
+    blind = replace(toy.problem, sensitivity=None)
+    others = [WarmStart(Uniform(blind, 0), blind, [Policy()], seed).ask(1)[0] for seed in range(10)]
+    assert toy.evaluator.evaluate(asked) > max(toy.evaluator.evaluate(other) for other in others)
+
+
 def test_what_is_known_is_not_tried_again() -> None:
     toy = small_toy()
     (smallest,) = toy.problem.space.decode(toy.problem.space.cardinalities[None] - 1)
