@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import runpy
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -95,6 +98,15 @@ def test_features_of_a_target_without_a_layer_are_nothing() -> None:
     toy: Toy = large_toy()
     features = layer_features(LayerGraph((), ()), toy.problem.space)
     assert features.shape == (len(toy.problem.space), len(FEATURES))
+
+
+def test_the_example_trains_and_prints_a_policy(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = Path(__file__).parent.parent / "examples" / "train_env_sb3.py"
+    monkeypatch.setattr(sys, "argv", [str(script), "--episodes", "2"])
+    runpy.run_path(str(script), run_name="__main__")
+    assert "after 2 episodes: 0." in capsys.readouterr().out
 
 
 def episode(env: LayerwiseEnv, actions: list[float]) -> dict[str, object]:
