@@ -175,7 +175,7 @@ class Run:
         engine = Engine(
             prepared, self.task.settings, self.observer, clock, known=known, starts=starts, options=options,
             execute=executors.make,
-        )
+        )  # fmt: skip
         limits = {limit.metric: limit.value for limit in engine.standing.limits}
         tracker.set_reference(engine.dense.cost, engine.dense.validation, limits)
         noting.reference(Reference(engine.dense, limits, self.task.score.name))
