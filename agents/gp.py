@@ -26,7 +26,7 @@ from .frontier import Frontier
 from .ledger import Ledger
 from .opening import opening
 
-__all__ = ["GaussianProcess", "Posterior"]
+__all__ = ["GaussianProcess", "Posterior", "expected_improvement"]
 
 Array = NDArray[np.float64]
 _STARTUP = 10
@@ -82,7 +82,7 @@ class GaussianProcess:
         found: list[Codes] = []
         while len(found) < count and len(pool):
             mean, deviation = posterior.at(pool / self._levels)
-            best = int(np.argmax(_expected_improvement(mean, deviation, float(scores.max()))))
+            best = int(np.argmax(expected_improvement(mean, deviation, float(scores.max()))))
             found.append(pool[best])
             posterior = posterior.believing(pool[best] / self._levels, float(mean[best]))
             pool = np.delete(pool, best, axis=0)
@@ -166,7 +166,7 @@ def _matern(a: Array, b: Array, length: float) -> Array:
     return covariance
 
 
-def _expected_improvement(mean: Array, deviation: Array, best: float) -> Array:
+def expected_improvement(mean: Array, deviation: Array, best: float) -> Array:
     """(points,) expected improvement over `best`."""
     z = (mean - best) / deviation
     gain: Array = deviation * (z * ndtr(z) + np.exp(-0.5 * z**2) / np.sqrt(2.0 * np.pi))

@@ -84,14 +84,14 @@ class Layerwise:
         return asked
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """Remember the episodes of scored policies and learn from them; policies of others are walked again to be remembered."""
+        """Remember the episodes of scored policies and learn from them; those of others are replayed to be remembered."""
         noted = self._ledger.record(trials)
         if self._env is None or self._learner is None:
             return
         for row, trial in noted:
             episode = self._episodes.pop(row.tobytes(), None)
             if is_scored(trial) and trial.score is not None:
-                self._remember(self._learner, episode or self._walk_again(self._env, row), self._scale * trial.score)
+                self._remember(self._learner, episode or Episode(*self._env.replay(row)), self._scale * trial.score)
                 self._learner.train(_STEPS if episode else 0)
 
     def _new(self) -> Codes | None:
@@ -102,7 +102,7 @@ class Layerwise:
             row = self._finish(self._env.row.copy())
             if self._ledger.is_new(row):
                 changed = (row != self._env.row).any()
-                self._episodes[row.tobytes()] = self._walk_again(self._env, row) if changed else episode
+                self._episodes[row.tobytes()] = Episode(*self._env.replay(row)) if changed else episode
                 self._repeated = 0
                 return row
         self._repeated += 1
@@ -112,14 +112,6 @@ class Layerwise:
         observations, actions = [env.begin()], []
         while not env.done:
             observations.append(env.choose(self._explored(observations[-1])))
-            actions.append(env.action)
-        return Episode(observations, actions)
-
-    def _walk_again(self, env: LayerwiseEnv, row: Codes) -> Episode:
-        """The episode that ends in (domains,) `row`."""
-        observations, actions = [env.begin()], []
-        for column in env.columns:
-            observations.append(env.take(int(row[column])))
             actions.append(env.action)
         return Episode(observations, actions)
 

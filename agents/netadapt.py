@@ -1,9 +1,9 @@
 """NetAdapt (Yang et al. 2018, 1804.03230): reduce the resource step by step, each step by the one change that scores best.
 
 A step takes `reduction` (decaying) off the usage. For every domain the mildest choice that achieves it alone is a proposal
-(algorithm 1, lines 4 to 7); the best scored proposal is where the next step starts (line 8). Two things differ from the
+(algorithm 1, lines 4 to 7); the best scored proposal is where the next step starts (line 8). Three things differ from the
 paper, because a search has a hundred evaluations and not thousands: only the few most promising proposals of a step are scored,
-and between two scored steps a few are chosen by the sensitivities, so that steps stay small. The first policy asked is the whole
+between two scored steps a few are chosen by the sensitivities, so that steps stay small, and so are those far outside the budget. The first policy asked is the whole
 descent without scores, so that there is an answer inside the budget from the start.
 """
 
@@ -36,8 +36,12 @@ _FINEST = 1e-3
 """A step that takes less than this share of the budget off ends a pass."""
 
 
+_NEAR = 1.5
+"""Steps are scored from this many times the budget on: far outside it the first changes hurt so little that scores tell nothing."""
+
+
 class NetAdapt:
-    """Walks from dense to the budget and on below it, then again with half the step, until its passes are used up."""
+    """Walks from near the budget to it and on below it, then again with half the step, until its passes are used up."""
 
     def __init__(self, problem: Problem, seed: int) -> None:
         self._problem = problem
@@ -45,7 +49,7 @@ class NetAdapt:
         self._ledger = Ledger(problem.space)
         self._rng = np.random.default_rng(seed)
         self._frontier = Frontier(self._pricing, self._ledger, self._rng)
-        self._row = problem.space.dense
+        self._row = self._near = problem.space.dense
         self._proposals: list[Codes] = []
         self._queue: deque[Codes] = deque()
         self._scores: dict[bytes, float] = {}
@@ -80,12 +84,18 @@ class NetAdapt:
                 self._unscored_outside = True
 
     def _open(self) -> None:
-        """Set the first reduction so that about two thirds of the trials reach the budget, and queue the blind descent."""
+        """Queue the descent without scores, go near the budget by it, and set the reduction of the steps from there.
+
+        About two thirds of the trials then reach the budget.
+        """
         usage = self._usage(self._row)
         goal = min(1.0, usage) if usage > 1.0 else self._usage(self._pricing.smallest)
         steps = max(4.0, self._problem.n_trials / _PROPOSALS * 2 / 3) * (1 + _BLIND)
-        self._first = (usage - goal) * (1 - _DECAY) / (1 - _DECAY**steps)
-        self._queue.append(self._descend(self._row))
+        share = (1 - _DECAY) / (1 - _DECAY**steps)
+        self._first = (usage - goal) * share
+        self._queue.append(self._pricing.shrink(self._stepped(self._row, self._pricing.ceiling), self._rng))
+        self._row = self._near = self._stepped(self._row, _NEAR * self._pricing.ceiling)
+        self._first = (self._usage(self._row) - goal) * share
         if not self._pricing.reachable:
             self._passes = _PASSES
 
@@ -94,11 +104,11 @@ class NetAdapt:
         if self._proposals:
             self._row = self._walk(self._choose(self._proposals))
         if self._unscored_outside and self._usage(self._row) > self._pricing.ceiling:
-            self._row = self._descend(self._row)
+            self._row = self._pricing.shrink(self._stepped(self._row, self._pricing.ceiling), self._rng)
         self._proposals = self._propose(self._row, self._reduction())
         self._queue.extend(self._proposals)
         if not self._proposals:
-            self._row, self._steps = self._problem.space.dense, 0
+            self._row, self._steps = self._near, 0
             self._passes += 1
 
     def _reduction(self) -> float:
@@ -142,15 +152,15 @@ class NetAdapt:
             return rows[int(np.argmax(scores))]
         return rows[int(np.argmin(self._harm(np.array(rows))))]
 
-    def _descend(self, row: Codes) -> Codes:
-        """`row` stepped down to the budget without scores."""
+    def _stepped(self, row: Codes, usage: float) -> Codes:
+        """`row` stepped down to `usage` or less without scores, or to where no step is left."""
         assert self._first is not None
-        while self._usage(row) > self._pricing.ceiling:
+        while self._usage(row) > usage:
             rows = self._propose(row, self._first)
             if not rows:
                 break
             row = rows[0]
-        return self._pricing.shrink(row, self._rng)
+        return row
 
     def _harm(self, rows: Codes) -> Array:
         """(count,) summed sensitivities, or the share of compression where none are known."""

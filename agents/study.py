@@ -34,6 +34,8 @@ __all__ = ["STARTUP", "Study", "parameters"]
 STARTUP = 10
 """Policies of the opening, before the sampler is asked."""
 _PATIENCE = 6
+_REPEATED = 4
+"""After so many batches in which ideas only repeated, the sampler is no longer asked."""
 
 
 class Study:
@@ -66,7 +68,7 @@ class Study:
         self._rng = np.random.default_rng(seed)
         self._frontier = Frontier(self._pricing, self._ledger, self._rng)
         self._front, self._constrained = front, constrained
-        self._startup = startup
+        self._startup, self._repeated = startup, 0
         self._opening: list[Codes] | None = None
         storage = _storage(problem.options.get("storage"))
         directions: list[Literal["maximize", "minimize"]] = ["maximize", "minimize"] if front else ["maximize"]
@@ -82,12 +84,13 @@ class Study:
             self._opening = opening(self._pricing, self._startup, self._rng)
         asked: list[Policy] = []
         missed = 0
-        while len(asked) < count and missed < _PATIENCE:
+        while len(asked) < count and missed < _PATIENCE and self._repeated < _REPEATED:
             row = self._opening.pop(0) if self._opening else self._draw()
             if self._ledger.is_new(row):
                 asked.append(self._propose(row))
             else:
                 missed += 1
+        self._repeated += missed >= _PATIENCE
         while len(asked) < count and (near := self._frontier.next()) is not None:
             asked.append(self._propose(near))
         return asked

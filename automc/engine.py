@@ -28,6 +28,7 @@ from automc.recover import recover, refine_within
 from automc.result import Finalist
 from automc.standing import Standing
 from automc.trial import Cost, Trial
+from automc.warm import WarmStart
 
 __all__ = ["Engine", "Settings"]
 
@@ -71,6 +72,7 @@ class Engine:
         record: told every trial as it ends, before it is yielded: the run directory and the tracker.
         keep: called whenever finalists have been measured, so that the best so far is on disk whatever happens next.
         known: trials of an earlier attempt at the same search; they are not evaluated again.
+        starts: policies of the space that are tried before the agent is asked.
         options: what single agents understand, such as where Optuna keeps its study.
         execute: makes what evaluates from what scores a policy.
         standing: what was found so far; its `best` is the winner.
@@ -83,6 +85,7 @@ class Engine:
     record: Callable[[Trial], None] = lambda _: None
     keep: Callable[[], None] = lambda: None
     known: Sequence[Trial] = ()
+    starts: Sequence[Policy] = ()
     options: dict[str, object] = field(default_factory=dict)
     execute: Callable[[Evaluator], Executor] = Serial
 
@@ -194,8 +197,9 @@ class Engine:
             features=layer_features(self.prepared.traced.graph, self.prepared.space),
             options=self.options,
         )
-        agent: Agent = registry.load("agent", self.settings.agent)(problem, self.settings.seed + attempt)
-        return agent
+        seed = self.settings.seed + attempt
+        agent: Agent = registry.load("agent", self.settings.agent)(problem, seed)
+        return WarmStart(agent, problem, self.starts, seed) if self.starts else agent
 
     def _target(self) -> Budget:
         """What agents aim at: the budget, or half the dense latency where the dense model already holds the budget."""

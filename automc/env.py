@@ -92,18 +92,28 @@ class LayerwiseEnv(gymnasium.Env):
         """
         count = len(self.problem.space.domains[self.columns[self._at]])
         priced = self._priced()
-        return self._take(self._nearest(min(int(action * count), count - 1), priced[1]), priced)
+        code = self._nearest(min(int(action * count), count - 1), priced[1])
+        return self._take(code, float(priced[0, code]), float(priced[1, code]))
 
-    def take(self, code: int) -> Observation:
-        """Make the next choice by its code, whatever the bounds; the next observation."""
-        return self._take(code, self._priced())
+    def replay(self, row: Codes) -> tuple[list[Observation], list[float]]:
+        """The (steps + 1) observations and (steps,) actions of the episode that ends in (domains,) `row`, whatever the bounds."""
+        count = len(self.columns)
+        rows = np.repeat(self.problem.space.dense[None], 2 * (count + 1), axis=0)
+        rows[count + 1 :, self.columns] = self.pricing.smallest[self.columns]
+        for step, column in enumerate(self.columns):
+            rows[step + 1 : count + 1, column] = rows[count + 2 + step :, column] = row[column]
+        spent, least = self.pricing.usage(rows).max(axis=1).reshape(2, -1)
+        observations, actions = [self.begin()], []
+        for step, column in enumerate(self.columns):
+            observations.append(self._take(int(row[column]), float(spent[step + 1]), float(least[step + 1])))
+            actions.append(self._action)
+        return observations, actions
 
-    def _take(self, code: int, priced: Array) -> Observation:
+    def _take(self, code: int, spent: float, least: float) -> Observation:
         column = self.columns[self._at]
-        spent, least = priced[:, code]
         self.row[column] = code
         self._at, self._action = self._at + 1, (code + 0.5) / len(self.problem.space.domains[column])
-        self._spent, self._least = float(spent), float(least)
+        self._spent, self._least = spent, least
         return self._observe()
 
     @property

@@ -21,6 +21,7 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "amc": "automc.agents.amc:amc",
         "amc-sac": "automc.agents.amc:amc_sac",
         "amc-td3": "automc.agents.amc:amc_td3",
+        "auto": "automc.agents.auto:auto",
         "cmaes": "automc.agents.cmaes:cmaes",
         "evolution": "automc.agents.evolution:Evolution",
         "gp": "automc.agents.gp:GaussianProcess",

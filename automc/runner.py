@@ -43,6 +43,7 @@ from automc.track.null import NullTracker
 from automc.trial import Trial
 from automc.units import parse_duration
 from automc.unwrap import unwrapped
+from automc.warm import nearest, read_start
 
 if TYPE_CHECKING:
     from automc.job import Job
@@ -169,10 +170,12 @@ class Run:
         known = folder.trials()
         if known:
             self.observer.message(f"Going on with {len(known)} known trials; finalists are measured anew.")
+        starts = self._starts(prepared)
         options: dict[str, object] = {"storage": str(folder.path / "optuna.log")}
         engine = Engine(
-            prepared, self.task.settings, self.observer, clock, known=known, options=options, execute=executors.make
-        )
+            prepared, self.task.settings, self.observer, clock, known=known, starts=starts, options=options,
+            execute=executors.make,
+        )  # fmt: skip
         limits = {limit.metric: limit.value for limit in engine.standing.limits}
         tracker.set_reference(engine.dense.cost, engine.dense.validation, limits)
         noting.reference(Reference(engine.dense, limits, self.task.score.name))
@@ -192,6 +195,18 @@ class Run:
         finally:
             folder.write_front(engine.standing.front, self.task.settings.budget.metrics)
         self._hand_over(folder, tracker, engine, prepared, clock)
+
+    def _starts(self, prepared: Prepared) -> list[Policy]:
+        """What --warm-start names, as policies of this search's space."""
+        if self.job.warm_start is None:
+            return []
+        graph = prepared.traced.graph
+        start = read_start(self.job.warm_start, self.job.runs, graph)
+        moved = (nearest(prepared.space, policy, graph.widths, start.widths) for policy in start.policies)
+        starts = [policy for policy in dict.fromkeys(moved) if len(policy)]
+        level = "info" if starts else "warning"
+        self.observer.message(f"{len(starts)} policies of {self.job.warm_start} are tried first.", level)
+        return starts
 
     def _keep(self, folder: RunDir, engine: Engine, pt2: bytes | None = None) -> None:
         """Put every measured model on disk, and the best so far where people look for it."""

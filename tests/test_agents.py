@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from automc.agents.amc import amc
+from automc.agents.auto import auto
 from automc.agents.cmaes import cmaes
 from automc.agents.evolution import Evolution
 from automc.agents.gp import GaussianProcess
@@ -82,3 +83,8 @@ class TestAMC(AgentContract):
 class TestHAQ(AgentContract):
     def make(self, problem: Problem, seed: int) -> Agent:
         return haq(problem, seed)
+
+
+class TestAuto(AgentContract):
+    def make(self, problem: Problem, seed: int) -> Agent:
+        return auto(problem, seed)

@@ -96,6 +96,7 @@ def test_every_option_reaches_the_job(jobs: list[Job]) -> None:
         "trials": "7",
         "timeout": "5m",
         "seed": "3",
+        "warm-start": "earlier",
         "recover": "0",
         "profile": "20s",
         "name": "mine",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import runpy
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -63,6 +66,18 @@ def test_the_accuracy_guaranteed_reward_prefers_the_smaller_of_equals() -> None:
     assert small > large
 
 
+def test_an_episode_is_replayed_from_its_policy() -> None:
+    toy = toy_problem(groups=3, levels=5, layers=4, ranks=3, budget=("40%",))
+    env = LayerwiseEnv(toy.problem)
+    observations, actions = [env.begin()], []
+    for action in np.random.default_rng(0).random(len(env.columns)):
+        observations.append(env.choose(float(action)))
+        actions.append(env.action)
+    again, repeated = env.replay(env.row.copy())
+    assert np.array(again) == pytest.approx(np.array(observations))
+    assert repeated == actions
+
+
 def test_a_score_that_is_not_a_number_is_as_bad_as_none() -> None:
     assert last_reward(LayerwiseEnv(small_toy().problem, lambda _: float("nan")), 0.5) == -1.0
 
@@ -83,6 +98,15 @@ def test_features_of_a_target_without_a_layer_are_nothing() -> None:
     toy: Toy = large_toy()
     features = layer_features(LayerGraph((), ()), toy.problem.space)
     assert features.shape == (len(toy.problem.space), len(FEATURES))
+
+
+def test_the_example_trains_and_prints_a_policy(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = Path(__file__).parent.parent / "examples" / "train_env_sb3.py"
+    monkeypatch.setattr(sys, "argv", [str(script), "--episodes", "2"])
+    runpy.run_path(str(script), run_name="__main__")
+    assert "after 2 episodes: 0." in capsys.readouterr().out
 
 
 def episode(env: LayerwiseEnv, actions: list[float]) -> dict[str, object]:

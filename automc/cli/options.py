@@ -52,6 +52,7 @@ _MODEL = "FILE.py:FUNCTION or MODULE:FUNCTION that returns the model, torchvisio
 _DATA = "digits, npz:FILE, imagefolder:DIR, cifar10:DIR, or FILE.py:FUNCTION that returns the loaders. Default: digits."
 _EVALUATE = "FILE.py:FUNCTION of (model, loader) that returns a score, higher is better. Default: accuracy."
 _CRITERION = "Which channels are pruned first: obs, l1, l2, bn, taylor, fpgm, apoz, lamp, random."
+_AGENT = "What proposes policies: ilp, auto, spdy, netadapt, evolution, tpe, nsga2, gp, cmaes, amc, haq, haq-joint, greedy-sensitivity, uniform, random."
 _RECOVER = "Time to fine-tune the finalists for, in all; 0 = off."
 _PROFILE = "Time to measure the device with this model, the first time."
 _WORKERS = "Evaluations at a time, on Ray where it is more than 1; auto = as many as there are CPUs for."
@@ -59,6 +60,7 @@ _WORKER_CPUS = "CPUs that a worker holds, such as 0.5 or 4; it evaluates with as
 _RAY_ENV = "runtime_env of the workers, as `py_modules: [dist/automc.whl]` for a cluster without automc."
 _TRIAL_TIMEOUT = "Time for one evaluation, on workers; after it, it is tried once more on another worker."
 _SYNC = "Let workers wait for each other: the same seed then gives the same trials."
+_WARM_START = "A run whose policies are tried first, or a JSON or YAML file with a policy of another tool."
 _TRACKING = "MLflow server or store. Default: $MLFLOW_TRACKING_URI, or sqlite:///mlflow.db here."
 
 JOB_OPTIONS = (
@@ -90,7 +92,7 @@ JOB_OPTIONS = (
         ["--agent"],
         default="ilp",
         show_default=True,
-        help="What proposes policies: ilp, netadapt, tpe, random.",
+        help=_AGENT,
         shell_complete=plug_in_names,
     ),
     click.Option(
@@ -115,6 +117,7 @@ JOB_OPTIONS = (
         help="Time for the whole job, such as 10m; what is begun is finished.",
     ),
     click.Option(["--seed"], type=int, default=0, show_default=True, help="The same seed proposes the same trials."),
+    click.Option(["--warm-start"], metavar="RUN|FILE", help=_WARM_START),
     click.Option(["--recover"], type=duration, default="1m", show_default=True, metavar="DURATION", help=_RECOVER),
     click.Option(["--profile"], default="30s", show_default=True, metavar="DURATION", help=_PROFILE),
     click.Option(

@@ -15,8 +15,9 @@ from automc.evaluate.inputs import Fault, check_data, check_inputs, check_match,
 from automc.evaluate.models import load_model
 from automc.evaluate.task import load_data, load_score
 from automc.predict.targets import device_names, is_device, tells_energy
-from automc.registry import names
+from automc.registry import load, names
 from automc.units import METRICS, parse_duration
+from automc.warm import find_start
 
 __all__ = ["Fault", "check_budget", "check_inputs", "find_faults", "find_setting_faults", "raise_faults"]
 
@@ -47,6 +48,7 @@ def find_faults(
     trials: int = 1,
     timeout: str | None = None,
     seed: int = 0,
+    warm_start: str | None = None,
     recover: str | None = None,
     profile: str | None = None,
     name: str | None = None,
@@ -65,7 +67,7 @@ def find_faults(
     """
     faults = find_setting_faults(
         budget=budget, batch_size=batch_size, device=device, threads=threads, agent=agent, space=space, criterion=criterion,
-        trials=trials, timeout=timeout, seed=seed, recover=recover, profile=profile, name=name, runs=runs,
+        trials=trials, timeout=timeout, seed=seed, warm_start=warm_start, recover=recover, profile=profile, name=name, runs=runs,
         tracking_uri=tracking_uri, workers=workers, worker_cpus=worker_cpus, trial_timeout=trial_timeout,
     )  # fmt: skip
     return [*faults, *_task_faults(model, Path(weights) if weights else None, data, evaluate, batch_size)]
@@ -83,6 +85,7 @@ def find_setting_faults(
     trials: int = 1,
     timeout: str | None = None,
     seed: int = 0,
+    warm_start: str | None = None,
     recover: str | None = None,
     profile: str | None = None,
     name: str | None = None,
@@ -104,6 +107,10 @@ def find_setting_faults(
             faults.append(Fault.of(UnknownNameError(kind, plug_in, names(kind))))
     if criterion is not None:
         _try(faults, lambda: Pruning(criterion))
+    if agent is not None and agent in names("agent"):
+        _try(faults, lambda: load("agent", agent))  # what it needs may not be installed
+    if warm_start is not None:
+        _try(faults, lambda: find_start(warm_start, runs or "runs"))
     faults.extend(_number_faults(threads=threads, trials=trials, batch_size=batch_size, seed=seed))
     faults.extend(_worker_faults(workers, worker_cpus))
     faults.extend(_duration_faults(timeout=timeout, recover=recover, profile=profile, trial_timeout=trial_timeout))
