@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -39,6 +39,8 @@ class Job:
         ray_address: of a Ray cluster, None for this machine; `ray_env` is a YAML file of the workers' runtime_env.
         trial_timeout: after which an evaluation is given up and tried once more on another worker.
         sync: workers wait for each other, so that the same seed gives the same trials.
+        mlflow_trials: which trials get an MLflow run of their own besides the measured models.
+        register: name in MLflow's model registry for the best models; None registers none.
     """
 
     budget: tuple[str, ...] = ("50ms",)
@@ -67,6 +69,8 @@ class Job:
     ray_env: str | None = None
     trial_timeout: str | None = None
     sync: bool = False
+    mlflow_trials: Literal["front", "all"] = "front"
+    register: str | None = None
 
 
 class Silent:

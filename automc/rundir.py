@@ -47,11 +47,13 @@ MAY_DIFFER = frozenset(
     {
         "created",
         "json",
+        "mlflow_trials",
         "profile",
         "quiet",
         "ray_address",
         "ray_env",
         "recover",
+        "register",
         "runs",
         "sync",
         "timeout",

@@ -292,10 +292,13 @@ class Run:
         if self.job.tracking_uri == "":
             return NullTracker()
         tracker = MLflowTracker(
-            self.model_name, self.name, self.job.tracking_uri, run_dir=folder.path,
+            self.model_name, self.name, self.job.tracking_uri, run_dir=folder.path, trials=self.job.mlflow_trials,
+            register=self.job.register,
             on_warning=lambda text: self.observer.message(text, "warning"),
         )  # fmt: skip
-        tracker.start(self._config(), {"device": self.job.device, "agent": self.job.agent})
+        config = self._config()
+        digests = {name: str(config[name]) for name in ("model_digest", "data_digest", "device_key")}
+        tracker.start(config, {"device": self.job.device, "agent": self.job.agent, **digests})
         return tracker
 
     def _config(self) -> dict[str, Any]:

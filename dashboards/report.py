@@ -17,7 +17,7 @@ from automc.result import Finalist, Summary
 from automc.trial import Trial
 from automc.units import METRICS
 
-from . import figures, page, svg, words
+from . import figures, page, png, svg, words
 
 __all__ = ["PLOTLY", "Plotly", "write_report"]
 
@@ -267,6 +267,7 @@ class Plotly:
     policy_map = staticmethod(figures.policy_map)
     predicted_vs_measured = staticmethod(figures.predicted_vs_measured)
     pareto_svg = staticmethod(svg.pareto_svg)
+    pareto_png = staticmethod(png.pareto_png)
     write_report = staticmethod(write_report)
 
 

@@ -107,6 +107,8 @@ def test_every_option_reaches_the_job(jobs: list[Job]) -> None:
         "ray-address": "10.0.0.1:6379",
         "ray-env": "env.yaml",
         "trial-timeout": "30s",
+        "mlflow-trials": "all",
+        "register": "digits",
     }
     flags = [text for name, value in given.items() for text in (f"--{name}", value)]
     assert main(["search", "--budget", "60%", "--budget", "4MB", "--sync", *flags]) == 0

@@ -15,11 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import records
+from onnx import TensorProto, helper
 from records import DENSE, LIMIT_S, make_certificate, make_summary, make_trials
 
+from automc.cli.main import main
+from automc.errors import InputError, MissingError
+from automc.pareto import front
 from automc.rundir import RunDir
-from automc.track.mlflow import MARKER, MLflowTracker, tracking_uri, ui_command, upload
+from automc.track.children import children
+from automc.track.mlflow import MARKER, MLflowTracker, download, recorded_as, tracking_uri, ui_command, upload
+from automc.track.models import chosen_models
 from automc.track.null import NullTracker
 from automc.track.record import Progress, policy_params, summary_metrics, trial_table
 from automc.track.worker import Worker
@@ -53,21 +61,35 @@ class Recorded:
 
 
 def write_run(folder: Path) -> RunDir:
-    """What a finished search leaves on disk."""
-    run = RunDir.create(folder, {"model": "demo", "budget": ["50ms"]})
-    for trial in TRIALS:
-        run.append(trial)
-    run.write_front(TRIALS)
-    run.write_summary(SUMMARY)
+    """What a finished search leaves on disk, with models that a runtime takes."""
+    run = records.write_run(folder, TRIALS, SUMMARY, device_key="here")
+    for finalist in SUMMARY.finalists:
+        run.write_model(finalist, tiny_onnx(finalist.policy.digest))
     assert SUMMARY.best is not None
-    run.write_best(SUMMARY.best, b"onnx", make_certificate(SUMMARY), model_digest="m", device_digest="d")
+    data = tiny_onnx(SUMMARY.best.policy.digest)
+    run.write_best(SUMMARY.best, data, make_certificate(SUMMARY), model_digest="m", device_digest="d")
     run.report.write_text("<html></html>")
     return run
 
 
-def track(run: RunDir, uri: str, warnings: list[str], between: Callable[[], None] = lambda: None) -> MLflowTracker:
+def tiny_onnx(name: str) -> bytes:
+    """y = x + 1 for x of shape (2, 3)."""
+    ends = [helper.make_tensor_value_info(end, TensorProto.FLOAT, [2, 3]) for end in ("x", "y")]
+    one = helper.make_tensor("one", TensorProto.FLOAT, [], [1.0])
+    graph = helper.make_graph([helper.make_node("Add", ["x", "one"], ["y"])], name, ends[:1], ends[1:], [one])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(model.SerializeToString())
+
+
+def track(
+    run: RunDir,
+    uri: str,
+    warnings: list[str],
+    between: Callable[[], None] = lambda: None,
+    register: str | None = None,
+) -> MLflowTracker:
     """Record a whole search; `between` is called half-way. The tracker is left open."""
-    tracker = MLflowTracker("demo", run.name, uri, run_dir=run.path, on_warning=warnings.append)
+    tracker = MLflowTracker("demo", run.name, uri, run_dir=run.path, on_warning=warnings.append, register=register)
     tracker.start({"agent": "ilp", "budget": ["50ms"], "seed": 0}, {"device": "cpu"})
     tracker.set_reference(SUMMARY.dense.cost, SUMMARY.dense.validation, SUMMARY.limits)
     for index, trial in enumerate(TRIALS):
@@ -87,7 +109,10 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
         patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
         run = write_run(folder / "runs" / "digits-50ms")
         warnings: list[str] = []
-        tracker = track(run, "", warnings)
+        (folder / "devices").mkdir()
+        (folder / "devices" / "here.jsonl").write_text("{}\n")
+        patch.setenv("AUTOMC_CACHE", str(folder))
+        tracker = track(run, "", warnings, register="digits")
         assert tracker.close(120.0), warnings
         from mlflow import MlflowClient
 
@@ -126,9 +151,9 @@ def test_the_outcome_is_among_the_metrics(recorded: Recorded) -> None:
 
 
 def test_each_finalist_is_a_nested_run(recorded: Recorded) -> None:
-    children = recorded.children
-    assert len(children) == len(SUMMARY.finalists)
-    winners = [child for child in children if child.data.tags["winner"] == "true"]
+    found = [child for child in recorded.children if child.data.tags["stage"] != "search"]
+    assert len(found) == len(SUMMARY.finalists)
+    winners = [child for child in found if child.data.tags["winner"] == "true"]
     assert [child.data.metrics["latency_ms"] for child in winners] == [recorded.parent.data.metrics["best/latency_ms"]]
     assert SUMMARY.best is not None
     assert winners[0].data.params == policy_params(SUMMARY.best.policy)
@@ -138,8 +163,13 @@ def test_the_files_are_there(recorded: Recorded) -> None:
     assert recorded.files >= {
         "best",
         "config.yaml",
+        "device",
         "front.html",
         "front.json",
+        "front.png",
+        "models",
+        "tables.json",
+        "trials.jsonl",
         "report.html",
         "summary.json",
         "trials.json",
@@ -158,14 +188,81 @@ def test_the_table_of_trials_is_one_that_mlflow_can_load(recorded: Recorded) -> 
     assert list(table["digest"]) == [trial.policy.digest for trial in TRIALS]
 
 
+def test_each_point_of_the_front_is_a_nested_run(recorded: Recorded) -> None:
+    found = {child.info.run_name: child for child in recorded.children if child.data.tags["stage"] == "search"}
+    points = front(TRIALS)
+    assert set(found) == {f"trial {trial.number}" for trial in points}
+    first = found[f"trial {points[0].number}"].data
+    assert first.metrics["validation_score"] == points[0].score
+    assert first.params == policy_params(points[0].policy)
+
+
+def test_all_trials_are_nested_runs_when_asked_for() -> None:
+    names = [child.name for child in children(SUMMARY, TRIALS, "all")]
+    assert len(names) == len(set(names)) == len(TRIALS) + len(SUMMARY.finalists)
+
+
+def test_pace_and_errors_of_the_predictor_are_step_metrics(recorded: Recorded) -> None:
+    pace = recorded.client.get_metric_history(recorded.tracker.run_id, "evaluations_per_second")
+    spent = [trial.seconds for trial in TRIALS if trial.seconds > 0]
+    assert pace[-1].value == pytest.approx(len(spent) / sum(spent))
+
+
+def test_the_best_models_are_registered_and_run_as_they_are(recorded: Recorded) -> None:
+    import mlflow
+
+    chosen = chosen_models(SUMMARY, recorded.run.path)
+    assert set(chosen) == {"best", "knee"}
+    mlflow.set_tracking_uri(f"sqlite:///{recorded.run.path.parents[1]}/mlflow.db")
+    for alias in chosen:
+        version = recorded.client.get_model_version_by_alias("digits", alias)
+        assert version.run_id == recorded.tracker.run_id
+        loaded = mlflow.pyfunc.load_model(f"models:/digits@{alias}")
+        assert [(spec.name, spec.shape) for spec in loaded.metadata.signature.inputs] == [("x", (2, 3))]
+        example = loaded.input_example
+        assert loaded.predict(example)["y"] == pytest.approx(np.ones((2, 3)))
+
+
+def test_a_run_is_exported_from_mlflow_alone(recorded: Recorded, tmp_path: Path) -> None:
+    assert SUMMARY.best is not None
+    uri = ["--tracking-uri", f"sqlite:///{recorded.run.path.parents[1]}/mlflow.db"]
+    assert main(["export", "--mlflow-run", str(recorded.tracker.run_id), *uri, "--out", str(tmp_path)]) == 0
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [tiny_onnx(SUMMARY.best.policy.digest)]
+    again = download(str(recorded.tracker.run_id), tmp_path / "again", uri[1])
+    assert again.summary() == SUMMARY
+    assert again.trials() == TRIALS
+
+
+def test_what_cannot_be_exported_from_mlflow_is_said(recorded: Recorded, tmp_path: Path) -> None:
+    uri = f"sqlite:///{recorded.run.path.parents[1]}/mlflow.db"
+    with pytest.raises(InputError, match="has no run"):
+        download("0" * 32, tmp_path, uri)
+    with pytest.raises(InputError, match="holds no finished search"):
+        download(recorded.children[0].info.run_id, tmp_path, uri)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        with pytest.raises(MissingError, match="cannot be read"):
+            download("0" * 32, tmp_path, f"http://127.0.0.1:{_free_port()}")
+    assert main(["export", "--out", str(tmp_path)]) == 2
+
+
+def test_track_says_where_it_is(recorded: Recorded, capsys: pytest.CaptureFixture[str]) -> None:
+    run_id, uri = recorded_as(recorded.run)
+    assert run_id == recorded.tracker.run_id
+    assert main(["track", "--run", recorded.run.name, "--runs", str(recorded.run.path.parent), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"run": "digits-50ms", "mlflow_run_id": run_id, "tracking_uri": uri}
+
+
 def test_a_rerun_goes_on_with_the_same_run(recorded: Recorded) -> None:
     run_id, children = recorded.tracker.run_id, len(recorded.children)
-    tracker = track(recorded.run, f"sqlite:///{recorded.run.path.parents[1]}/mlflow.db", recorded.warnings)
+    uri = f"sqlite:///{recorded.run.path.parents[1]}/mlflow.db"
+    tracker = track(recorded.run, uri, recorded.warnings, register="digits")
     assert tracker.close(120.0), recorded.warnings
     assert tracker.run_id == run_id
     assert len(recorded.children) == children
     table = json.loads(Path(recorded.client.download_artifacts(run_id, "trials.json")).read_text())
     assert len(table["data"]) == len(TRIALS)
+    assert len(recorded.client.search_model_versions("name = 'digits'")) == 2
 
 
 def test_a_search_that_is_killed_is_recorded_as_killed_and_prints_nothing(recorded: Recorded, tmp_path: Path) -> None:
@@ -197,7 +294,7 @@ def test_nobody_at_the_address_is_told_once_and_kept_for_later(tmp_path: Path, m
     tracker = track(run, f"http://127.0.0.1:{_free_port()}", warnings)
     assert not tracker.close(60.0)
     assert "cannot be written" in warnings[0]
-    assert f"python -m automc.track.mlflow {run.path}" in warnings[1]
+    assert f"automc track --run one --runs {tmp_path}" in warnings[1]
     assert len(warnings) == 2
     assert json.loads((run.path / MARKER).read_text())["complete"] is False
 

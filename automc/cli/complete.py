@@ -19,7 +19,7 @@ _FILES = {
 }
 _EPILOG = """\b
 Examples:
-  eval "$(automc completion bash)"
+  automc completion bash >> ~/.bashrc
   automc completion fish > ~/.config/fish/completions/automc.fish
 """
 
@@ -29,7 +29,7 @@ Examples:
 def completion(shell: str | None) -> None:
     """Print the script that completes verbs, options and the names of runs, agents, spaces and devices.
 
-    SHELL is that of $SHELL by default. Put the line of the first example into ~/.bashrc or ~/.zshrc.
+    SHELL is that of $SHELL by default. A new shell then completes.
     """
     name = shell or Path(os.environ.get("SHELL", "")).name
     if name not in _FILES:

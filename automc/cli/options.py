@@ -62,6 +62,7 @@ _TRIAL_TIMEOUT = "Time for one evaluation, on workers; after it, it is tried onc
 _SYNC = "Let workers wait for each other: the same seed then gives the same trials."
 _WARM_START = "A run whose policies are tried first, or a JSON or YAML file with a policy of another tool."
 _TRACKING = "MLflow server or store. Default: $MLFLOW_TRACKING_URI, or sqlite:///mlflow.db here."
+_REGISTER = "Name in MLflow's model registry for the best models, with the aliases best and knee."
 
 JOB_OPTIONS = (
     click.Option(
@@ -137,6 +138,14 @@ JOB_OPTIONS = (
     click.Option(["--ray-env"], metavar="FILE", help=_RAY_ENV),
     click.Option(["--trial-timeout"], type=duration, metavar="DURATION", help=_TRIAL_TIMEOUT),
     click.Option(["--sync"], is_flag=True, help=_SYNC),
+    click.Option(
+        ["--mlflow-trials"],
+        type=click.Choice(["front", "all"]),
+        default="front",
+        show_default=True,
+        help="Which trials get an MLflow run of their own.",
+    ),
+    click.Option(["--register"], metavar="NAME", help=_REGISTER),
 )
 
 

@@ -62,6 +62,8 @@ def find_faults(
     ray_env: str | None = None,
     trial_timeout: str | None = None,
     sync: bool = False,
+    mlflow_trials: str = "front",
+    register: str | None = None,
 ) -> list[Fault]:
     """Every fault of a search's settings (the fields of a recipe), each with its remedy; an empty list when it can start.
 
@@ -71,7 +73,7 @@ def find_faults(
         budget=budget, batch_size=batch_size, device=device, threads=threads, agent=agent, space=space, criterion=criterion,
         trials=trials, timeout=timeout, seed=seed, warm_start=warm_start, recover=recover, profile=profile, name=name, runs=runs,
         tracking_uri=tracking_uri, workers=workers, worker_cpus=worker_cpus, ray_address=ray_address,
-        trial_timeout=trial_timeout,
+        trial_timeout=trial_timeout, mlflow_trials=mlflow_trials, register=register,
     )  # fmt: skip
     return [*faults, *_task_faults(model, Path(weights) if weights else None, data, evaluate, batch_size)]
 
@@ -97,6 +99,7 @@ def find_setting_faults(
     worker_cpus: float = 1.0,
     ray_address: str | None = None,
     trial_timeout: str | None = None,
+    mlflow_trials: str = "front",
     **_others: object,
 ) -> list[Fault]:
     """The faults that show without loading the model and the data; other fields of a recipe may be given and are not read."""
@@ -109,6 +112,8 @@ def find_setting_faults(
     for kind, plug_in in (("agent", agent), ("space", space)):
         if plug_in is not None and plug_in not in names(kind):
             faults.append(Fault.of(UnknownNameError(kind, plug_in, names(kind))))
+    if mlflow_trials not in ("front", "all"):
+        faults.append(Fault(f"There is no choice {mlflow_trials!r} of MLflow trials.", "Choose front or all."))
     if criterion is not None:
         _try(faults, lambda: Pruning(criterion))
     if agent is not None and agent in names("agent"):

@@ -1,10 +1,10 @@
-"""The tracker that records a search in MLflow: one run per search, and a nested run for each finalist.
+"""The tracker that records a search in MLflow: one run per search, nested ones for its front and finalists, its best models.
 
     mlflow ui --backend-store-uri sqlite:///mlflow.db
 
 MLflow lives in a helper process (see worker.py): importing it takes 3 s and a new database 5 s more, which pass while the
 device is being profiled. Nothing that goes wrong there stops a search. The run's folder holds all that MLflow is told,
-with mlflow.json saying whether MLflow has it; `python -m automc.track.mlflow runs/NAME` makes good what is missing.
+with mlflow.json saying whether MLflow has it; `automc track --run NAME` makes good what is missing.
 """
 
 from __future__ import annotations
@@ -12,22 +12,31 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from automc.disk import write_atomic
-from automc.errors import DiskError, InputError
+from automc.errors import DiskError, InputError, MissingError
 from automc.result import Summary
 from automc.rundir import RunDir
+from automc.track.children import Which
 from automc.track.null import Status
 from automc.track.store import Store, now_ms
 from automc.track.worker import Message, Parent, Worker
 from automc.trial import Cost, Trial
 
-__all__ = ["MARKER", "MLflowTracker", "tracking_uri", "ui_command", "upload"]
+__all__ = [
+    "MARKER",
+    "MLflowTracker",
+    "download",
+    "recorded_as",
+    "track_command",
+    "tracking_uri",
+    "ui_command",
+    "upload",
+]
 
 MARKER = "mlflow.json"
 _RETRY_S = 15.0
@@ -49,6 +58,12 @@ def ui_command(uri: str) -> str:
     return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
 
 
+def track_command(run_dir: Path) -> str:
+    """What uploads a run that MLflow lacks."""
+    runs = "" if run_dir.parent == Path("runs") else f" --runs {run_dir.parent}"
+    return f"automc track --run {run_dir.name}{runs}"
+
+
 class MLflowTracker:
     """Records one search. Every method but `close` returns at once.
 
@@ -57,6 +72,8 @@ class MLflowTracker:
         run_name: the parent run's name; that of the run folder.
         uri: see `tracking_uri`.
         run_dir: the run folder; a rerun in it goes on with the same MLflow run.
+        trials: which trials get a nested run besides the finalists: those of the "front", or "all".
+        register: name in MLflow's model registry for the best models, with the aliases `best` and `knee`; None registers none.
         on_warning: told, once, when MLflow cannot be written, and at the end if it lacks something. Called from another thread.
     """
 
@@ -67,6 +84,8 @@ class MLflowTracker:
         uri: str | None = None,
         *,
         run_dir: Path | None = None,
+        trials: Which = "front",
+        register: str | None = None,
         on_warning: Callable[[str], None] | None = None,
     ) -> None:
         self.uri = tracking_uri(uri)
@@ -74,13 +93,14 @@ class MLflowTracker:
         self.run_url: str | None = None
         self._run_dir = run_dir
         self._warn = on_warning or logging.getLogger("automc").warning
-        self._begun: dict[str, Any] = {"experiment": experiment, "params": {}, "tags": {}}
+        asked = {"trials": trials, "register": register}
+        self._begun: dict[str, Any] = {"experiment": experiment, "params": {}, "tags": {}, **asked}
         self._recorded = False
         self._worker = Worker("automc.track.mlflow", self._on_event, _ENVIRONMENT)
         known = _marker(run_dir) if run_dir else {}
         run_id = known.get("run_id") if known.get("uri") == _absolute(self.uri) else None
         self._worker.send(
-            {"kind": "open", "uri": self.uri, "experiment": experiment, "run_name": run_name, "run_id": run_id}
+            {"kind": "open", "uri": self.uri, "experiment": experiment, "run_name": run_name, "run_id": run_id, **asked}
         )
 
     def start(self, params: Mapping[str, object], tags: Mapping[str, str]) -> None:
@@ -110,7 +130,7 @@ class MLflowTracker:
         if not self._recorded and self._run_dir:
             self._warn(
                 f"MLflow at {self.uri} lacks part of this search; {self._run_dir} has all of it. "
-                f"`python -m automc.track.mlflow {self._run_dir}` uploads it."
+                f"`{track_command(self._run_dir)}` uploads it."
             )
         return self._recorded
 
@@ -133,8 +153,18 @@ class MLflowTracker:
             self._warn(str(error))
 
 
-def upload(run: RunDir, uri: str | None = None, *, timeout_s: float = 300.0) -> bool:
+def upload(
+    run: RunDir,
+    uri: str | None = None,
+    *,
+    trials: Which | None = None,
+    register: str | None = None,
+    on_warning: Callable[[str], None] | None = None,
+    timeout_s: float = 300.0,
+) -> bool:
     """Record in MLflow a search that is on disk, or the part of it that MLflow lacks. Whether it is all there now.
+
+    `trials` and `register` are as of `MLflowTracker`; None takes what the search was asked for.
 
     Raises:
         InputError: the run is damaged.
@@ -143,7 +173,10 @@ def upload(run: RunDir, uri: str | None = None, *, timeout_s: float = 300.0) -> 
     target = uri or marker.get("uri") or tracking_uri()
     summary = run.summary() if (run.path / "summary.json").exists() else None
     experiment = marker.get("experiment") or (summary.model if summary else "automc")
-    tracker = MLflowTracker(experiment, run.name, target, run_dir=run.path)
+    tracker = MLflowTracker(
+        experiment, run.name, target, run_dir=run.path, trials=trials or marker.get("trials") or "front",
+        register=register or marker.get("register"), on_warning=on_warning,
+    )  # fmt: skip
     tracker.start(marker.get("params") or run.config(), marker.get("tags") or {})
     if summary is not None:
         tracker.set_reference(summary.dense.cost, summary.dense.validation, summary.limits)
@@ -151,6 +184,55 @@ def upload(run: RunDir, uri: str | None = None, *, timeout_s: float = 300.0) -> 
         tracker.log(trial)
     tracker.finish(summary, run.path, "FINISHED" if summary else "KILLED")
     return tracker.close(timeout_s)
+
+
+def recorded_as(run: RunDir) -> tuple[str, str]:
+    """(MLflow run id, store) of a run that was recorded.
+
+    Raises:
+        InputError: it was not recorded in MLflow.
+    """
+    marker = _marker(run.path)
+    if not marker.get("run_id"):
+        raise InputError(f"The run {run.name!r} was not recorded in MLflow.", remedy=f"`{track_command(run.path)}`.")
+    return marker["run_id"], marker["uri"]
+
+
+def download(run_id: str, folder: Path, uri: str | None = None) -> RunDir:
+    """Fetch the record of a search from MLflow into `folder`, as the search left it on disk.
+
+    Raises:
+        InputError: there is no such run, or it holds no finished search.
+        MissingError: the server does not answer.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+
+    target = tracking_uri(uri)
+    try:
+        client = mlflow.MlflowClient(tracking_uri=target)
+        found = client.get_run(run_id)
+        held = {file.path for file in client.list_artifacts(run_id)}
+        for name in sorted(held & _RECORD):
+            mlflow.artifacts.download_artifacts(
+                run_id=run_id, artifact_path=name, dst_path=str(folder), tracking_uri=target
+            )
+    except mlflow.exceptions.MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise InputError(
+                f"MLflow at {target} has no run {run_id!r}.", remedy="Copy the id from its page."
+            ) from error
+        raise MissingError(f"MLflow at {target} cannot be read: {_first_line(error)}.", remedy="Start it.") from error
+    if "summary.json" not in held:
+        name = found.info.run_name
+        raise InputError(
+            f"The MLflow run {name!r} holds no finished search.", remedy="Choose the parent run of a search."
+        )
+    return RunDir(folder)
+
+
+_RECORD = {"best", "config.yaml", "front.json", "models", "summary.json", "tables.json", "trials.jsonl"}
 
 
 def _absolute(uri: str) -> str:
@@ -222,16 +304,5 @@ def _serve() -> None:
         parent.emit({"event": "recorded"})
 
 
-def main(arguments: list[str]) -> int:
-    """Without arguments the helper process; with run folders, upload them."""
-    if not arguments:
-        _serve()
-        return 0
-    results = {folder: upload(RunDir(folder)) for folder in arguments}
-    for folder, complete in results.items():
-        sys.stdout.write(f"{folder}: {'recorded' if complete else 'not complete'}\n")
-    return 0 if all(results.values()) else 4
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    _serve()

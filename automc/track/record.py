@@ -21,7 +21,7 @@ _SCALE = {"latency_s": ("latency_ms", 1e3), "energy_j": ("energy_mj", 1e3)}
 
 @dataclass
 class Progress:
-    """How far a search has come after each trial: the best score within the budget, and the size of the front.
+    """How far a search has come after each trial: the best score within the budget, the size of the front, and the pace.
 
     Attributes:
         limits: the resolved budget, metric -> limit in SI units; the front is that of its first metric.
@@ -32,12 +32,17 @@ class Progress:
     limits: Mapping[str, float]
     best: float | None = None
     _front: list[Trial] = field(default_factory=list)
+    _evaluated: int = 0
+    _seconds: float = 0.0
 
     def add(self, trial: Trial) -> dict[str, float]:
         """The step metrics of one more trial."""
         metric = next(iter(self.limits), "latency_s")
         self._front = front([*self._front, trial], (metric,))
         metrics = cost_metrics(trial.cost)
+        if trial.stage == "search" and trial.seconds > 0:
+            self._evaluated, self._seconds = self._evaluated + 1, self._seconds + trial.seconds
+            metrics["evaluations_per_second"] = self._evaluated / self._seconds
         if trial.score is not None:
             metrics["score"] = trial.score
             if self.budget.holds(trial.cost):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
@@ -11,11 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from automc import registry
+from automc.devices.device import cache_dir
 from automc.result import Summary
-from automc.track.record import Progress, finalist_metrics, policy_params, summary_metrics, trial_table
+from automc.rundir import RunDir
+from automc.track.children import children, write_child
+from automc.track.models import log_models
+from automc.track.record import Progress, summary_metrics, trial_table
 from automc.trial import Cost, Trial
 
 __all__ = ["Store", "now_ms"]
+
+_FILES = ("config.yaml", "front.json", "report.html", "summary.json", "tables.json", "trials.jsonl")
+_MOST_CHILDREN = 50_000
 
 
 class Store:
@@ -23,11 +31,13 @@ class Store:
 
     Args:
         mlflow: the module mlflow, which only mlflow.py imports.
-        opened: {"uri", "experiment", "run_name", "run_id"}; a run_id to go on with, or None.
+        opened: {"uri", "experiment", "run_name", "run_id", "trials", "register"}; a run_id to go on with, or None; which trials
+            get nested runs; the name to register the best models under, or None.
         emit: told of the MLflow run once it is known.
     """
 
     def __init__(self, mlflow: Any, opened: Mapping[str, Any], emit: Callable[[Mapping[str, Any]], None]) -> None:
+        self._mlflow = mlflow
         self._entities = mlflow.entities
         self._client = mlflow.MlflowClient(tracking_uri=opened["uri"])
         self._opened = opened
@@ -38,6 +48,8 @@ class Store:
         self._trials: dict[int, tuple[Trial, int]] = {}
         self._logged: set[int] = set()
         self._finish: Mapping[str, Any] | None = None
+        self._children: set[str] = set()
+        self._errors_logged = False
 
     def add(self, message: Mapping[str, Any]) -> None:
         """Take one message of the parent's."""
@@ -85,7 +97,7 @@ class Store:
         run_id = self._run_id
         if self._begun and not self._begun_logged:
             self._log_params(run_id, self._begun["params"])
-            self._log_tags(run_id, self._begun["tags"])
+            self._log_tags(run_id, {**_commit(), **self._begun["tags"]})
             self._begun_logged = True
         self._log_trials(run_id)
 
@@ -98,9 +110,13 @@ class Store:
         if summary is not None:
             self._log_metrics(self._run_id, summary_metrics(summary))
             self._log_tags(self._run_id, _summary_tags(summary))
-            self._log_finalists(summary)
+            self._log_errors(summary)
+            self._log_children(summary)
         if folder is not None:
             self._log_files(folder, summary)
+        if folder is not None and summary is not None:
+            register = self._opened["register"]
+            log_models(self._mlflow, self._client, self._run_id, self._opened["uri"], summary, folder, register)
         self._client.set_terminated(self._run_id, message["status"])
 
     def _log_trials(self, run_id: str) -> None:
@@ -135,29 +151,46 @@ class Store:
     def _log_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         self._client.log_batch(run_id, tags=[self._entities.RunTag(name, value[:5000]) for name, value in tags.items()])
 
-    def _log_finalists(self, summary: Summary) -> None:
-        children = self._client.search_runs([self._experiment_id], f"tags.`mlflow.parentRunId` = '{self._run_id}'")
-        known = {child.info.run_name: child.info.run_id for child in children}
-        for finalist in summary.finalists:
-            name = f"{finalist.stage} {finalist.policy.digest[:8]}"
-            tags = {"mlflow.parentRunId": self._run_id, "digest": finalist.policy.digest, "stage": finalist.stage}
-            run_id = (
-                known.get(name) or self._client.create_run(self._experiment_id, tags=tags, run_name=name).info.run_id
-            )
-            self._log_tags(run_id, {"winner": str(finalist == summary.best).lower()})
-            self._log_params(run_id, policy_params(finalist.policy))
-            self._log_metrics(run_id, finalist_metrics(finalist))
-            self._client.log_dict(run_id, finalist.policy.to_json(), "policy.json")
-            self._client.set_terminated(run_id)
+    def _log_children(self, summary: Summary) -> None:
+        parent = f"tags.`mlflow.parentRunId` = '{self._run_id}'"
+        found = self._client.search_runs([self._experiment_id], parent, max_results=_MOST_CHILDREN)
+        known = {child.info.run_name: child.info.run_id for child in found}
+        for child in children(summary, self._all_trials(), self._opened["trials"]):
+            name = child.name
+            if name not in known or name not in self._children:
+                write_child(self._mlflow, self._client, self._experiment_id, self._run_id, child, known.get(name))
+                self._children.add(name)
+
+    def _log_errors(self, summary: Summary) -> None:
+        """How far predictions were off, at the step of each measured trial."""
+        predicted = {f.policy.digest: f.predicted_latency_s for f in summary.finalists}
+        now, metric = now_ms(), self._entities.Metric
+        errors = [
+            metric("predictor_error", abs(before / after - 1.0), now, trial.number)
+            for trial in self._all_trials()
+            if trial.stage != "search"
+            and (before := predicted.get(trial.policy.digest))
+            and (after := trial.cost.latency_s)
+        ]
+        if errors and not self._errors_logged:
+            self._client.log_batch(self._run_id, metrics=errors)
+        self._errors_logged = True
+
+    def _all_trials(self) -> list[Trial]:
+        return [trial for trial, _ in sorted(self._trials.values(), key=lambda pair: pair[0].number)]
 
     def _log_files(self, folder: Path, summary: Summary | None) -> None:
-        trials = [trial for trial, _ in sorted(self._trials.values(), key=lambda pair: pair[0].number)]
+        trials = self._all_trials()
         self._log_table(trials)
-        for name in ("config.yaml", "front.json", "summary.json", "report.html"):
+        for name in _FILES:
             if (folder / name).exists():
                 self._client.log_artifact(self._run_id, str(folder / name))
-        if (folder / "best").is_dir():
-            self._client.log_artifacts(self._run_id, str(folder / "best"), "best")
+        for name in ("best", "models"):
+            if (folder / name).is_dir():
+                self._client.log_artifacts(self._run_id, str(folder / name), name)
+        profile = cache_dir() / "devices" / f"{RunDir(folder).config().get('device_key')}.jsonl"
+        if profile.is_file():
+            self._client.log_artifact(self._run_id, str(profile), "device")
         if summary is not None:
             self._log_figures(summary, trials)
 
@@ -170,10 +203,13 @@ class Store:
             self._client.log_table(self._run_id, columns, "trials.json")
 
     def _log_figures(self, summary: Summary, trials: list[Trial]) -> None:
-        figure = registry.load("figures", "plotly").pareto(summary, trials)
-        self._client.log_text(self._run_id, figure.to_html(include_plotlyjs=True, full_html=True), "front.html")
-        if importlib.util.find_spec("kaleido") is not None:
-            self._client.log_figure(self._run_id, figure, "front.png")
+        figures = registry.load("figures", "plotly")
+        page = figures.pareto(summary, trials).to_html(include_plotlyjs=True, full_html=True)
+        self._client.log_text(self._run_id, page, "front.html")
+        with tempfile.TemporaryDirectory() as folder:
+            picture = Path(folder, "front.png")
+            picture.write_bytes(figures.pareto_png(summary, trials))
+            self._client.log_artifact(self._run_id, str(picture))
 
 
 def _summary_tags(summary: Summary) -> dict[str, str]:
@@ -189,6 +225,15 @@ def _summary_tags(summary: Summary) -> dict[str, str]:
         summary
     )  # the description on the run's page
     return {**tags, "budget_held": str(summary.best is not None).lower()}
+
+
+def _commit() -> dict[str, str]:
+    """The git commit that the search was started in, under MLflow's own name for it; nothing outside of a repository."""
+    try:
+        asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    return {"mlflow.source.git.commit": asked.stdout.strip()} if asked.returncode == 0 else {}
 
 
 def _chunks(items: list[Any], size: int) -> Iterable[list[Any]]:
