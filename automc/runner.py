@@ -242,8 +242,9 @@ class Run:
             *(t.policy for t in front(engine.standing.front, metrics)),
             *(f.policy for f in self.summary.finalists),
         ]
-        folder.write_tables(tabulate(prepared, engine.standing.predictor, shown))
-        registry.load("figures", "plotly").write_report(self.summary, folder.trials(), folder.report)
+        tables = tabulate(prepared, engine.standing.predictor, shown)
+        folder.write_tables(tables)
+        registry.load("figures", "plotly").write_report(self.summary, folder.trials(), folder.report, tables)
         tracker.finish(self.summary, folder.path, "FINISHED")
 
     def _pt2(self, best: Certified | None, prepared: Prepared) -> bytes | None:

@@ -14,10 +14,12 @@ from plotly.offline import get_plotlyjs
 from automc.disk import write_atomic
 from automc.pareto import front
 from automc.result import Finalist, Summary
+from automc.tables import Tables
 from automc.trial import Trial
 from automc.units import METRICS
 
-from . import figures, page, png, svg, words
+from . import by_layer, comparison, figures, page, png, svg, words
+from .report_layers import layer_sections
 
 __all__ = ["PLOTLY", "Plotly", "write_report"]
 
@@ -29,16 +31,18 @@ print(given.name, given.shape)  # feed it your own batch of that shape
 scores = session.run(None, {{given.name: np.zeros(given.shape, dtype=np.float32)}})[0]"""
 
 
-def write_report(summary: Summary, trials: Sequence[Trial], path: str | os.PathLike[str]) -> Path:
-    """Write the report to `path`.
+def write_report(
+    summary: Summary, trials: Sequence[Trial], path: str | os.PathLike[str], tables: Tables | None = None
+) -> Path:
+    """Write the report to `path`; without `tables` it says nothing about single layers.
 
     Raises:
         DiskError: it cannot be written.
     """
-    return write_atomic(path, render(summary, trials, Path(path).parent))
+    return write_atomic(path, render(summary, trials, Path(path).parent, tables))
 
 
-def render(summary: Summary, trials: Sequence[Trial], folder: Path) -> str:
+def render(summary: Summary, trials: Sequence[Trial], folder: Path, tables: Tables | None = None) -> str:
     """The report as HTML; `folder` is the run's, named in the commands it shows."""
     template = Template(files(__package__ or "automc.dashboards").joinpath("report.html").read_text(encoding="utf-8"))
     return template.substitute(
@@ -50,11 +54,11 @@ def render(summary: Summary, trials: Sequence[Trial], folder: Path) -> str:
         verdict=page.escape(words.verdict(summary)),
         color=_HELD if summary.best else _MISSED,
         plotly_js=get_plotlyjs(),
-        sections="\n".join(_sections(summary, trials, folder)),
+        sections="\n".join(_sections(summary, trials, folder, tables)),
     )
 
 
-def _sections(summary: Summary, trials: Sequence[Trial], folder: Path) -> Iterator[str]:
+def _sections(summary: Summary, trials: Sequence[Trial], folder: Path, tables: Tables | None) -> Iterator[str]:
     yield page.section("Before and after", _comparison(summary), *map(page.paragraph, summary.notes))
     yield page.section("How sure the latency is", *_trust(summary))
     if summary.best is not None:
@@ -62,6 +66,8 @@ def _sections(summary: Summary, trials: Sequence[Trial], folder: Path) -> Iterat
     yield page.section("Left alone", _left_alone(summary))
     yield page.section("The front", *_front(summary, trials))
     yield page.section("The policy, layer by layer", *_policy(summary))
+    if tables is not None:
+        yield from layer_sections(summary, tables)
     yield page.section("Predicted against measured", *_predictions(summary))
     yield page.section("The search", *_search(summary, trials))
     yield page.section("Where the time went", page.table(("stage", "time"), _times(summary)))
@@ -266,6 +272,10 @@ class Plotly:
     hypervolume = staticmethod(figures.hypervolume)
     policy_map = staticmethod(figures.policy_map)
     predicted_vs_measured = staticmethod(figures.predicted_vs_measured)
+    latency_by_layer = staticmethod(by_layer.latency)
+    sensitivity = staticmethod(by_layer.sensitivity)
+    fronts = staticmethod(comparison.fronts)
+    agents = staticmethod(comparison.agents)
     pareto_svg = staticmethod(svg.pareto_svg)
     pareto_png = staticmethod(png.pareto_png)
     write_report = staticmethod(write_report)

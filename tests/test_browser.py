@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from records import make_summary, make_trials
+from records import make_summary, make_tables, make_trials
 
 from automc.dashboards.report import write_report
 
@@ -37,7 +37,9 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     trials = make_trials()
-    return write_report(make_summary(trials), trials, tmp_path_factory.mktemp("runs") / "report.html")
+    summary = make_summary(trials)
+    tables = make_tables([f.policy for f in summary.finalists])
+    return write_report(summary, trials, tmp_path_factory.mktemp("runs") / "report.html", tables)
 
 
 @pytest.fixture(params=SCREENS)
@@ -70,7 +72,7 @@ def test_the_verdict_is_on_the_first_screen(page: Any) -> None:
 def test_every_figure_is_drawn_within_the_page(page: Any) -> None:
     width = page.viewport_size["width"]
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    for name in ("front", "policy", "predictions", "search"):
+    for name in ("front", "policy", "layers", "sensitivity", "predictions", "search"):
         box = page.locator(f"#{name} .main-svg").first.bounding_box()
         assert box["width"] > 0.8 * min(width, 1040)
         assert box["height"] > 150
@@ -92,6 +94,6 @@ def test_pointing_at_or_tapping_the_winner_tells_its_policy(page: Any) -> None:
 
 def test_tables_open_beside_the_figures(page: Any) -> None:
     assert page.locator("#front").locator("xpath=ancestor::section").locator("table").first.is_visible()
-    opener = page.get_by_text("The same as a table", exact=True)
+    opener = page.get_by_text("The same as a table", exact=True).first
     opener.click()
     assert opener.locator("xpath=..").locator("table").is_visible()

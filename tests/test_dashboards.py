@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
-from records import LIMIT_S, make_summary, make_trials
+from records import LIMIT_S, make_summary, make_tables, make_trials
 
 from automc import registry
-from automc.dashboards import figures, words
+from automc.dashboards import by_layer, comparison, figures, words
+from automc.dashboards.png import pareto_png
 from automc.dashboards.report import render, write_report
 from automc.dashboards.svg import pareto_svg
 from automc.errors import DiskError
 from automc.pareto import front
-from automc.policy import Policy
+from automc.policy import Policy, Quantize
 from automc.result import Finalist, Summary
 from automc.trial import Cost, Trial
 
@@ -135,6 +137,69 @@ def test_the_report_has_a_table_for_every_figure() -> None:
     for section in html.split("<section>")[1:]:
         assert section.count('class="plot"') <= section.count("<table")
     assert html.count('class="plot"') == 4
+
+
+def test_layers_have_figures_and_tables_where_the_run_recorded_them() -> None:
+    assert SUMMARY.best is not None
+    tables = make_tables([f.policy for f in SUMMARY.finalists])
+    html = render(SUMMARY, TRIALS, Path("runs/one"), tables)
+    for section in html.split("<section>")[1:]:
+        assert section.count('class="plot"') <= section.count("<table")
+    assert html.count('class="plot"') == 6
+    page = _text(html)
+    share = tables.shares(SUMMARY.best.policy)["fc"]
+    assert f"{100 * share:.1f} %" in page
+    assert "What each choice alone hurts" in page
+
+
+def test_latency_by_layer_is_drawn_in_milliseconds() -> None:
+    assert SUMMARY.best is not None
+    tables = make_tables([SUMMARY.best.policy])
+    dense, now = by_layer.latency(tables, SUMMARY.best.policy).data
+    assert list(dense.x) == pytest.approx([1e3 * s for s in tables.layers_s[Policy().digest]])
+    assert list(now.x) == pytest.approx([1e3 * s for s in tables.layers_s[SUMMARY.best.policy.digest]])
+    assert by_layer.latency_rows(tables, Policy.of([("fc", Quantize(8, 8))])) == []
+
+
+def test_sensitivity_shows_every_known_loss() -> None:
+    tables = make_tables()
+    unknown = dataclasses.replace(tables, loss=((0.0, math.inf), *tables.loss[1:]))
+    shown = sum(len(trace.x) for trace in by_layer.sensitivity(unknown).data)
+    assert shown == sum(len(domain) - 1 for domain in tables.domains) - 1
+    assert all(x > 0 for trace in by_layer.sensitivity(unknown).data for x in trace.x)  # the axis is logarithmic
+
+
+def test_the_front_shows_how_sure_its_predictions_are() -> None:
+    line = _named("front, as predicted")
+    points = front([t for t in TRIALS if t.state == "complete"])
+    spans = [1e3 * ((t.cost.latency_upper_s or 0) - (t.cost.latency_s or 0)) for t in points]
+    assert list(line.error_x.array) == pytest.approx(spans)  # type: ignore[attr-defined]
+
+
+def test_hovering_a_point_tells_its_policy_in_a_few_lines() -> None:
+    texts = _named("tried").text  # type: ignore[attr-defined]
+    scored = [t for t in TRIALS if t.state == "complete"]
+    for text, trial in zip(texts, scored, strict=True):
+        assert text.count("<br>") <= 20
+        if not len(trial.policy):
+            continue
+        assert trial.policy.digest in text
+        assert words.policy_lines(trial.policy, SUMMARY.widths)[0] in text
+
+
+def test_runs_are_compared_in_one_figure() -> None:
+    other = dataclasses.replace(SUMMARY, name="other", agent="tpe")
+    records = [(SUMMARY, TRIALS), (other, TRIALS[:20])]
+    names = [trace.name for trace in comparison.fronts(records).data]
+    assert names == ["digits-50ms", "digits-50ms, winner", "other", "other, winner"]
+    curves = {trace.name: trace for trace in comparison.agents(records).data}
+    assert len(curves["other (tpe)"].x) == 20
+    assert [row["agent"] for row in comparison.rows([SUMMARY, other])] == ["ilp", "tpe"]
+
+
+def test_the_png_is_a_picture() -> None:
+    for summary in (SUMMARY, MISSED):
+        assert pareto_png(summary, TRIALS).startswith(b"\x89PNG")
 
 
 def test_the_report_needs_no_network() -> None:
