@@ -46,6 +46,7 @@ def main(name: str, runs: Path, images: Path) -> None:
             page.get_by_role("heading", name="The search").wait_for()
             page.screenshot(path=images / "app.png")
         with server(["mlflow", "server", "--backend-store-uri", uri, "--workers", "1", "--port"], "/health") as address:
+            page.set_viewport_size({"width": 1600, "height": 1300})
             open_mlflow(page, address, uri, run_id)
             page.screenshot(path=images / "mlflow.png")
 
