@@ -138,20 +138,23 @@ class Run:
         registry.load("space", job.space)
 
     def trials(self) -> Iterator[Trial]:
+        executors = Executors(self.task.parallel)
+        try:
+            yield from self._recorded(executors)
+        finally:
+            executors.close()
+
+    def _recorded(self, executors: Executors) -> Iterator[Trial]:
         folder = RunDir.create(Path(self.job.runs) / self.name, self._config())
         self.observer = noting = Noting(self.observer, folder)
         tracker = self._tracker(folder)
-        executors = None
         try:
-            executors = Executors(self.task.parallel)
             yield from self._search(folder, tracker, noting, executors)
         except BaseException as error:
             interrupted = isinstance(error, (KeyboardInterrupt, GeneratorExit))
             tracker.finish(None, folder.path, "KILLED" if interrupted else "FAILED")
             raise
         finally:
-            if executors is not None:
-                executors.close()
             tracker.close()
             noting.end()
             folder.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -14,6 +15,7 @@ from automc.evaluate.data import Data, sample_count
 from automc.evaluate.inputs import Fault, check_data, check_inputs, check_match, check_weights
 from automc.evaluate.models import load_model
 from automc.evaluate.task import load_data, load_score
+from automc.execute.parallel import Parallel, check_room, local_cpus
 from automc.predict.targets import device_names, is_device, tells_energy
 from automc.registry import names
 from automc.units import METRICS, parse_duration
@@ -66,7 +68,8 @@ def find_faults(
     faults = find_setting_faults(
         budget=budget, batch_size=batch_size, device=device, threads=threads, agent=agent, space=space, criterion=criterion,
         trials=trials, timeout=timeout, seed=seed, recover=recover, profile=profile, name=name, runs=runs,
-        tracking_uri=tracking_uri, workers=workers, worker_cpus=worker_cpus, trial_timeout=trial_timeout,
+        tracking_uri=tracking_uri, workers=workers, worker_cpus=worker_cpus, ray_address=ray_address,
+        trial_timeout=trial_timeout,
     )  # fmt: skip
     return [*faults, *_task_faults(model, Path(weights) if weights else None, data, evaluate, batch_size)]
 
@@ -89,6 +92,7 @@ def find_setting_faults(
     runs: str | Path | None = None,
     workers: int | str = 1,
     worker_cpus: float = 1.0,
+    ray_address: str | None = None,
     trial_timeout: str | None = None,
     **_others: object,
 ) -> list[Fault]:
@@ -105,7 +109,7 @@ def find_setting_faults(
     if criterion is not None:
         _try(faults, lambda: Pruning(criterion))
     faults.extend(_number_faults(threads=threads, trials=trials, batch_size=batch_size, seed=seed))
-    faults.extend(_worker_faults(workers, worker_cpus))
+    faults.extend(_worker_faults(workers, worker_cpus, ray_address))
     faults.extend(_duration_faults(timeout=timeout, recover=recover, profile=profile, trial_timeout=trial_timeout))
     faults.extend(_folder_faults(runs, name))
     return faults
@@ -171,11 +175,17 @@ def _number_faults(*, seed: int, **counts: int | None) -> Iterator[Fault]:
         yield Fault(f"seed is {seed}.", "Give 0 or more.")
 
 
-def _worker_faults(workers: int | str, cpus: float) -> Iterator[Fault]:
+def _worker_faults(workers: int | str, cpus: float, address: str | None) -> Iterator[Fault]:
     if workers != "auto" and not (isinstance(workers, int) and workers >= 1):
         yield Fault(f"workers is {workers!r}.", "Give 1 or more, or auto.")
-    if not cpus > 0:
+    elif not cpus > 0:
         yield Fault(f"worker-cpus is {cpus:g}.", "Give more than 0, such as 0.5 or 4.")
+    elif address is None and workers != 1 and "ray" not in sys.modules:  # which may be connected to a cluster already
+        count = None if workers == "auto" else int(workers)
+        try:
+            check_room(Parallel(count, cpus=cpus), local_cpus(), "this machine")
+        except InputError as error:
+            yield Fault.of(error)
 
 
 def _duration_faults(**durations: str | None) -> Iterator[Fault]:

@@ -19,7 +19,7 @@ from automc.protocols import Evaluator, Executor
 if TYPE_CHECKING:
     from automc.execute.ray import RayCrew
 
-__all__ = ["Executors", "Parallel", "local_cpus", "read_environment"]
+__all__ = ["Executors", "Parallel", "check_room", "local_cpus", "read_environment"]
 
 _START_S = 60.0
 _START_WITH_ENVIRONMENT_S = 600.0
@@ -67,7 +67,6 @@ class Executors:
         if parallel is None:
             return
         if parallel.address is None:
-            check_room(parallel, local_cpus(), "this machine")
             self._keeper = threading.Thread(target=self._keep, args=(parallel,), name="ray", daemon=True)
             self._keeper.start()
         else:
@@ -130,7 +129,7 @@ class Executors:
         cpus = local_cpus() if parallel.address is None else None
         self._crew = RayCrew(parallel.address, cpus=parallel.cpus, environment=parallel.environment, local_cpus=cpus)
         room = self._crew.capacity()
-        check_room(parallel, room * parallel.cpus, "the Ray cluster")
+        check_room(parallel, room * parallel.cpus, "the Ray cluster" if parallel.address else "this machine")
         self._workers = [self._crew.start() for _ in range(parallel.workers or room)]
         self._crew.wait([self._crew.ping(worker) for worker in self._workers], _START_S)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import socket
 import sys
 import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 os.environ.setdefault("RAY_ENABLE_ZERO_COPY_TORCH_TENSORS", "1")  # read when ray is imported; nothing stitches in place
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -25,6 +27,7 @@ from automc.protocols import Evaluator
 
 __all__ = ["RayCrew"]
 
+_KNOCK_S = 10.0
 _SHIP = (
     "Build the wheel (pip wheel --no-deps -w dist .) and give --ray-env a file with the line "
     "`py_modules: [dist/automc-VERSION-py3-none-any.whl]`, or install automc on every node."
@@ -137,6 +140,8 @@ def _ticket(reference: Any) -> Hashable:
 
 
 def _connect(address: str | None, local_cpus: int | None) -> None:
+    if address is not None:
+        _knock(address)
     local = {"num_cpus": local_cpus, "include_dashboard": False} if address is None else {}
     try:
         ray.init(address or "local", logging_level="ERROR", log_to_driver=False, **local)
@@ -148,8 +153,28 @@ def _connect(address: str | None, local_cpus: int | None) -> None:
         raise _mismatch(str(error)) or _unreachable(address, error) from error
 
 
+def _knock(address: str) -> None:
+    """Find out whether anything listens there: Ray ends the whole process where nothing answers for a minute."""
+    if address == "auto":
+        return
+    place = urlsplit(address if "//" in address else f"//{address}")
+    try:
+        port = place.port or 0
+    except ValueError:
+        port = 0
+    if not place.hostname or not port:
+        raise InputError(
+            f"{address!r} is not the address of a Ray cluster.", remedy="Write HOST:6379, ray://HOST:10001 or auto."
+        )
+    try:
+        socket.create_connection((place.hostname, port), timeout=_KNOCK_S).close()
+    except OSError as error:
+        raise _unreachable(address, error) from error
+
+
 def _unreachable(address: str | None, error: Exception) -> MissingError:
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    said = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    first = re.split(r"\.\s|\n", said)[0].rstrip(".")
     if address is None:
         return MissingError(f"Ray does not start on this machine: {first}.", remedy="Use --workers 1.")
     return MissingError(
