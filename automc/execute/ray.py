@@ -204,13 +204,13 @@ def _explained(error: Exception) -> AutomcError | Lost:
         return MissingError("The nodes of the Ray cluster have no automc.", remedy=_SHIP)
     if isinstance(error, faults.RuntimeEnvSetupError):
         return MissingError(f"The environment of the workers cannot be made: {_last(text)}.", remedy="Correct the file of --ray-env.")  # fmt: skip
-    if isinstance(error, faults.OutOfMemoryError) or "OOM" in text or "out of memory" in text.lower():
+    if isinstance(error, faults.OutOfMemoryError) or "low on memory" in text:
         return Lost("the worker ran out of memory")
-    if isinstance(error, faults.NodeDiedError) or ("node" in text.lower() and "died" in text.lower()):
+    if isinstance(error, faults.NodeDiedError) or "node has died" in text:
         return Lost("the worker died with its node")
     if isinstance(error, faults.RayTaskError):
         return Lost(f"the worker raised {_last(text)}")
-    return Lost("the worker died")
+    return Lost("the worker died: it crashed, or was killed, as the system does when memory runs out")
 
 
 def _last(text: str) -> str:
