@@ -47,7 +47,7 @@ run.write_front(done)
 
 def start(folder: Path, agent: str) -> subprocess.Popen[bytes]:
     folder.mkdir(exist_ok=True)
-    return subprocess.Popen([sys.executable, "-c", SEARCH, str(folder), agent])
+    return subprocess.Popen([sys.executable, "-c", SEARCH, str(folder), agent], cwd=folder)
 
 
 def journal(folder: Path) -> list[str]:
