@@ -174,12 +174,10 @@ def test_a_cluster_without_the_package_is_told_how_to_ship_it(cluster: Any, tmp_
 
 
 def test_what_cannot_be_sent_is_named(cluster: Any) -> None:
-    executors = Executors(Parallel(1, cluster.address))
-    try:
-        with pytest.raises(InputError, match="cannot be sent to workers"):
-            executors.make(Holds())
-    finally:
-        executors.close()
+    from automc.execute.ray import RayCrew
+
+    with pytest.raises(InputError, match="cannot be sent to workers"):
+        RayCrew(cluster.address).put(Holds())
 
 
 def test_more_workers_than_there_is_room_for_are_refused(cluster: Any) -> None:
