@@ -25,6 +25,8 @@ evidence chooses (MacKay 1992, "Bayesian interpolation")."""
 _PRIOR_SPREAD = 0.4
 _FLOOR = 0.05
 _FEWEST = 4
+_ROUNDING = 1e-9
+"""Share of the kernel's mean diagonal that is added to it: losses of very different size leave it singular in doubles."""
 
 
 class Belief:
@@ -66,9 +68,11 @@ class Belief:
     def _posterior(self, losses: Array, target: Array, spread: float, noise: float) -> tuple[float, Array, Array]:
         """(log evidence, mean, covariance) for a spread and a scatter, with a free intercept for how losses saturate."""
         prior = self._shared + spread**2 * np.eye(len(self._shared))
-        typical = float(np.median(np.abs(target))) + 1e-12
+        typical = float(np.median(np.abs(target[target != 0])))  # of many policies that lose nothing the median is 0
         cross = losses @ prior
-        kernel = cross @ losses.T + typical**2 * (1.0 + noise**2 * np.eye(len(target)))
+        kernel = cross @ losses.T
+        rounding = _ROUNDING * np.trace(kernel) / len(target)
+        kernel += typical**2 + (typical**2 * noise**2 + rounding) * np.eye(len(target))
         residual = target - losses.sum(axis=1)
         weights = np.linalg.solve(kernel, residual)
         evidence = -0.5 * float(residual @ weights + np.linalg.slogdet(kernel)[1])

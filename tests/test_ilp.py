@@ -151,6 +151,18 @@ def test_belief_finds_the_knob_that_hurts_more_than_it_seemed() -> None:
     assert ratio == pytest.approx(6.0, rel=0.25)
 
 
+def test_belief_learns_from_few_drops_among_many_policies_that_lose_nothing() -> None:
+    """Policies that share most choices, of losses from 1e-9 to 1e6, most of them without a drop."""
+    losses = np.tile(10.0 ** np.linspace(-9, 6, 8), (40, 1))
+    losses[::2, 0] = 0.0
+    drops = np.zeros(40)
+    drops[:6] = 0.01
+    belief = Belief(["prune"] * 4 + ["quantize"] * 4)
+    belief.fit(losses, drops)
+    assert np.isfinite(belief.mean()).all()
+    assert np.isfinite(belief.sample(np.random.default_rng(0))).all()
+
+
 def test_the_solver_keeps_what_it_starts_from_when_nothing_is_better() -> None:
     toy = small_toy()
     pricing = Pricing(toy.problem)
