@@ -98,7 +98,7 @@ def test_everything_is_on_disk(finished: tuple[automc.Compressed, Path]) -> None
     assert (folder / "best" / "model.onnx").read_bytes() == result.onnx
     assert (folder / "report.html").stat().st_size > 1000
     numbers = [trial.number for trial in run_dir.trials()]
-    assert numbers == list(range(len(numbers)))
+    assert sorted(numbers) == list(range(len(numbers)))  # they end in another order than they begin
     assert {trial.stage for trial in run_dir.trials()} == {"search", "finalist", "recovered"}
 
 
