@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from automc.budget import Budget, Limit
 from automc.policy import Policy
 from automc.result import Finalist, Summary
+from automc.solver import solve
 from automc.trial import Cost, Trial
 from automc.units import format_quantity
 
 from . import words
 from .provisional import Shown
-from .solver import solve
 
 __all__ = ["Answered", "answers", "repeat_command", "search_command"]
 
@@ -46,10 +46,10 @@ def answers(shown: Shown, summary: Summary, metric: str, limit: float) -> list[A
     scored = [t for t in tried if t.score is not None]
     if scored:
         found.append(_tried(summary, metric, max(scored, key=lambda t: t.score or 0.0)))
-    solved = solve(shown.tables, metric, limit) if shown.tables is not None else None
+    solved = solve(shown.tables, {**summary.limits, metric: limit}) if shown.tables is not None else None
     if solved is not None:
         note = f"sum of the choices' losses {solved.loss:.3g} nats; {solved.moved} choices from a policy that was priced as a whole"
-        cost = f"{format_quantity(metric, solved.cost)} estimated"
+        cost = f"{format_quantity(metric, solved.costs[metric])} estimated"
         found.append(Answered("solver's answer, not tried yet", solved.policy, "–", cost, note))
     return found
 
