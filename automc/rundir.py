@@ -10,6 +10,8 @@ models/<digest>-<stage>.onnx   every exported finalist, before and after recover
 best/policy.json         the winner's choices, predicted and measured cost, digests of model and device
 best/model.onnx          the winner as deployed; best/model.pt2 the same from torch.export
 best/certificate.json    how the winner was measured
+solved/<budget>/         the same files for another budget, answered later
+sweep-<metric>.json      what the tables answer over the whole range of a metric, and sweep-<metric>.svg the curve
 report.html              the same for people
 """
 
@@ -257,13 +259,17 @@ class RunDir:
         device_digest: str,
         predicted: Cost | None = None,
         pt2: bytes | None = None,
+        into: str = "best",
     ) -> Path:
         """Write the winner's folder and return it. policy.json comes last and carries the digests of the other files.
+
+        Args:
+            into: the folder within the run, another one for the answer to another budget.
 
         Raises:
             DiskError: a file cannot be written.
         """
-        best = self.path / "best"
+        best = self.path / into
         files = {"model.onnx": onnx, "certificate.json": _dump(certificate.to_json())}
         if pt2 is not None:
             files["model.pt2"] = pt2
@@ -283,8 +289,13 @@ class RunDir:
             "measured": finalist.cost.to_json(),
             "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
         }
-        self._write_json("best/policy.json", policy)
+        self._write_json(f"{into}/policy.json", policy)
         return best
+
+    @staticmethod
+    def solved(budget: Sequence[str]) -> str:
+        """The folder within a run for the answer to another budget: solved/30ms-400kB."""
+        return "solved/" + "-".join(limit.replace("%", "pct").replace(" ", "").replace("/", "") for limit in budget)
 
     def best_policy(self) -> Policy:
         """The winner's policy.

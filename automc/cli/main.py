@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import click
 
 from automc import __version__
-from automc.cli import check, compare, complete, dashboard, devices, export, profile, runs, search, show, track
+from automc.cli import check, compare, complete, dashboard, devices, export, profile, runs, search, show, solve, track
 from automc.cli.quiet import silence_libraries
 from automc.cli.report import error_record, print_error, print_json
 from automc.errors import AutomcError, DiskError
@@ -59,6 +59,7 @@ _IN_ORDER_OF_USE = (
     search.search,
     runs.runs,
     show.show,
+    solve.solve,
     compare.compare,
     dashboard.dashboard,
     export.export,
