@@ -242,6 +242,8 @@ class Run:
             *(t.policy for t in front(engine.standing.front, metrics)),
             *(f.policy for f in self.summary.finalists),
         ]
+        chosen = self.summary.best or self.summary.smallest or self.summary.dense
+        shown = [*(policy for policy in shown if policy != chosen.policy), chosen.policy]  # the ends are always kept
         tables = tabulate(prepared, engine.standing.predictor, shown)
         folder.write_tables(tables)
         registry.load("figures", "plotly").write_report(self.summary, folder.trials(), folder.report, tables)

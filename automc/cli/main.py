@@ -11,7 +11,21 @@ from collections.abc import Sequence
 import click
 
 from automc import __version__
-from automc.cli import check, compare, complete, dashboard, devices, export, profile, runs, search, show, solve, track
+from automc.cli import (
+    check,
+    compare,
+    complete,
+    dashboard,
+    devices,
+    explain,
+    export,
+    profile,
+    runs,
+    search,
+    show,
+    solve,
+    track,
+)
 from automc.cli.quiet import silence_libraries
 from automc.cli.report import error_record, print_error, print_json
 from automc.errors import AutomcError, DiskError
@@ -59,6 +73,7 @@ _IN_ORDER_OF_USE = (
     search.search,
     runs.runs,
     show.show,
+    explain.explain,
     solve.solve,
     compare.compare,
     dashboard.dashboard,
