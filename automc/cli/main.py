@@ -12,6 +12,7 @@ import click
 
 from automc import __version__
 from automc.cli import (
+    bench,
     check,
     compare,
     complete,
@@ -81,6 +82,7 @@ _IN_ORDER_OF_USE = (
     track.track,
     profile.profile,
     devices.devices,
+    bench.bench,
     complete.completion,
 )
 for _verb in _IN_ORDER_OF_USE:
