@@ -61,7 +61,15 @@ def job_of(run: RunDir) -> Job:
     names = {field.name for field in dataclasses.fields(Job)} - {"tracking_uri"}
     values: dict[str, Any] = {name: config[name] for name in names if name in config}
     try:
-        return Job(**{**values, "budget": tuple(values["budget"]), "name": run.name, "runs": str(run.path.parent)})
+        return Job(
+            **{
+                **values,
+                "budget": tuple(values["budget"]),
+                "objective": tuple(values.get("objective", ())),
+                "name": run.name,
+                "runs": str(run.path.parent),
+            }
+        )
     except (KeyError, TypeError) as error:
         raise InputError(
             f"{run.path / 'config.yaml'} is not that of a search.", remedy="Choose another run."
@@ -108,7 +116,7 @@ def _prepared(run: RunDir, observer: Observer) -> tuple[Prepared, Task]:
     prepared = prepare(
         task.model, task.data, task.score, open_device(job.device, job.threads), batch_size=task.batch_size, space=job.space,
         pruning=Pruning(job.criterion, seed=job.seed), seed=job.seed, profile_s=task.profile_s, observer=observer,
-        clock=Clock(), budget=task.settings.budget,
+        clock=Clock(), budget=task.settings.watched,
     )  # fmt: skip
     return prepared, task
 

@@ -50,6 +50,7 @@ MAY_DIFFER = frozenset(
         "created",
         "json",
         "mlflow_trials",
+        "objective",
         "profile",
         "quiet",
         "ray_address",
@@ -186,12 +187,14 @@ class RunDir:
         """Write front.json: the trials that no other beats in score and `metrics`, cheapest first."""
         self._write_json("front.json", [_point(trial) for trial in front(trials, metrics)])
 
-    def front(self) -> list[dict[str, Any]]:
-        """What `write_front` wrote: one {digest, number, score, cost, source} per point.
+    def front(self, metrics: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """What `write_front` wrote: one {digest, number, score, cost, source} per point; in other `metrics` drawn from the trials.
 
         Raises:
             InputError: there is none yet.
         """
+        if metrics:
+            return [_point(trial) for trial in front(self.trials(), metrics)]
         points: list[dict[str, Any]] = self._read_json("front.json")
         return points
 

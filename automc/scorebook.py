@@ -54,7 +54,7 @@ def read_scores(path: Path) -> dict[str, float]:
         InputError: a line is not a score.
     """
     try:
-        return {line["digest"]: float(line["score"]) for line in read_lines(path)}
+        return {str(line["digest"]): float(line["score"]) for line in read_lines(path)}
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} does not hold scores.", remedy="Give another --out, or delete it.") from error
 

@@ -151,6 +151,15 @@ def test_an_answer_is_measured_and_the_winner_of_the_search_left_alone(searched:
     assert {path.name: path.read_bytes() for path in (searched.path / "best").iterdir()} == winner
 
 
+def test_an_objective_without_a_limit_is_in_the_front(searched: RunDir) -> None:
+    points = searched.front()
+    costs = [(point["cost"]["latency_s"], point["cost"]["size_bytes"], -point["score"]) for point in points]
+    for one in costs:
+        assert not any(all(a <= b for a, b in zip(other, one, strict=True)) and other != one for other in costs)
+    assert len(points) >= len(searched.front(["latency_s"]))
+    assert list(searched.summary().limits) == ["latency_s"]
+
+
 def test_a_model_that_changed_is_refused(searched: RunDir, tmp_path: Path) -> None:
     copy = RunDir.create(tmp_path / "copy", {**searched.config(), "model_digest": "another"})
     with pytest.raises(Exception, match="is not what it was"):

@@ -47,7 +47,7 @@ def job(folder: Path, **changes: object) -> Job:
     mine.write_text(_MINE)
     fields: dict[str, object] = {
         "budget": ("75%",), "model": f"{mine}:build", "data": f"{mine}:loaders", "batch_size": 64, "trials": 6,
-        "recover": "0", "profile": "3s", "name": "tiny", "runs": str(folder / "runs"), "tracking_uri": "",
+        "recover": "0", "profile": "3s", "name": "tiny", "runs": str(folder / "runs"), "tracking_uri": "", "objective": ("size",),
     }  # fmt: skip
     return Job(**{**fields, **changes})  # type: ignore[arg-type]
 

@@ -26,7 +26,7 @@ from automc.errors import BudgetUnreachableError, InputError
 from automc.result import Finalist
 from automc.rundir import RunDir
 from automc.solver import Answer
-from automc.units import METRICS, format_quantity, format_value, parse_duration
+from automc.units import METRIC_NAMES, METRICS, format_quantity, format_value, parse_duration
 
 if TYPE_CHECKING:
     from automc.resolve import Resolved
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["solve"]
 
 UNREACHABLE = 3
-_NAMES = {"latency": "latency_s", "energy": "energy_j", "size": "size_bytes", "macs": "macs"}
 _EPILOG = """\b
 Examples:
   automc solve --run digits-50ms --budget 30ms
@@ -61,7 +60,11 @@ Examples:
     "--sweep", is_flag=True, help="The score over the whole range of a metric, within the budget if one is given."
 )
 @click.option(
-    "--metric", type=click.Choice(list(_NAMES)), default="latency", show_default=True, help="What --sweep runs over."
+    "--metric",
+    type=click.Choice(list(METRIC_NAMES)),
+    default="latency",
+    show_default=True,
+    help="What --sweep runs over.",
 )
 @click.option("--runs", "folder", default="runs", show_default=True, metavar="FOLDER", help="Where runs are recorded.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object to stdout instead of the tables.")
@@ -80,7 +83,7 @@ def solve(
     known = Known.read(run)
     budget = Budget.parse(*texts).resolve(known.reference.dense.cost) if texts else None
     if sweep:
-        return _sweep(run, known, budget, _NAMES[metric], as_json=as_json)
+        return _sweep(run, known, budget, METRIC_NAMES[metric], as_json=as_json)
     assert budget is not None
     answer = _answer(known, budget)
     if not as_json:
@@ -217,7 +220,7 @@ def _sweep(run: RunDir, known: Known, budget: Budget | None, metric: str, *, as_
             f"The run's tables have no answer{f' within {budget}' if budget else ''} over the {_TITLES[metric]}.",
             remedy="Relax the budget, or choose another --metric.",
         )
-    name = f"sweep-{next(short for short, full in _NAMES.items() if full == metric)}"
+    name = f"sweep-{next(short for short, full in METRIC_NAMES.items() if full == metric)}"
     rows = [_point_record(point) for point in points]
     path = write_atomic(run.path / f"{name}.json", json.dumps({"metric": metric, "points": rows}, indent=1) + "\n")
     figure = write_atomic(run.path / f"{name}.svg", _figure(known, metric, points))
