@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from automc.budget import Budget
@@ -112,11 +113,11 @@ class League:
 
     def markdown(self, score_name: str) -> str:
         """The table as people read it."""
-        percent = score_name == "accuracy"
-        rows = [_cells(row, percent=percent) for row in self.rows()]
-        heads = _HEADS if any(row.recovered_after is not None for row in self.rows()) else _HEADS[:-2]
+        rows, percent = self.rows(), score_name == "accuracy"
+        cells = [_cells(row, percent=percent) for row in rows]
+        heads = _HEADS if any(row.recovered_after is not None for row in rows) else _HEADS[:-2]
         lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]
-        return "\n".join([*lines, *(f"| {' | '.join(row[: len(heads)])} |" for row in rows)]) + "\n"
+        return "\n".join([*lines, *(f"| {' | '.join(row[: len(heads)])} |" for row in cells)]) + "\n"
 
     def to_json(self) -> dict[str, Any]:
         """Rows, and what each course reached."""
@@ -153,7 +154,7 @@ class League:
             reason="; ".join(dict.fromkeys(c.reason for c in courses if c.reason)),
         )
 
-    @property
+    @cached_property
     def _good(self) -> float:
         """A hundredth below the best score inside the budget that any agent found; infinite where none found one."""
         best = max((w.score or 0.0 for c in self.courses if (w := self.winner(c))), default=None)
