@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -43,7 +44,8 @@ class Scorebook:
             score = float(self.inner.evaluate(policy))
             self.evaluated += 1
             self.scores[key] = score
-            append_line(self.path, {"digest": key, "score": score})
+            if math.isfinite(score):  # what is no number is no answer, and evaluated again next time
+                append_line(self.path, {"digest": key, "score": score})
         return self.scores[key]
 
 

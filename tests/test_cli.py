@@ -370,8 +370,13 @@ def test_show_draws_the_front_in_other_metrics_and_names_its_knee(
 ) -> None:
     assert main(["show", "digits-50ms", "--metric", "latency", "--metric", "size", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert {point["digest"] for point in recorded.front()} < {point["digest"] for point in told["front"]}
+    assert {point["digest"] for point in recorded.front()} <= {point["digest"] for point in told["front"]}
     assert told["knee"] in {point["number"] for point in told["front"]}
+    assert main(["show", "digits-50ms", "--metric", "size", "--json"]) == 0
+    points = json.loads(capsys.readouterr().out)["front"]
+    steps = [(point["cost"]["size_bytes"], point["score"]) for point in points]
+    assert steps == sorted(steps)
+    assert [score for _, score in steps] == sorted(score for _, score in steps)
     assert main(["show", "digits-50ms"]) == 0
     assert capsys.readouterr().out.count("← knee") == 1
 

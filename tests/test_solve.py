@@ -13,7 +13,7 @@ import pytest
 import tiny_run
 from records import make_summary, make_tables, make_trials, write_run
 
-from automc.answering import Known, as_budget, expected_score
+from automc.answering import Known, expected_score
 from automc.budget import Budget
 from automc.cli.main import main
 from automc.job import Silent
@@ -134,19 +134,23 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunDir]:
         yield tiny_run.searched(folder)
 
 
-def test_an_answer_is_measured_and_the_winner_of_the_search_left_alone(searched: RunDir) -> None:
+def test_an_answer_is_measured_and_the_winner_of_the_search_left_alone(
+    searched: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("automc.cli.main.silence_libraries", lambda: None)
     before = (searched.path / "trials.jsonl").read_bytes()
     winner = {path.name: path.read_bytes() for path in (searched.path / "best").iterdir()}
-    known = Known.read(searched)
-    dense = known.reference.dense.cost
-    limit = 0.6 * (dense.size_bytes or 0.0)
-    resolved = certify_budget(searched, known, [f"{limit:.0f}B"], Silent(), recover_s=0.5)
-    assert resolved.best is not None
-    assert resolved.folder is not None
-    assert as_budget({"size_bytes": limit}).holds(resolved.best.cost)
-    assert (resolved.folder / "model.onnx").stat().st_size == resolved.best.cost.size_bytes <= limit
-    assert json.loads((resolved.folder / "certificate.json").read_text())["holds"] is True
-    assert any(finalist.stage == "recovered" for finalist in resolved.measured)
+    limit = 0.6 * (Known.read(searched).reference.dense.cost.size_bytes or 0.0)
+    asked = ["solve", "--run", "tiny", "--runs", str(searched.path.parent), "--budget", f"{limit:.0f}B"]
+    assert main([*asked, "--recover", "0.5s"]) == 0
+    shown = capsys.readouterr()
+    assert "Measured:" in shown.out
+    assert "recover the answer" in shown.err
+    folder = searched.path / "solved" / f"{limit:.0f}B"
+    assert f"Wrote {folder}" in shown.out
+    cost = json.loads((folder / "policy.json").read_text())["measured"]
+    assert (folder / "model.onnx").stat().st_size == cost["size_bytes"] <= limit
+    assert json.loads((folder / "certificate.json").read_text())["holds"] is True
     assert (searched.path / "trials.jsonl").read_bytes() == before
     assert {path.name: path.read_bytes() for path in (searched.path / "best").iterdir()} == winner
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["bench"]
 
+UNREACHABLE = 3
 _SETTING = (
     "budget", "model", "weights", "data", "evaluate", "batch_size", "device", "threads", "space", "criterion", "profile",
 )  # fmt: skip
@@ -86,10 +87,10 @@ def _with_setting(command: Callable[..., Any]) -> Callable[..., Any]:
 def bench(
     context: click.Context, /, name: str | None, agents: tuple[str, ...], evaluations: int, seeds: int, recover: str, live: bool,
     out: Path, folder: str, as_json: bool, quiet: bool, **_options: Any,
-) -> None:  # fmt: skip
+) -> int:  # fmt: skip
     """Compare agents on one model, with equal evaluations and equal seeds.
 
-    Every policy is evaluated once by the real evaluator and its score kept in --out, so that repeating a comparison takes
+    Exit code 3: no agent found a policy inside the budget. Every policy is evaluated once by the real evaluator and its score kept in --out, so that repeating a comparison takes
     little more than the agents' own time. Writes table.md, results.json and progress.svg there after every agent.
     """
     chosen = _chosen(agents)
@@ -101,12 +102,16 @@ def bench(
         job = _job(context, run, evaluations)
         arena = open_arena(job, out, watching, live=live, known=run.trials() if run else ())
         record = _held(arena, chosen, evaluations, seeds, parse_duration(recover), out, watching)
+    reached = any(row["mean"] is not None for row in record["rows"])
     if as_json:
         print_json(record)
-        return
+        return 0 if reached else UNREACHABLE
     stdout().print((out / "table.md").read_text(), soft_wrap=True)
     for line in (*_proxy_lines(record), f"Wrote {out / 'table.md'}, {out / 'results.json'} and {out / 'progress.svg'}"):
         stdout().print(line, soft_wrap=True)
+    if not reached:
+        stdout().print(f"No agent found a policy inside {' and '.join(job.budget)}: relax the budget.")
+    return 0 if reached else UNREACHABLE
 
 
 def _chosen(agents: tuple[str, ...]) -> list[str]:
