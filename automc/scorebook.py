@@ -12,7 +12,7 @@ from automc.errors import InputError
 from automc.policy import Policy
 from automc.protocols import Evaluator
 
-__all__ = ["Scorebook", "read_scores"]
+__all__ = ["Scorebook", "append_line", "read_lines", "read_scores"]
 
 
 class Scorebook:

@@ -39,7 +39,6 @@ _RUN = "Compare on the model, data and budget of this run, and take its scores o
 _EPILOG = """\b
 Examples:
   automc bench --budget 50% --evaluations 20 --seeds 2 --out arena
-  automc bench --run digits-50ms --agent auto --agent ilp --agent uniform
   automc bench --budget 50%macs --evaluations 100 --seeds 5 --recover 5m
 """
 

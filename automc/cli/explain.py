@@ -28,7 +28,6 @@ _EPILOG = """\b
 Examples:
   automc explain --run digits-50ms
   automc explain --run digits-50ms --budget 5ms
-  automc explain --run digits-50ms --all --json
 """
 
 

@@ -36,8 +36,7 @@ __all__ = ["solve"]
 UNREACHABLE = 3
 _EPILOG = """\b
 Examples:
-  automc solve --run digits-50ms --budget 30ms
-  automc solve --run digits-50ms --budget 60% --budget 300kB --no-certify
+  automc solve --run digits-50ms --budget 30ms --budget 300kB
   automc solve --run digits-50ms --sweep
 """
 
