@@ -44,6 +44,7 @@ class Settings:
     """How to search.
 
     Attributes:
+        objectives: metrics without a limit that the front is drawn in too.
         recover_s: for all finalists together, 0 turns recovery off.
         deadline: a time.monotonic().
         synchronous: the same seed gives the same trials, at the price of workers that wait for each other; see `Loop`.
@@ -57,6 +58,18 @@ class Settings:
     recover_s: float = 60.0
     batch_size: int = 1
     synchronous: bool = True
+    objectives: tuple[str, ...] = ()
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Those of the front: the limited ones first."""
+        return tuple(dict.fromkeys((*self.budget.metrics, *self.objectives)))
+
+    @property
+    def watched(self) -> Budget:
+        """The budget with a limit that everything holds for each objective: what has to be priced."""
+        loose = (Limit(metric, np.inf) for metric in self.metrics if metric not in self.budget.metrics)
+        return Budget((*self.budget.limits, *loose))
 
     @property
     def left_s(self) -> float:
@@ -183,7 +196,7 @@ class Engine:
         return Loop(
             self.prepared.space, self._agent(attempt), self._executor, self.standing.predictor,
             batch=max(BATCH, self._executor.slots), synchronous=self.settings.synchronous,
-            out_of_time=lambda: bool(self.standing.done) and self.settings.left_s <= 0, metrics=self.settings.budget.metrics,
+            out_of_time=lambda: bool(self.standing.done) and self.settings.left_s <= 0, metrics=self.settings.metrics,
         )  # fmt: skip
 
     def _agent(self, attempt: int) -> Agent:

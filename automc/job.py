@@ -32,6 +32,7 @@ class Job:
         timeout, recover, profile: durations such as "10m": of the whole search, of fine-tuning ("0" is off), and of measuring
             the device the first time.
         warm_start: a run whose policies are tried first, or a JSON or YAML file with a policy of another tool.
+        objective: metrics ("latency", "energy", "size", "macs") that the front is drawn in besides the limited ones.
         name: of the run; one that exists is resumed. None makes one from model, budget and time.
         tracking_uri: MLflow server or store, None for MLFLOW_TRACKING_URI or ./mlflow.db, "" for none.
         workers: evaluations at a time, or "auto" for as many as there is room for; 1 without `ray_address` needs no Ray.
@@ -58,6 +59,7 @@ class Job:
     timeout: str | None = None
     seed: int = 0
     warm_start: str | None = None
+    objective: tuple[str, ...] = ()
     recover: str = "1m"
     profile: str = "30s"
     name: str | None = None

@@ -63,20 +63,23 @@ def dominated_share(trials: Iterable[Trial], metric: str, dense: tuple[float, fl
     return hypervolume(trials, metric, (cost, worst)) / (cost * (score - worst))
 
 
-def knee(trials: Sequence[Trial], metric: str = "latency_s") -> Trial:
-    """The trial of a front farthest above the line between its two ends: where more cost stops buying score.
+def knee(trials: Sequence[Trial], *metrics: str) -> Trial:
+    """The trial of a front farthest above the plane through its ends: where more cost stops buying score.
+
+    Das 1999, "On characterizing the knee of the Pareto curve". Each of `metrics` (latency where none is given) and the score
+    count from 0 to 1 over the front.
 
     Raises:
         ValueError: `trials` is empty.
     """
-    ordered = front(trials, (metric,))
+    chosen = metrics or ("latency_s",)
+    ordered = front(trials, chosen)
     if not ordered:
         raise ValueError("an empty front has no knee")
-    costs = np.array([_value(t, metric) for t in ordered])
-    scores = np.array([_score(t) for t in ordered])
-    x = (costs - costs[0]) / max(costs[-1] - costs[0], 1e-12)
-    y = (scores - scores[0]) / max(scores[-1] - scores[0], 1e-12)
-    return ordered[int(np.argmax(y - x))]
+    points = np.array([[_score(t), *(_value(t, metric) for metric in chosen)] for t in ordered])
+    spans = np.ptp(points, axis=0)
+    scaled = (points - points.min(axis=0)) / np.where(spans > 0, spans, 1.0)
+    return ordered[int(np.argmax(scaled[:, 0] - scaled[:, 1:].mean(axis=1)))]
 
 
 def _score(trial: Trial) -> float:

@@ -52,6 +52,7 @@ _BUILT_IN: dict[str, dict[str, str]] = {
     },
     "figures": {
         "app": "automc.dashboards.app:PATH",
+        "lines": "automc.dashboards.lines:lines_svg",
         "plotly": "automc.dashboards.report:PLOTLY",
     },
 }

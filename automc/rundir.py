@@ -10,6 +10,8 @@ models/<digest>-<stage>.onnx   every exported finalist, before and after recover
 best/policy.json         the winner's choices, predicted and measured cost, digests of model and device
 best/model.onnx          the winner as deployed; best/model.pt2 the same from torch.export
 best/certificate.json    how the winner was measured
+solved/<budget>/         the same files for another budget, answered later
+sweep-<metric>.json      what the tables answer over the whole range of a metric, and sweep-<metric>.svg the curve
 report.html              the same for people
 """
 
@@ -48,6 +50,7 @@ MAY_DIFFER = frozenset(
         "created",
         "json",
         "mlflow_trials",
+        "objective",
         "profile",
         "quiet",
         "ray_address",
@@ -184,12 +187,14 @@ class RunDir:
         """Write front.json: the trials that no other beats in score and `metrics`, cheapest first."""
         self._write_json("front.json", [_point(trial) for trial in front(trials, metrics)])
 
-    def front(self) -> list[dict[str, Any]]:
-        """What `write_front` wrote: one {digest, number, score, cost, source} per point.
+    def front(self, metrics: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """What `write_front` wrote: one {digest, number, score, cost, source} per point; in other `metrics` drawn from the trials.
 
         Raises:
             InputError: there is none yet.
         """
+        if metrics:
+            return [_point(trial) for trial in front(self.trials(), metrics)]
         points: list[dict[str, Any]] = self._read_json("front.json")
         return points
 
@@ -257,13 +262,17 @@ class RunDir:
         device_digest: str,
         predicted: Cost | None = None,
         pt2: bytes | None = None,
+        into: str = "best",
     ) -> Path:
         """Write the winner's folder and return it. policy.json comes last and carries the digests of the other files.
+
+        Args:
+            into: the folder within the run, another one for the answer to another budget.
 
         Raises:
             DiskError: a file cannot be written.
         """
-        best = self.path / "best"
+        best = self.path / into
         files = {"model.onnx": onnx, "certificate.json": _dump(certificate.to_json())}
         if pt2 is not None:
             files["model.pt2"] = pt2
@@ -283,8 +292,13 @@ class RunDir:
             "measured": finalist.cost.to_json(),
             "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
         }
-        self._write_json("best/policy.json", policy)
+        self._write_json(f"{into}/policy.json", policy)
         return best
+
+    @staticmethod
+    def solved(budget: Sequence[str]) -> str:
+        """The folder within a run for the answer to another budget: solved/30ms-400kB."""
+        return "solved/" + "-".join(limit.replace("%", "pct").replace(" ", "").replace("/", "") for limit in budget)
 
     def best_policy(self) -> Policy:
         """The winner's policy.

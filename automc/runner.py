@@ -41,7 +41,7 @@ from automc.tabulate import tabulate
 from automc.track.mlflow import MLflowTracker
 from automc.track.null import NullTracker
 from automc.trial import Trial
-from automc.units import parse_duration
+from automc.units import METRIC_NAMES, parse_duration
 from automc.unwrap import unwrapped
 from automc.warm import nearest, read_start
 
@@ -96,6 +96,7 @@ def _settings(job: Job, batch_size: int) -> Settings:
         recover_s=_duration(job.recover, "recover"),
         batch_size=batch_size,
         synchronous=job.sync or _in_process(job),
+        objectives=tuple(METRIC_NAMES[name] for name in job.objective),
     )
 
 
@@ -167,7 +168,7 @@ class Run:
         prepared = prepare(
             self.task.model, self.task.data, self.task.score, self.device, batch_size=self.task.batch_size,
             space=self.job.space, pruning=Pruning(self.job.criterion, seed=self.job.seed), seed=self.job.seed,
-            profile_s=self.task.profile_s, observer=self.observer, clock=clock, budget=self.task.settings.budget,
+            profile_s=self.task.profile_s, observer=self.observer, clock=clock, budget=self.task.settings.watched,
             quiet=executors.wait,
         )  # fmt: skip
         known = folder.trials()
@@ -196,7 +197,7 @@ class Run:
         try:
             yield from engine.trials()
         finally:
-            folder.write_front(engine.standing.front, self.task.settings.budget.metrics)
+            folder.write_front(engine.standing.front, self.task.settings.metrics)
         self._hand_over(folder, tracker, engine, prepared, clock)
 
     def _starts(self, prepared: Prepared) -> list[Policy]:
@@ -237,11 +238,13 @@ class Run:
         clock.stop()
         self.summary = self._summary(engine, prepared, clock)
         folder.write_summary(self.summary)
-        metrics = self.task.settings.budget.metrics
+        metrics = self.task.settings.metrics
         shown = [
             *(t.policy for t in front(engine.standing.front, metrics)),
             *(f.policy for f in self.summary.finalists),
         ]
+        chosen = self.summary.best or self.summary.smallest or self.summary.dense
+        shown = [*(policy for policy in shown if policy != chosen.policy), chosen.policy]  # the ends are always kept
         tables = tabulate(prepared, engine.standing.predictor, shown)
         folder.write_tables(tables)
         registry.load("figures", "plotly").write_report(self.summary, folder.trials(), folder.report, tables)

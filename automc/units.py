@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["METRICS", "format_quantity", "format_value", "parse_duration", "parse_quantity"]
+__all__ = ["METRIC_NAMES", "METRICS", "format_quantity", "format_value", "parse_duration", "parse_quantity"]
 
 METRICS = ("latency_s", "energy_j", "size_bytes", "macs")
+METRIC_NAMES = {"latency": "latency_s", "energy": "energy_j", "size": "size_bytes", "macs": "macs"}
+"""As people write them in options."""
 
 _UNITS: dict[str, tuple[str, float]] = {
     "ns": ("latency_s", 1e-9),

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from automc.budget import Budget, Limit
+from automc.answering import Known, as_budget
 from automc.policy import Policy
 from automc.result import Finalist, Summary
 from automc.trial import Cost, Trial
@@ -13,7 +12,6 @@ from automc.units import format_quantity
 
 from . import words
 from .provisional import Shown
-from .solver import solve
 
 __all__ = ["Answered", "answers", "repeat_command", "search_command"]
 
@@ -37,19 +35,16 @@ class Answered:
 
 def answers(shown: Shown, summary: Summary, metric: str, limit: float) -> list[Answered]:
     """The best model of each kind within `limit` of `metric` and the run's other limits; kinds that have none are left out."""
-    budget = _budget(summary.limits, metric, limit)
-    measured = [f for f in (*summary.finalists, summary.dense) if budget.holds(f.cost)]
-    tried = [t for t in shown.trials if t.stage == "search" and t.samples is None and budget.holds(t.cost)]
-    found = []
-    if measured:
-        found.append(_measured(summary, metric, max(measured, key=lambda f: f.validation)))
-    scored = [t for t in tried if t.score is not None]
-    if scored:
-        found.append(_tried(summary, metric, max(scored, key=lambda t: t.score or 0.0)))
-    solved = solve(shown.tables, metric, limit) if shown.tables is not None else None
+    budget = as_budget({**summary.limits, metric: limit})
+    known, found = Known.of(summary, shown.trials, shown.tables), []
+    if (model := known.measured(budget)) is not None:
+        found.append(_measured(summary, metric, model))
+    if (trial := known.tried(budget)) is not None:
+        found.append(_tried(summary, metric, trial))
+    solved = known.solved(budget)
     if solved is not None:
         note = f"sum of the choices' losses {solved.loss:.3g} nats; {solved.moved} choices from a policy that was priced as a whole"
-        cost = f"{format_quantity(metric, solved.cost)} estimated"
+        cost = f"{format_quantity(metric, solved.costs[metric])} estimated"
         found.append(Answered("solver's answer, not tried yet", solved.policy, "–", cost, note))
     return found
 
@@ -69,10 +64,6 @@ def search_command(shown: Shown, metric: str, limit: float) -> str:
 
 def _runs(shown: Shown) -> str:
     return f" --runs {shown.run.path.parent}"
-
-
-def _budget(limits: Mapping[str, float], metric: str, limit: float) -> Budget:
-    return Budget(tuple(Limit(name, value) for name, value in {**limits, metric: limit}.items()))
 
 
 def _measured(summary: Summary, metric: str, model: Finalist) -> Answered:

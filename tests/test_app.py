@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import itertools
 import os
 import shutil
 import socket
@@ -16,17 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from records import LIMIT_S, make_summary, make_trials, write_run
 
 from automc.dashboards.answers import answers, repeat_command, search_command
 from automc.dashboards.provisional import read
-from automc.dashboards.solver import solve
-from automc.policy import Policy, Prune, Quantize
-from automc.space import Domain
-from automc.tables import Anchor, Tables
-from automc.trial import Cost
 
 TRIALS = make_trials()
 SUMMARY = make_summary(TRIALS)
@@ -37,68 +30,6 @@ in_browser = [
     pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="no playwright: pip install playwright"),
     pytest.mark.skipif(importlib.util.find_spec("streamlit") is None, reason="pip install automc[dashboard]"),
 ]
-
-
-def _small(seed: int) -> Tables:
-    """Four domains of three choices with random losses and additive costs around 1 second."""
-    rng = np.random.default_rng(seed)
-    domains = tuple(Domain(name, "prune", (None, Prune(16), Prune(8))) for name in "abcd")
-    loss = tuple((0.0, *np.cumsum(rng.uniform(0.01, 1.0, 2)).tolist()) for _ in domains)
-    changed = tuple((1.0, *(1.0 - np.cumsum(rng.uniform(0.02, 0.1, 2))).tolist()) for _ in domains)
-    dense = Anchor((0, 0, 0, 0), Cost(latency_s=1.0), {"latency_s": changed})
-    return Tables(domains, loss, (dense,), (), {})
-
-
-def _all_policies(tables: Tables) -> list[tuple[float, float]]:
-    """(cost, loss) of every policy, by summing up."""
-    changed = tables.anchors[0].changed["latency_s"]
-    return [
-        (
-            1.0 + sum(changed[d][c] - 1.0 for d, c in enumerate(codes)),
-            sum(tables.loss[d][c] for d, c in enumerate(codes)),
-        )
-        for codes in itertools.product(range(3), repeat=4)
-    ]
-
-
-@pytest.mark.parametrize("limit", [0.95, 0.85, 0.75])
-def test_the_solver_is_near_the_best_of_all_policies(limit: float) -> None:
-    excess = []
-    for seed in range(20):
-        tables = _small(seed)
-        answer = solve(tables, "latency_s", limit)
-        fitting = [loss for cost, loss in _all_policies(tables) if cost <= limit + 1e-12]
-        assert (answer is None) == (not fitting)
-        if answer is not None:
-            assert answer.cost <= limit + 1e-12
-            assert answer.loss >= min(fitting) - 1e-12
-            excess.append(answer.loss / min(fitting) - 1.0)
-    assert np.mean(excess) < 0.1
-
-
-def test_the_solver_says_when_nothing_is_small_enough() -> None:
-    assert solve(_small(0), "latency_s", 0.1) is None
-    assert solve(_small(0), "energy_j", 0.9) is None
-
-
-def test_a_choice_whose_loss_is_unknown_is_not_taken() -> None:
-    tables = _small(0)
-    loss = ((0.0, float("inf"), float("inf")), *tables.loss[1:])
-    answer = solve(dataclasses.replace(tables, loss=loss), "latency_s", 0.85)
-    assert answer is not None
-    assert answer.policy.get("a", Prune) is None
-
-
-def test_the_nearest_anchor_is_solved_around() -> None:
-    tables = _small(0)
-    int8 = Domain("e", "quantize", (None, Quantize(8, 8)))
-    dense = dataclasses.replace(tables.anchors[0], codes=(0,) * 5, changed={"latency_s": (*tables.anchors[0].changed["latency_s"], (1.0, 1.2))})  # fmt: skip
-    halved = Anchor((0, 0, 0, 0, 1), Cost(latency_s=0.5), {"latency_s": ((0.5, 0.4, 0.3),) * 4 + ((1.0, 0.5),)})
-    both = Tables((*tables.domains, int8), (*tables.loss, (0.0, 0.01)), (dense, halved), (), {})
-    answer = solve(both, "latency_s", 0.5)
-    assert answer is not None
-    assert answer.policy == Policy.of([("e", Quantize(8, 8))])
-    assert answer.moved == 0
 
 
 def test_answers_hold_the_budget_and_say_how_they_are_known(tmp_path: Path) -> None:

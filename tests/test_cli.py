@@ -111,12 +111,13 @@ def test_every_option_reaches_the_job(jobs: list[Job]) -> None:
         "register": "digits",
     }
     flags = [text for name, value in given.items() for text in (f"--{name}", value)]
-    assert main(["search", "--budget", "60%", "--budget", "4MB", "--sync", *flags]) == 0
+    several = ["--budget", "60%", "--budget", "4MB", "--objective", "size", "--objective", "macs"]
+    assert main(["search", *several, "--sync", *flags]) == 0
     fields = {name.replace("-", "_"): value for name, value in given.items()}
     numbers: dict[str, Any] = {
         "batch_size": 4, "threads": 2, "trials": 7, "seed": 3, "worker_cpus": 0.5, "sync": True,
     }  # fmt: skip
-    assert dataclasses.asdict(jobs[0]) == {**fields, **numbers, "budget": ("60%", "4MB")}
+    assert dataclasses.asdict(jobs[0]) == {**fields, **numbers, "budget": ("60%", "4MB"), "objective": ("size", "macs")}
 
 
 def test_flags_override_the_recipe_and_the_recipe_the_defaults(jobs: list[Job], tmp_path: Path) -> None:
@@ -362,6 +363,22 @@ def test_show_prints_the_front_and_the_policy(recorded: RunDir, capsys: pytest.C
     assert main(["show", "digits-50ms", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert len(record["front"]) == len(recorded.front())
+
+
+def test_show_draws_the_front_in_other_metrics_and_names_its_knee(
+    recorded: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["show", "digits-50ms", "--metric", "latency", "--metric", "size", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {point["digest"] for point in recorded.front()} <= {point["digest"] for point in told["front"]}
+    assert told["knee"] in {point["number"] for point in told["front"]}
+    assert main(["show", "digits-50ms", "--metric", "size", "--json"]) == 0
+    points = json.loads(capsys.readouterr().out)["front"]
+    steps = [(point["cost"]["size_bytes"], point["score"]) for point in points]
+    assert steps == sorted(steps)
+    assert [score for _, score in steps] == sorted(score for _, score in steps)
+    assert main(["show", "digits-50ms"]) == 0
+    assert capsys.readouterr().out.count("← knee") == 1
 
 
 def test_show_names_the_closest_run(recorded: RunDir, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -140,6 +141,15 @@ def test_the_hypervolume_is_the_area_of_the_steps() -> None:
 
 def test_the_knee_is_where_the_front_bends() -> None:
     assert knee(TRIALS).number == 1
+
+
+def test_front_and_knee_in_several_metrics_keep_what_is_best_in_one_of_them() -> None:
+    small = replace(TRIALS[2], cost=Cost(latency_s=0.6, size_bytes=10.0))
+    others = [replace(t, cost=replace(t.cost, size_bytes=100.0)) for t in (TRIALS[0], TRIALS[1], TRIALS[3])]
+    assert [t.number for t in front([*others, small], ("latency_s", "size_bytes"))] == [3, 1, 2, 0]
+    assert knee([*others, small], "latency_s").number == 1
+    assert knee([*others, small], "latency_s", "size_bytes").number == 2
+    assert knee([small], "latency_s", "size_bytes") is small
 
 
 def test_an_unknown_name_carries_the_closest_one() -> None:

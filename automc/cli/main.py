@@ -11,7 +11,22 @@ from collections.abc import Sequence
 import click
 
 from automc import __version__
-from automc.cli import check, compare, complete, dashboard, devices, export, profile, runs, search, show, track
+from automc.cli import (
+    bench,
+    check,
+    compare,
+    complete,
+    dashboard,
+    devices,
+    explain,
+    export,
+    profile,
+    runs,
+    search,
+    show,
+    solve,
+    track,
+)
 from automc.cli.quiet import silence_libraries
 from automc.cli.report import error_record, print_error, print_json
 from automc.errors import AutomcError, DiskError
@@ -60,11 +75,14 @@ _IN_ORDER_OF_USE = (
     runs.runs,
     show.show,
     compare.compare,
+    solve.solve,
+    explain.explain,
     dashboard.dashboard,
     export.export,
     track.track,
     profile.profile,
     devices.devices,
+    bench.bench,
     complete.completion,
 )
 for _verb in _IN_ORDER_OF_USE:

@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from automc.cli.complete import plug_in_names
 from automc.cli.recipe import read_recipe
-from automc.units import parse_quantity
+from automc.units import METRIC_NAMES, parse_quantity
 
 __all__ = ["JOB_OPTIONS", "duration", "job_options", "settings", "worker_count"]
 
@@ -71,6 +71,12 @@ JOB_OPTIONS = (
         default=("50ms",),
         metavar="LIMIT",
         help="50ms, 60%, 30mJ, 4MB, 20MMACs, 50%size, ...; several times for several limits. Default: 50ms.",
+    ),
+    click.Option(
+        ["--objective"],
+        multiple=True,
+        type=click.Choice(list(METRIC_NAMES)),
+        help="A metric without a limit that the front is drawn in too; several times for several.",
     ),
     click.Option(["--model"], metavar="SPEC", help=_MODEL),
     click.Option(["--weights"], metavar="FILE", help="Trained weights: .safetensors, or a .pt/.pth state dict."),

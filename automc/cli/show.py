@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from automc.cli import text
 from automc.cli.complete import run_names
 from automc.cli.report import print_json, stdout
 from automc.cli.table import budget_lines, heading, result_table
+from automc.pareto import front, knee
 from automc.policy import Policy, Prune, Sparsify
 from automc.result import Summary
 from automc.rundir import RunDir
 from automc.tables import Tables
 from automc.trial import Cost
+from automc.units import METRIC_NAMES
 
 __all__ = ["show"]
 
@@ -34,17 +37,26 @@ Examples:
 @click.command(epilog=_EPILOG, short_help="Print a run's front and policy.")
 @click.argument("run", shell_complete=run_names)
 @click.option("--runs", "folder", default="runs", show_default=True, metavar="FOLDER", help="Where runs are recorded.")
+@click.option(
+    "--metric",
+    "names",
+    multiple=True,
+    type=click.Choice(list(METRIC_NAMES)),
+    help="Draw the front in this metric instead of the limited ones; several times for several.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object to stdout instead of the tables.")
-def show(run: str, folder: str, as_json: bool) -> None:
+def show(run: str, folder: str, names: tuple[str, ...], as_json: bool) -> None:
     """Print the result, the Pareto front and the winning policy of a run."""
     found = RunDir.open(Path(folder), run)
     summary = _summary(found)
-    points = found.front() if (found.path / "front.json").is_file() else []
+    metrics = tuple(METRIC_NAMES[name] for name in names)
+    points = found.front(metrics) if metrics or (found.path / "front.json").is_file() else []
+    bend = _knee(found, metrics or tuple(summary.limits if summary else ("latency_s",)))
     tables = found.tables()
     if as_json:
         layers = _layers_record(summary, tables) if summary else {}
         record = {"run": found.name, "summary": summary.to_json() if summary else None, "front": points}
-        print_json({**record, "layers": layers})
+        print_json({**record, "knee": bend, "layers": layers})
         return
     console = stdout()
     if summary is None:
@@ -52,7 +64,7 @@ def show(run: str, folder: str, as_json: bool) -> None:
     else:
         _print_result(console, summary)
     if points:
-        console.print(_front_table(points, summary))
+        console.print(_front_table(points, summary, bend))
     if summary is not None and (summary.best or summary.smallest) is not None:
         console.print(_policy_table(summary, tables))
     if summary is not None and summary.left_alone:
@@ -79,11 +91,19 @@ def _print_result(console: Console, summary: Summary) -> None:
         console.print(line)
 
 
-def _front_table(points: list[dict[str, Any]], summary: Summary | None) -> Table:
+def _knee(run: RunDir, metrics: Sequence[str]) -> int | None:
+    """The number of the trial where more cost stops buying score; None where there is no front."""
+    points = front(run.trials(), metrics)
+    return knee(points, *metrics).number if points else None
+
+
+def _front_table(points: list[dict[str, Any]], summary: Summary | None, bend: int | None) -> Table:
     name = summary.score_name if summary else "score"
     best = summary.best.policy.digest if summary and summary.best else ""
     table = Table(title="Pareto front, cheapest first", title_justify="left", box=box.SIMPLE_HEAD)
-    for column in ("trial", name, "latency", "known by", "size", "MACs", "policy"):
+    has_energy = any("energy_j" in point["cost"] for point in points)
+    columns = ("trial", name, "latency", "known by", "size", "MACs", *(("energy",) if has_energy else ()), "policy")
+    for column in columns:
         table.add_column(column, justify="left" if column in ("known by", "policy") else "right")
     for point in points:
         cost = Cost.from_json({**point["cost"], "source": point["source"]})
@@ -94,7 +114,10 @@ def _front_table(points: list[dict[str, Any]], summary: Summary | None) -> Table
             cost.source.get("latency_s", ""),
             text.quantity("size_bytes", cost.size_bytes),
             text.quantity("macs", cost.macs),
-            point["digest"] + (" ← best" if point["digest"] == best else ""),
+            *([text.quantity("energy_j", cost.energy_j)] if has_energy else []),
+            point["digest"]
+            + (" ← best" if point["digest"] == best else "")
+            + (" ← knee" if point["number"] == bend else ""),
         )
     return table
 

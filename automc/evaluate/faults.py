@@ -18,7 +18,7 @@ from automc.evaluate.task import load_data, load_score
 from automc.execute.parallel import Parallel, check_room, local_cpus
 from automc.predict.targets import device_names, is_device, tells_energy
 from automc.registry import load, names
-from automc.units import METRICS, parse_duration
+from automc.units import METRIC_NAMES, METRICS, parse_duration
 from automc.warm import find_start
 
 __all__ = ["Fault", "check_budget", "check_inputs", "find_faults", "find_setting_faults", "raise_faults"]
@@ -51,6 +51,7 @@ def find_faults(
     timeout: str | None = None,
     seed: int = 0,
     warm_start: str | None = None,
+    objective: Sequence[str] = (),
     recover: str | None = None,
     profile: str | None = None,
     name: str | None = None,
@@ -71,7 +72,7 @@ def find_faults(
     """
     faults = find_setting_faults(
         budget=budget, batch_size=batch_size, device=device, threads=threads, agent=agent, space=space, criterion=criterion,
-        trials=trials, timeout=timeout, seed=seed, warm_start=warm_start, recover=recover, profile=profile, name=name, runs=runs,
+        trials=trials, timeout=timeout, seed=seed, warm_start=warm_start, objective=objective, recover=recover, profile=profile, name=name, runs=runs,
         tracking_uri=tracking_uri, workers=workers, worker_cpus=worker_cpus, ray_address=ray_address,
         trial_timeout=trial_timeout, mlflow_trials=mlflow_trials, register=register,
     )  # fmt: skip
@@ -91,6 +92,7 @@ def find_setting_faults(
     timeout: str | None = None,
     seed: int = 0,
     warm_start: str | None = None,
+    objective: Sequence[str] = (),
     recover: str | None = None,
     profile: str | None = None,
     name: str | None = None,
@@ -107,6 +109,7 @@ def find_setting_faults(
     if budget is not None:
         limits = _try(faults, lambda: Budget.parse(*([budget] if isinstance(budget, str) else budget)))
         faults.extend(check_budget(limits, device or "cpu") if limits else ())
+    faults.extend(_objective_faults(objective, device or "cpu"))
     if device is not None and not is_device(device):
         faults.append(Fault.of(UnknownNameError("device", device, device_names())))
     for kind, plug_in in (("agent", agent), ("space", space)):
@@ -125,6 +128,15 @@ def find_setting_faults(
     faults.extend(_duration_faults(timeout=timeout, recover=recover, profile=profile, trial_timeout=trial_timeout))
     faults.extend(_folder_faults(runs, name))
     return faults
+
+
+def _objective_faults(objective: Sequence[str], device_name: str) -> list[Fault]:
+    unknown = [name for name in objective if name not in METRIC_NAMES]
+    if unknown:
+        return [Fault.of(UnknownNameError("objective", name, METRIC_NAMES)) for name in unknown]
+    if "energy" in objective and not tells_energy(device_name):
+        return [Fault(f"The device {device_name!r} has no energy figures.", "Leave --objective energy out.")]
+    return []
 
 
 def check_budget(budget: Budget, device_name: str) -> list[Fault]:

@@ -24,7 +24,7 @@ def export_run(run_dir: Path, *, budget: str | None, knee: bool, format: str, ou
 
     Args:
         budget: the best finalist that holds this budget as measured, instead of the run's own.
-        knee: the finalist where more time stops buying score, instead of the winner.
+        knee: the finalist where more of what the run limits stops buying score, instead of the winner.
         format: one of FORMATS. A pt2 file exists for the winner only.
 
     Raises:
@@ -59,7 +59,8 @@ def _chosen(summary: Summary, budget: str | None, at_knee: bool) -> Finalist:
     if not measured:
         raise InputError("This run measured no finalists.", remedy="Run the search again.")
     if at_knee:
-        return measured[knee([Trial(i, f.policy, f.cost, f.validation) for i, f in enumerate(measured)]).number]
+        points = [Trial(i, f.policy, f.cost, f.validation) for i, f in enumerate(measured)]
+        return measured[knee(points, *summary.limits).number]
     limits = Budget.parse(budget or "").resolve(summary.dense.cost)
     holding = [f for f in measured if limits.holds(f.cost)]
     if not holding:

@@ -1,0 +1,168 @@
+"""What a run already knows about a budget: the best measured model, the best tried policy, the solver's answer, and a whole curve.
+
+Scores of policies that were not tried are read off the trials: the score as a falling function of the summed single-choice losses,
+fitted by isotonic regression (Barlow et al. 1972, "Statistical inference under order restrictions").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from automc.budget import Budget, Limit
+from automc.errors import InputError
+from automc.policy import Policy
+from automc.progress import Reference
+from automc.result import Finalist, Summary
+from automc.rundir import RunDir
+from automc.solver import Answer, smallest, solve
+from automc.space import SearchSpace
+from automc.tables import Tables
+from automc.trial import Trial
+
+__all__ = ["Expectation", "Known", "Point", "as_budget", "expected_score", "limits_of"]
+
+Array = NDArray[np.float64]
+_POINTS = 24
+
+
+@dataclass(frozen=True)
+class Point:
+    """The solver's answer at one limit of a curve, and the score expected of it; None where no trial tells."""
+
+    limit: float
+    answer: Answer
+    score: float | None
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a run recorded, enough to answer budgets without its model.
+
+    Attributes:
+        reference: the dense model, the run's own limits and the name of its score.
+        finalists: what was measured.
+        tables: None where the search has not got that far.
+    """
+
+    reference: Reference
+    finalists: Sequence[Finalist]
+    trials: Sequence[Trial]
+    tables: Tables | None
+
+    @classmethod
+    def of(cls, summary: Summary, trials: Sequence[Trial], tables: Tables | None) -> Known:
+        """What a finished search, or one described by a summary so far, knows."""
+        return cls(Reference(summary.dense, summary.limits, summary.score_name), summary.finalists, trials, tables)
+
+    @classmethod
+    def read(cls, run: RunDir) -> Known:
+        """What is on disk of a run, whether its search has ended or not.
+
+        Raises:
+            InputError: the search has not got as far as its tables.
+        """
+        trials, tables, progress = run.trials(), run.tables(), run.progress()
+        if tables is None:
+            raise InputError(
+                f"The run {run.name!r} has no tables.json yet.",
+                remedy=f"`automc search {run.path / 'config.yaml'}` goes on with it.",
+            )
+        if (run.path / "summary.json").is_file():
+            return cls.of(run.summary(), trials, tables)
+        if progress is None or progress.reference is None:
+            raise InputError(f"The run {run.name!r} has not measured its dense model yet.", remedy="Wait for it.")
+        return cls(progress.reference, (), trials, tables)
+
+    def measured(self, budget: Budget) -> Finalist | None:
+        """The measured model of best score that holds a resolved budget; the dense one counts."""
+        holding = [f for f in (*self.finalists, self.reference.dense) if budget.holds(f.cost)]
+        return max(holding, key=lambda f: f.validation, default=None)
+
+    def tried(self, budget: Budget) -> Trial | None:
+        """The trial of best score whose predicted cost holds a resolved budget."""
+        full = [t for t in self.trials if t.stage == "search" and t.samples is None and t.score is not None]
+        return max((t for t in full if budget.holds(t.cost)), key=lambda t: t.score or 0.0, default=None)
+
+    def solved(self, budget: Budget) -> Answer | None:
+        """What the solver would try within a resolved budget; None where nothing gets there."""
+        return None if self.tables is None else solve(self.tables, limits_of(budget))
+
+    def nearest(self, budget: Budget) -> Answer | None:
+        """The policy that overruns a budget out of reach least, as estimated."""
+        return None if self.tables is None else smallest(self.tables, limits_of(budget))
+
+    def curve(self, metric: str, others: Mapping[str, float]) -> list[Point]:
+        """The solver's answers from the least cost in `metric` that is known up to the dense model's, each within `others` too."""
+        tables = self.tables
+        dense = self.reference.dense.cost.get(metric)
+        if tables is None or not dense:
+            return []
+        least = smallest(tables, {metric: 1e-12 * dense})
+        low = dense if least is None else max(least.costs[metric], 1e-3 * dense)
+        limits = np.geomspace(min(low, dense) * (1.0 + 1e-6), dense, _POINTS)
+        scores = expected_score(tables, self.trials, self.reference.dense.validation)
+        found: list[Point] = []
+        for limit in limits.tolist():
+            answer = solve(tables, {**others, metric: limit})
+            before = found[-1].answer if found else None
+            if before is not None and (answer is None or before.loss < answer.loss):
+                answer = before  # what held a lower limit holds this one
+            if answer is not None:
+                found.append(Point(limit, answer, scores(answer.loss)))
+        return found
+
+
+def expected_score(tables: Tables, trials: Sequence[Trial], dense_score: float) -> Expectation:
+    """The score to expect of a summed loss, from the trials whose policies the tables know and from the dense model."""
+    space = SearchSpace(tables.domains)
+    known = [t for t in trials if t.stage == "search" and t.samples is None and t.score is not None]
+    pairs = [(_loss(tables, space, t.policy), t.score or 0.0) for t in known if space.contains(t.policy)]
+    losses = np.array([0.0, *(loss for loss, _ in pairs)])
+    scores = np.array([dense_score, *(score for _, score in pairs)])
+    order = np.argsort(losses, kind="stable")
+    order = order[np.isfinite(losses[order])]
+    return Expectation(losses[order], _falling(scores[order]))
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """(count,) rising summed losses, in nats, and the scores fitted to them; between them straight lines."""
+
+    losses: Array
+    scores: Array
+
+    def __call__(self, loss: float) -> float | None:
+        """The expected score; None beyond the largest loss that was tried."""
+        if len(self.losses) < 2 or loss > self.losses[-1]:
+            return None
+        return float(np.interp(loss, self.losses, self.scores))
+
+
+def _loss(tables: Tables, space: SearchSpace, policy: Policy) -> float:
+    codes = space.encode([policy])[0]
+    return float(sum(row[code] for row, code in zip(tables.loss, codes, strict=True)))
+
+
+def _falling(values: Array) -> Array:
+    """The nearest falling sequence in least squares, by pooling adjacent violators."""
+    blocks: list[tuple[float, int]] = []
+    for value in values.tolist():
+        blocks.append((value, 1))
+        while len(blocks) > 1 and blocks[-2][0] < blocks[-1][0]:
+            (first, m), (second, n) = blocks[-2:]
+            blocks[-2:] = [((m * first + n * second) / (m + n), m + n)]
+    return np.repeat([mean for mean, _ in blocks], [count for _, count in blocks])
+
+
+def limits_of(budget: Budget) -> dict[str, float]:
+    """Metric -> limit of a resolved budget."""
+    return {limit.metric: limit.value for limit in budget}
+
+
+def as_budget(limits: Mapping[str, float]) -> Budget:
+    """A resolved budget of metric -> limit in SI units."""
+    return Budget(tuple(Limit(metric, value) for metric, value in limits.items()))

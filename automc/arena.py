@@ -1,0 +1,224 @@
+"""The arena: every agent on the same problem, with equal evaluations and equal seeds, on real evaluations kept on disk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import kendalltau
+
+from automc import __version__, registry
+from automc.aim import Aim, Expected
+from automc.budget import Budget
+from automc.certify import Certifier
+from automc.compression.criteria import Pruning
+from automc.devices.device import digest
+from automc.errors import InputError
+from automc.evaluate.fast import fast_evaluator
+from automc.evaluate.models import model_digest
+from automc.execute.serial import Serial
+from automc.features import layer_features
+from automc.job import Job
+from automc.league import Course, League, Recovered
+from automc.loop import Loop
+from automc.policy import Policy
+from automc.predict.targets import open_device
+from automc.prepare import Clock, Prepared, prepare
+from automc.protocols import Agent, Observer, Problem
+from automc.recover import recover
+from automc.runner import Task
+from automc.scorebook import Scorebook, append_line, read_lines
+from automc.standing import Standing
+from automc.trial import Trial
+
+__all__ = ["Arena", "Timed", "open_arena", "run_course"]
+
+_BATCH = 4
+
+
+@dataclass
+class Timed:
+    """An agent whose own CPU seconds are counted."""
+
+    agent: Agent
+    seconds: float = 0.0
+
+    def ask(self, count: int) -> Sequence[Policy]:
+        """As of the agent."""
+        start = time.process_time()
+        asked = self.agent.ask(count)
+        self.seconds += time.process_time() - start
+        return asked
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """As of the agent."""
+        start = time.process_time()
+        self.agent.tell(trials)
+        self.seconds += time.process_time() - start
+
+
+@dataclass
+class Arena:
+    """A problem that agents compete on.
+
+    Attributes:
+        limits: the budget in absolute figures.
+        folder: where scores are kept.
+        courses: what has been run so far.
+        recovered: key of a policy -> scores of its fine-tuned model on the test samples.
+    """
+
+    task: Task
+    prepared: Prepared
+    limits: Budget
+    certifier: Certifier
+    book: Scorebook
+    folder: Path
+    key: str
+    courses: list[Course] = field(default_factory=list)
+    recovered: dict[str, Recovered] = field(default_factory=dict)
+    losses: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def league(self) -> League:
+        """The comparison so far."""
+        dense = self.certifier.dense
+        cost = dense.cost.get(self.limits.metrics[0]) or 0.0
+        return League(self.courses, self.limits, (cost, dense.validation), self.recovered)
+
+    def run(self, agent: str, seed: int, evaluations: int, advance: Callable[[float], None] = lambda _: None) -> Course:
+        """Let an agent search, and note how it went; one that raises ends its own course alone."""
+        problem = self._problem(evaluations)
+        course = run_course(agent, seed, evaluations, problem, self.book, advance)
+        self.courses.append(course)
+        for trial in course.trials:
+            codes = problem.space.encode([trial.policy])[0]
+            summed = sum(float(c[code]) for c, code in zip(self.prepared.sensitivity, codes, strict=True))
+            self.losses[trial.policy.digest] = summed
+        return course
+
+    def recover(self, seconds: float, observer: Observer) -> None:
+        """Fine-tune the winner of every course for `seconds`, each policy once, and score it on the test samples.
+
+        Raises:
+            InputError: the data have no test samples.
+        """
+        if self.prepared.data.test is None:
+            raise InputError("There are no test samples to judge recovery by.", remedy="Use --recover 0.")
+        path = self.folder / f"recovered-{self.key}-{seconds:g}s.jsonl"
+        known = {
+            str(line["digest"]): Recovered(float(line["before"]), float(line["after"])) for line in read_lines(path)
+        }
+        winners = [w.policy for c in self.courses if (w := self.league.winner(c)) is not None]
+        observer.stage("recover the winners", len(set(winners)) * seconds)
+        for policy in dict.fromkeys(winners):
+            if policy.digest not in known:
+                known[policy.digest] = found = self._recovered(policy, seconds)
+                append_line(path, {"digest": policy.digest, "before": found.before, "after": found.after})
+            observer.advance(seconds)
+        self.recovered.update(known)
+
+    def correlations(self) -> dict[str, tuple[float, int]]:
+        """Kendall's tau of each proxy, and over how many policies."""
+        trials = {t.policy.digest: t for c in self.courses for t in c.trials if t.score is not None}
+        inside = {d: t for d, t in trials.items() if self.league.holds(t)}
+        found = {
+            "summed losses with the score": _tau([(-self.losses[d], t.score or 0.0) for d, t in trials.items()]),
+            "the same inside the budget": _tau([(-self.losses[d], t.score or 0.0) for d, t in inside.items()]),
+        }
+        if self.recovered:
+            after = [(d, r) for d, r in self.recovered.items() if d in trials]
+            found["the score with the recovered one"] = _tau([(trials[d].score or 0.0, r.after) for d, r in after])
+            found["summed losses with the recovered score"] = _tau([(-self.losses[d], r.after) for d, r in after])
+        return found
+
+    def _problem(self, evaluations: int) -> Problem:
+        prepared = self.prepared
+        return Problem(
+            space=prepared.space,
+            budget=self.limits,
+            predictor=Expected(prepared.predictor, Aim()),
+            sensitivity=prepared.sensitivity,
+            dense_score=self.certifier.dense.validation,
+            n_trials=evaluations,
+            features=layer_features(prepared.traced.graph, prepared.space),
+        )
+
+    def _recovered(self, policy: Policy, seconds: float) -> Recovered:
+        stitcher = self.prepared.stitcher
+        model = stitcher.finish(stitcher.apply(policy))
+        tuned = recover(model, self.prepared, seconds=seconds, seed=self.task.settings.seed)
+        before, after = (self.certifier.scores(self.prepared.build(one))[1] for one in (model, tuned))
+        assert before is not None
+        assert after is not None
+        return Recovered(before, after)
+
+
+def open_arena(job: Job, folder: Path, observer: Observer, *, live: bool = False, known: Sequence[Trial] = ()) -> Arena:
+    """Load what the job names and measure the device, as a search would.
+
+    Args:
+        live: evaluate everything anew.
+        known: trials of a run of the same job, whose scores are taken over.
+
+    Raises:
+        InputError: the job cannot be used, or the dense model holds its budget.
+    """
+    task = Task.of(job)
+    device = open_device(job.device, job.threads)
+    prepared = prepare(
+        task.model, task.data, task.score, device, batch_size=task.batch_size, space=job.space,
+        pruning=Pruning(job.criterion, seed=job.seed), seed=job.seed, profile_s=task.profile_s, observer=observer,
+        clock=Clock(), budget=task.settings.budget,
+    )  # fmt: skip
+    certifier = Certifier(prepared, task.settings.budget, task.batch_size, job.seed)
+    if certifier.dense.holds:
+        raise InputError(f"The dense model holds {task.settings.budget}: nothing to compete for.", remedy="Tighten it.")
+    limits = task.settings.budget.resolve(certifier.dense.cost)
+    evaluator = fast_evaluator(
+        prepared.stitcher,
+        prepared.space,
+        prepared.data.validation,
+        prepared.score,
+        certifier.dense.validation,
+        observer,
+    )
+    explicit = Standing(prepared, task.settings.budget, limits, certifier.dense, prepared.predictor).explicit
+    key = digest(__version__, model_digest(task.model), task.data.digest, task.score.name, job.criterion, str(job.seed))
+    path = folder / f"scores-{key}.jsonl"
+    full = (t for t in known if t.stage == "search" and t.samples is None and t.score is not None)
+    taken = {} if live else {explicit(t.policy).digest: t.score for t in full if t.score is not None}
+    if live:
+        path.unlink(missing_ok=True)
+    book = Scorebook(evaluator, path, lambda policy: explicit(policy).digest, taken)
+    return Arena(task, prepared, limits, certifier, book, folder, key)
+
+
+def run_course(
+    agent: str, seed: int, evaluations: int, problem: Problem, book: Scorebook, advance: Callable[[float], None]
+) -> Course:
+    """One search of one agent; whatever it raises becomes the reason why its course ended."""
+    trials: list[Trial] = []
+    timed, reason = None, ""
+    try:
+        start = time.process_time()
+        timed = Timed(registry.load("agent", agent)(problem, seed), time.process_time() - start)
+        loop = Loop(problem.space, timed, Serial(book), problem.predictor, batch=_BATCH, metrics=problem.budget.metrics)
+        for trial in loop.run(evaluations):
+            trials.append(trial)
+            advance(1.0)
+    except Exception as error:  # an agent's fault must not cost the others their comparison
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    return Course(agent, seed, tuple(trials), timed.seconds if timed else 0.0, reason)
+
+
+def _tau(pairs: Sequence[tuple[float, float]]) -> tuple[float, int]:
+    """Kendall's tau over the pairs of finite numbers, and how many there are; not a number below three."""
+    finite: NDArray[np.float64] = np.array([pair for pair in pairs if np.isfinite(pair).all()]).reshape(-1, 2)
+    if len(finite) < 3:
+        return float("nan"), len(finite)
+    return float(kendalltau(finite[:, 0], finite[:, 1]).statistic), len(finite)

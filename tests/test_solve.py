@@ -1,0 +1,171 @@
+"""`automc solve`: other budgets answered from what a run knows, and measured."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_run
+from records import make_summary, make_tables, make_trials, write_run
+
+from automc.answering import Known, expected_score
+from automc.budget import Budget
+from automc.cli.main import main
+from automc.job import Silent
+from automc.policy import Policy, Quantize
+from automc.resolve import certify_budget
+from automc.rundir import RunDir
+from automc.trial import Cost, Trial
+
+TRIALS = make_trials()
+SUMMARY = make_summary(TRIALS)
+
+
+@pytest.fixture
+def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunDir]:
+    """A finished run in ./runs, and a command line that leaves this process's logging alone."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("automc.cli.main.silence_libraries", lambda: None)
+    run = write_run(tmp_path / "runs" / "one", TRIALS, SUMMARY)
+    yield run
+    run.close()
+
+
+def test_an_answer_is_written_without_loading_anything(recorded: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["solve", "--run", "one", "--budget", "60ms", "--budget", "700kB", "--no-certify", "--json"]
+    assert main(arguments) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["estimated"]["latency_s"] <= 0.060
+    assert told["estimated"]["size_bytes"] <= 700e3
+    written = json.loads((recorded.path / "solved" / "60ms-700kB" / "policy.json").read_text())
+    assert Policy.from_json(written).digest == told["digest"]
+
+
+def test_what_was_measured_and_tried_stands_beside_the_answer(
+    recorded: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["solve", "--run", "one", "--budget", "50ms", "--no-certify"]) == 0
+    shown = capsys.readouterr().out
+    assert all(row in shown for row in ("measured before", "tried, as predicted", "answer, as estimated"))
+
+
+def test_a_budget_out_of_reach_names_the_nearest(recorded: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["solve", "--run", "one", "--budget", "1ms", "--json"]) == 3
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["kind"] == "BudgetUnreachableError"
+    assert "ms" in error["message"].partition("nearest")[2]
+    assert not (recorded.path / "solved").exists()
+
+
+def test_a_budget_that_the_dense_model_holds_needs_no_device(
+    recorded: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["solve", "--run", "one", "--budget", "1s"]) == 0
+    assert "nothing has to be compressed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ([], "--sweep"),
+        (["--budget", "50 parsecs"], "not a budget"),
+        (["--budget", "30mJ"], "energy_j"),
+        (["--budget", "30ms", "--budget", "20ms"], "Two budgets"),
+    ],
+)
+def test_a_slip_is_bad_input(
+    arguments: list[str], word: str, recorded: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["solve", "--run", "one", *arguments]) == 2
+    assert word in capsys.readouterr().err
+
+
+def test_a_run_without_tables_says_what_to_do(recorded: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    (recorded.path / "tables.json").unlink()
+    assert main(["solve", "--run", "one", "--budget", "30ms"]) == 2
+    assert "goes on with it" in capsys.readouterr().err
+
+
+def test_a_search_that_has_not_ended_can_be_asked(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "going", TRIALS, None)
+    answer = Known.read(run).solved(Budget.parse("60ms"))
+    assert answer is not None
+    assert answer.costs["latency_s"] <= 0.060
+
+
+def test_the_sweep_falls_with_the_limit_and_is_kept(recorded: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["solve", "--run", "one", "--sweep", "--budget", "900kB", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    losses = [point["loss"] for point in told["points"]]
+    assert len(losses) > 10
+    assert losses == sorted(losses, reverse=True)
+    assert all(point["estimated"]["latency_s"] <= point["limit"] * (1 + 1e-9) for point in told["points"])
+    assert all(point["estimated"]["size_bytes"] <= 900e3 for point in told["points"])
+    assert json.loads((recorded.path / "sweep-latency.json").read_text())["points"] == told["points"]
+    assert (recorded.path / "sweep-latency.svg").read_text().startswith("<svg")
+
+
+def test_the_expected_score_falls_and_follows_the_trials() -> None:
+    tables = make_tables()
+    layers = [d.target for d in tables.domains if d.knob == "quantize"]
+    policies = [Policy.of((name, Quantize(8, 8)) for name in layers[:count]) for count in range(1, 8)]
+    losses = np.cumsum([tables.loss[i][1] for i, d in enumerate(tables.domains) if d.knob == "quantize"])
+    noise = [0.0, 0.02, -0.02, 0.0, 0.01, -0.01, 0.0]
+    trials = [Trial(i, p, Cost(), 0.99 - 0.1 * losses[i] + noise[i]) for i, p in enumerate(policies)]
+    expected = expected_score(tables, trials, 0.99)
+    values = [expected(loss) for loss in np.linspace(0.0, losses[6], 20)]
+    assert values[0] == 0.99
+    assert all(a is not None and b is not None and a >= b for a, b in itertools.pairwise(values))
+    assert expected(float(losses[3])) == pytest.approx(0.99 - 0.1 * losses[3], abs=0.02)
+    assert expected(math.inf) is None
+    assert expected(2 * float(losses[6])) is None
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunDir]:
+    folder = tmp_path_factory.mktemp("solve")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTOMC_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        yield tiny_run.searched(folder)
+
+
+def test_an_answer_is_measured_and_the_winner_of_the_search_left_alone(
+    searched: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("automc.cli.main.silence_libraries", lambda: None)
+    before = (searched.path / "trials.jsonl").read_bytes()
+    winner = {path.name: path.read_bytes() for path in (searched.path / "best").iterdir()}
+    limit = 0.6 * (Known.read(searched).reference.dense.cost.size_bytes or 0.0)
+    asked = ["solve", "--run", "tiny", "--runs", str(searched.path.parent), "--budget", f"{limit:.0f}B"]
+    assert main([*asked, "--recover", "0.5s"]) == 0
+    shown = capsys.readouterr()
+    assert "Measured:" in shown.out
+    assert "recover the answer" in shown.err
+    folder = searched.path / "solved" / f"{limit:.0f}B"
+    assert f"Wrote {folder}" in shown.out
+    cost = json.loads((folder / "policy.json").read_text())["measured"]
+    assert (folder / "model.onnx").stat().st_size == cost["size_bytes"] <= limit
+    assert json.loads((folder / "certificate.json").read_text())["holds"] is True
+    assert (searched.path / "trials.jsonl").read_bytes() == before
+    assert {path.name: path.read_bytes() for path in (searched.path / "best").iterdir()} == winner
+
+
+def test_an_objective_without_a_limit_is_in_the_front(searched: RunDir) -> None:
+    points = searched.front()
+    costs = [(point["cost"]["latency_s"], point["cost"]["size_bytes"], -point["score"]) for point in points]
+    for one in costs:
+        assert not any(all(a <= b for a, b in zip(other, one, strict=True)) and other != one for other in costs)
+    assert len(points) >= len(searched.front(["latency_s"]))
+    assert list(searched.summary().limits) == ["latency_s"]
+
+
+def test_a_model_that_changed_is_refused(searched: RunDir, tmp_path: Path) -> None:
+    copy = RunDir.create(tmp_path / "copy", {**searched.config(), "model_digest": "another"})
+    with pytest.raises(Exception, match="is not what it was"):
+        certify_budget(copy, Known.read(searched), ["60%"], Silent())
+    copy.close()
