@@ -12,6 +12,8 @@ from torch.nn import functional as F
 __all__ = ["OPS"]
 
 Ints = Sequence[int]
+_FLOATING = (1, 10, 11)
+"""ONNX's numbers for float, float16 and double."""
 
 
 def _conv(x: Tensor, w: Tensor, b: Tensor | None = None, *, group: int = 1, strides: Ints = (), dilations: Ints = (),
@@ -180,11 +182,16 @@ def _dequantize(x: Tensor, scale: Tensor, zero: Tensor | None = None, *, axis: i
     return (x.to(grid.dtype) - offset) * grid
 
 
+def _cast(x: Any, *, to: int, **_: Any) -> Any:
+    """Between floating types the program has one; sizes that are computed with become tensors."""
+    return torch.tensor(x, dtype=torch.float32) if not isinstance(x, Tensor) and to in _FLOATING else x
+
+
 OPS: Mapping[str, Callable[..., Any]] = {
     "Add": torch.add,
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_norm,
-    "Cast": lambda x, *, to, **_: x,  # between floating types the program has one
+    "Cast": _cast,
     "Clip": _clip,
     "Concat": _concat,
     "Constant": lambda **value: next(iter(value.values())),
