@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +42,10 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(params=["openvino", "torch"])
-def device(request: pytest.FixtureRequest) -> Iterator[Device]:
+def device(request: pytest.FixtureRequest) -> Device:
     if request.param == "openvino":
         pytest.importorskip("openvino")
-    yield open_device(request.param)
+    return open_device(request.param)
 
 
 def test_outputs_are_those_of_onnx_runtime(device: Device, tmp_path: Path) -> None:
