@@ -154,6 +154,7 @@ class Certifier:
             rounds_s={key: measured.rounds_s[key] for key in (name, "dense")},
             source=cost.source["latency_s"],
             energy_j=cost.energy_j,
+            energy_source=cost.source.get("energy_j"),
         )
         return Certified(candidate, finalist, certificate, onnx)
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from automc.devices.cpu import Cpu
-from automc.devices.device import Array, Device, Model, cache_dir
+from automc.devices.device import ON_PROCESSOR, Array, Device, Model, cache_dir
 from automc.devices.energy import WATTS, Energy, Meter, find_meter, measure_energy, stated_watts
 from automc.devices.exclusive import alone
 from automc.errors import InputError
@@ -37,7 +36,7 @@ class Joules:
             InputError: neither a counter nor a stated power; says what is missing.
         """
         meter, why = (
-            find_meter() if isinstance(device, Cpu) else (None, f"{device.name} has no counters of energy here.")
+            find_meter() if device.name in ON_PROCESSOR else (None, f"{device.name} has no counters of energy here.")
         )
         watts = stated_watts()
         if meter is None and watts is None:

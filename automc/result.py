@@ -9,13 +9,14 @@ from typing import Any, Literal
 
 from automc.policy import Policy
 from automc.trial import Cost, Source
+from automc.units import format_quantity
 
-__all__ = ["Certificate", "Finalist", "PredictorReport", "Summary"]
+__all__ = ["Certificate", "Finalist", "PredictorReport", "Summary", "has_interval"]
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """How a model's cost was measured: interleaved with the dense model, in the same rounds, on the device.
+    """How a model's cost is known. Where it was measured: interleaved with the dense model, in the same rounds, on the device.
 
     Attributes:
         limits: the resolved budget, metric -> limit in SI units.
@@ -26,8 +27,9 @@ class Certificate:
         rounds_s: model name -> the median of each round; "dense" is the uncompressed model.
         environment: processor, runtime and version, threads, operating system, time.
         export_error: relative root mean square error of the exported model's outputs against the PyTorch model's.
-        source: how latency and energy are known: "measured", or "predicted" or "simulated" where the device is not at hand.
+        source: how the latency is known: "measured", or "predicted" or "simulated" where the device is not at hand.
         energy_j: of one batch, None where the device tells none.
+        energy_source: how the energy is known, None where there is none.
     """
 
     limits: Mapping[str, float]
@@ -44,6 +46,7 @@ class Certificate:
     rounds_s: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     source: Source = "measured"
     energy_j: float | None = None
+    energy_source: Source | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -96,6 +99,10 @@ class Finalist:
     before_recovery: tuple[float, float | None] | None = None
     noisy: bool = False
 
+    def source(self, metric: str = "latency_s") -> Source:
+        """How a figure of its cost is known; what says nothing of itself was not measured."""
+        return self.cost.source.get(metric, "predicted")
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
@@ -126,6 +133,11 @@ class Finalist:
             before_recovery=(before[0], before[1]) if before else None,
             noisy=data.get("noisy", False),
         )
+
+
+def has_interval(model: Finalist) -> bool:
+    """Whether its latency has a 95 % interval; a simulated one is exact."""
+    return model.source() != "simulated" and model.cost.latency_interval_s is not None
 
 
 @dataclass(frozen=True)
@@ -163,6 +175,27 @@ class Summary:
     seconds: Mapping[str, float]
     widths: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def measured(self) -> bool:
+        """Whether latencies were measured on the device, not predicted or simulated."""
+        return self.dense.source() == "measured"
+
+    @property
+    def priced(self) -> Source:
+        """How the latencies of trials are known that were not certified."""
+        return "simulated" if self.dense.source() == "simulated" else "predicted"
+
+    def promise(self, model: Finalist, sure: str = "") -> str:
+        """The limits, each with how the model's figure is known: "50.0 ms as measured and 30.0 mJ as predicted".
+
+        `sure` is said after a latency that has an interval.
+        """
+        known: dict[str, list[str]] = {}
+        for metric, limit in self.limits.items():
+            spread = sure if metric == "latency_s" and has_interval(model) else ""
+            known.setdefault(f"as {model.source(metric)}{spread}", []).append(format_quantity(metric, limit))
+        return " and ".join(f"{' and '.join(limits)} {how}" for how, limits in known.items())
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -1,4 +1,4 @@
-"""Which models of a run answer a budget: what was measured, what was tried, and what the solver would try."""
+"""Which models of a run answer a budget: what was certified, what was tried, and what the solver would try."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Answered:
     """A model for a budget, in words.
 
     Attributes:
-        how: where it comes from: measured, tried, or the solver.
-        finalist: the measured model, whose file the run keeps; None where it was not measured.
+        how: where it comes from: measured (predicted or simulated, where the device is not at hand), tried, or the solver.
+        finalist: the certified model, whose file the run keeps; None where there is none.
     """
 
     how: str
@@ -38,7 +38,7 @@ def answers(shown: Shown, summary: Summary, metric: str, limit: float) -> list[A
     budget = as_budget({**summary.limits, metric: limit})
     known, found = Known.of(summary, shown.trials, shown.tables), []
     if (model := known.measured(budget)) is not None:
-        found.append(_measured(summary, metric, model))
+        found.append(_certified(summary, metric, model))
     if (trial := known.tried(budget)) is not None:
         found.append(_tried(summary, metric, trial))
     solved = known.solved(budget)
@@ -66,18 +66,18 @@ def _runs(shown: Shown) -> str:
     return f" --runs {shown.run.path.parent}"
 
 
-def _measured(summary: Summary, metric: str, model: Finalist) -> Answered:
+def _certified(summary: Summary, metric: str, model: Finalist) -> Answered:
     note = f"95 % interval of the latency {words.interval(model.cost)}" if metric == "latency_s" else model.stage
-    cost = f"{words.known(metric, model.cost.get(metric))} measured"
+    cost = words.told(metric, model.cost)
     kept = model if model.stage != "dense" else None
-    return Answered("measured", model.policy, words.score(summary, model.validation), cost, note, kept)
+    return Answered(model.source(metric), model.policy, words.score(summary, model.validation), cost, note, kept)
 
 
 def _tried(summary: Summary, metric: str, trial: Trial) -> Answered:
     cost: Cost = trial.cost
     note = f"trial {trial.number}; {_spread(metric, cost)}"
-    known = f"{words.known(metric, cost.get(metric))} predicted"
-    return Answered("tried, as predicted", trial.policy, words.score(summary, trial.score), known, note)
+    how = f"tried, as {cost.source.get(metric, 'predicted')}"
+    return Answered(how, trial.policy, words.score(summary, trial.score), words.told(metric, cost), note)
 
 
 def _spread(metric: str, cost: Cost) -> str:

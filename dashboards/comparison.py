@@ -9,7 +9,6 @@ import plotly.graph_objects as go
 from automc.pareto import front
 from automc.result import Summary
 from automc.trial import Trial
-from automc.units import format_quantity
 
 from . import figures, words
 
@@ -21,7 +20,7 @@ _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 
 
 def fronts(records: Sequence[Record]) -> go.Figure:
-    """The front of each run, as predicted, with its winner; against the first budgeted metric of the first run."""
+    """The front of each run, as priced, with its winner; against the first budgeted metric of the first run."""
     axis = figures.Axis.of(records[0][0])
     figure = go.Figure(layout=figures.layout())
     for index, (summary, trials) in enumerate(records):
@@ -71,7 +70,7 @@ def _row(summary: Summary) -> dict[str, str]:
         "held": "yes" if summary.best else "no",
         "validation": words.score(summary, chosen.validation),
         "test": words.score(summary, chosen.test),
-        "latency": "–" if cost.latency_s is None else format_quantity("latency_s", cost.latency_s),
+        "latency": words.told("latency_s", cost),
         "95 % interval": words.interval(cost),
         "size": words.known("size_bytes", cost.size_bytes),
         "MACs": words.known("macs", cost.macs),

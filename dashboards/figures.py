@@ -48,12 +48,14 @@ _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 
 
 
 def pareto(summary: Summary, trials: Sequence[Trial]) -> go.Figure:
-    """Score against the first budgeted metric: what was tried, the front, the measured finalists, dense, and the budget."""
+    """Score against the first budgeted metric: what was tried, the front, the certified finalists, dense, and the budget."""
     axis = Axis.of(summary)
     tried = [t for t in trials if t.state == "complete" and t.stage == "search" and t.cost.get(axis.metric) is not None]
     figure = go.Figure(layout=layout())
-    figure.add_traces([_cloud(axis, summary, tried), _front_line(axis, tried), *_recoveries(axis, summary)])
-    figure.add_traces([_measured(axis, summary, *group) for group in _groups(summary)])
+    figure.add_traces(
+        [_cloud(axis, summary, tried), _front_line(axis, tried, summary.priced), *_recoveries(axis, summary)]
+    )
+    figure.add_traces([_models(axis, summary, *group) for group in _groups(axis, summary)])
     limit = summary.limits.get(axis.metric)
     if limit is not None:
         figure.add_vline(
@@ -204,7 +206,7 @@ def _cloud(axis: Axis, summary: Summary, tried: Sequence[Trial]) -> go.Scatter:
     )
 
 
-def _front_line(axis: Axis, tried: Sequence[Trial]) -> go.Scatter:
+def _front_line(axis: Axis, tried: Sequence[Trial], known: str) -> go.Scatter:
     points = front(tried, (axis.metric,))
     return go.Scatter(
         x=[axis(t.cost) for t in points],
@@ -213,7 +215,7 @@ def _front_line(axis: Axis, tried: Sequence[Trial]) -> go.Scatter:
         line={"color": BLUE, "width": 2, "shape": "hv"},
         error_x=_error_bars(points, axis.scale, "rgba(0,114,178,0.45)") if axis.metric == "latency_s" else None,
         hoverinfo="skip",
-        name="front, as predicted",
+        name=f"front, as {known}",
     )
 
 
@@ -232,22 +234,24 @@ def _recoveries(axis: Axis, summary: Summary) -> Iterator[go.Scatter]:
         )
 
 
-def _groups(summary: Summary) -> Iterator[tuple[str, list[Finalist], dict[str, Any]]]:
-    """(name, models, marker) of the measured models that are drawn alike."""
+def _groups(axis: Axis, summary: Summary) -> Iterator[tuple[str, list[Finalist], dict[str, Any]]]:
+    """(name, models, marker) of the certified models that are drawn alike."""
     yield "dense", [summary.dense], {"color": BLACK, "symbol": "square", "size": 11}
     others = [f for f in summary.finalists if f != summary.best]
     for stage, color, symbol in (("finalist", ORANGE, "diamond"), ("recovered", GREEN, "triangle-up")):
         for holds, suffix, name in ((True, "", stage), (False, "-open", f"{stage}, over budget")):
             members = [f for f in others if f.stage == stage and f.holds == holds]
             if members:
-                yield f"{name}, measured", members, {"color": color, "symbol": symbol + suffix, "size": 11}
+                yield (
+                    f"{name}, {summary.dense.source(axis.metric)}",
+                    members,
+                    {"color": color, "symbol": symbol + suffix, "size": 11},
+                )
     if summary.best is not None:
         yield "winner", [summary.best], {"color": VERMILLION, "symbol": "star", "size": 18}
 
 
-def _measured(
-    axis: Axis, summary: Summary, name: str, models: Sequence[Finalist], marker: dict[str, Any]
-) -> go.Scatter:
+def _models(axis: Axis, summary: Summary, name: str, models: Sequence[Finalist], marker: dict[str, Any]) -> go.Scatter:
     return go.Scatter(
         x=[axis(f.cost) for f in models],
         y=[f.validation for f in models],

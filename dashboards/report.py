@@ -13,7 +13,7 @@ from plotly.offline import get_plotlyjs
 
 from automc.disk import write_atomic
 from automc.pareto import front
-from automc.result import Finalist, Summary
+from automc.result import Finalist, Summary, has_interval
 from automc.tables import Tables
 from automc.trial import Trial
 from automc.units import METRICS
@@ -68,7 +68,8 @@ def _sections(summary: Summary, trials: Sequence[Trial], folder: Path, tables: T
     yield page.section("The policy, layer by layer", *_policy(summary))
     if tables is not None:
         yield from layer_sections(summary, tables)
-    yield page.section("Predicted against measured", *_predictions(summary))
+    if summary.measured:
+        yield page.section("Predicted against measured", *_predictions(summary))
     yield page.section("The search", *_search(summary, trials))
     yield page.section("Where the time went", page.table(("stage", "time"), _times(summary)))
 
@@ -76,7 +77,7 @@ def _sections(summary: Summary, trials: Sequence[Trial], folder: Path, tables: T
 def _comparison(summary: Summary) -> str:
     chosen = summary.best or summary.smallest
     if chosen is None:
-        return page.paragraph("No compressed model was measured.")
+        return page.paragraph("No compressed model was certified.")
     name = "winner" if summary.best else "nearest"
     return page.table(
         ("", "dense", name, "change"), fit=True, rows=[*_score_rows(summary, chosen), *_cost_rows(summary, chosen)]
@@ -105,9 +106,10 @@ def _cost_rows(summary: Summary, chosen: Finalist) -> Iterator[tuple[str, str, s
     for metric in METRICS:
         before, after = dense.cost.get(metric), chosen.cost.get(metric)
         if before is not None or after is not None:
-            yield _cost_row(words.METRIC_NAMES[metric], metric, before, after)
-        if metric == "latency_s":
+            yield _cost_row(f"{words.METRIC_NAMES[metric]}, {chosen.source(metric)}", metric, before, after)
+        if metric == "latency_s" and has_interval(chosen):
             yield "95 % interval", words.interval(dense.cost), words.interval(chosen.cost), ""
+        if metric == "latency_s" and summary.measured:
             yield _cost_row("as predicted", metric, dense.predicted_latency_s, chosen.predicted_latency_s)
 
 
@@ -117,7 +119,13 @@ def _cost_row(label: str, metric: str, before: float | None, after: float | None
 
 def _trust(summary: Summary) -> Iterator[str]:
     chosen, report = summary.best or summary.smallest, summary.predictor
-    if chosen is not None:
+    if not summary.measured:
+        yield page.paragraph(
+            f"Latency and energy are {summary.dense.source()}: nothing was measured on {summary.device} by this search."
+        )
+        if summary.priced == "simulated":
+            return
+    elif chosen is not None:
         yield page.paragraph(
             f"The latency of the {'winner' if summary.best else 'nearest model'} was measured on the device, in random turns "
             f"with the dense model: {words.known('latency_s', chosen.cost.latency_s)}, and with 95 % confidence its median "
@@ -127,8 +135,8 @@ def _trust(summary: Summary) -> Iterator[str]:
             yield page.paragraph("The machine was busy while this was measured: measure again before relying on it.")
     yield page.paragraph(
         f"The measurements repeat to {100 * report.noise_floor:.1f} %. The predictor that led the search was off by "
-        f"{100 * report.mape:.1f} % on average on models that it had not seen ({report.models} measured in all), and by "
-        f"{100 * report.kernel_mape:.1f} % on single kernels ({report.kernels} measured); {100 * report.coverage:.0f} % of the "
+        f"{100 * report.mape:.1f} % on average on models that it had not seen ({report.models} in all), and by "
+        f"{100 * report.kernel_mape:.1f} % on single kernels ({report.kernels} in all); {100 * report.coverage:.0f} % of the "
         "dense latency is in kernels that it learned."
     )
 
@@ -141,26 +149,22 @@ def _front(summary: Summary, trials: Sequence[Trial]) -> Iterator[str]:
     yield page.figure(figures.pareto(summary, trials), "front")
     models = [summary.dense, *summary.finalists]
     best = models.index(summary.best) if summary.best in models else None
-    yield page.table(_MODEL_HEADS, [_model_row(summary, model) for model in models], best=best)
+    yield page.table(_model_heads(summary), [_model_row(summary, model) for model in models], best=best)
     metric = next(iter(summary.limits), "latency_s")
     points = front([t for t in trials if t.stage == "search"], (metric,))
     yield page.details(
-        f"The front as predicted, {len(points)} points", page.table(_POINT_HEADS, _points(summary, points))
+        f"The front as {summary.priced}, {len(points)} points",
+        page.table(_point_heads(summary), _points(summary, points)),
     )
 
 
-_MODEL_HEADS = (
-    "measured model",
-    "validation",
-    "test",
-    "latency",
-    "95 % interval",
-    "size",
-    "MACs",
-    "in budget",
-    "policy",
-)
-_POINT_HEADS = ("trial", "validation", "latency", "95 % interval", "size", "MACs", "policy")
+def _model_heads(summary: Summary) -> tuple[str, ...]:
+    latency = f"latency, {summary.dense.source()}"
+    return ("model", "validation", "test", latency, "95 % interval", "size", "MACs", "in budget", "policy")
+
+
+def _point_heads(summary: Summary) -> tuple[str, ...]:
+    return ("trial", "validation", f"latency, {summary.priced}", "95 % interval", "size", "MACs", "policy")
 
 
 def _model_row(summary: Summary, model: Finalist) -> tuple[str, ...]:
@@ -193,7 +197,7 @@ def _points(summary: Summary, points: Sequence[Trial]) -> Iterator[tuple[str, ..
 def _policy(summary: Summary) -> Iterator[str]:
     chosen = summary.best or summary.smallest
     if chosen is None:
-        yield page.paragraph("No compressed model was measured.")
+        yield page.paragraph("No compressed model was certified.")
         return
     yield page.paragraph("What is not listed stays as it was. The darker a cell, the more it compresses.")
     yield page.figure(figures.policy_map(summary), "policy")

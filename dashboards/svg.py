@@ -90,8 +90,8 @@ def _models(summary: Summary, axis: Axis, x: Place, y: Place) -> Iterator[str]:
 def _legend(summary: Summary) -> Iterator[str]:
     entries = [
         (_dot(0, 0), "tried"),
-        (f'<path d="M-9 0H9" stroke="{BLUE}" stroke-width="2"/>', "front, predicted"),
-        (_diamond(0, 0, ORANGE, filled=True), "measured"),
+        (f'<path d="M-9 0H9" stroke="{BLUE}" stroke-width="2"/>', f"front, {summary.priced}"),
+        (_diamond(0, 0, ORANGE, filled=True), summary.dense.source(Axis.of(summary).metric)),
         (_square(0, 0), "dense"),
     ]
     if summary.best is not None:

@@ -19,6 +19,7 @@ __all__ = [
     "policy_lines",
     "score",
     "score_change",
+    "told",
     "verdict",
 ]
 
@@ -50,6 +51,11 @@ def known(metric: str, value: float | None) -> str:
     return "–" if value is None else format_quantity(metric, value)
 
 
+def told(metric: str, cost: Cost) -> str:
+    """A cost with its unit and how it is known: 43.1 ms measured."""
+    return f"{known(metric, cost.get(metric))} {cost.source.get(metric, 'predicted')}"
+
+
 def change(before: float | None, after: float | None) -> str:
     """By how much a cost changed: -53 %."""
     return f"{100 * (after / before - 1):+.0f} %" if before and after is not None else "–"
@@ -57,7 +63,7 @@ def change(before: float | None, after: float | None) -> str:
 
 def interval(cost: Cost) -> str:
     """A latency's 95 % interval in the unit that suits the latency: 42.8 to 43.5 ms."""
-    if cost.latency_s is None or cost.latency_interval_s is None:
+    if cost.latency_s is None or cost.latency_interval_s is None or cost.source.get("latency_s") == "simulated":
         return "–"
     number, unit = format_value("latency_s", cost.latency_s)
     digits = len(number.partition(".")[2])
@@ -70,9 +76,10 @@ def verdict(summary: Summary) -> str:
     limits = " and ".join(format_quantity(metric, value) for metric, value in summary.limits.items())
     best, dense = summary.best, summary.dense
     if best is None:
-        return f"Nothing that was measured holds {limits} as measured.{_nearest(summary)}"
+        nearest = summary.smallest or dense
+        return f"Nothing that was {nearest.source()} holds {summary.promise(nearest) or limits}.{_nearest(summary)}"
     already = " The dense model held the budget already." if summary.dense_meets_budget else ""
-    return f"The winner holds {limits} as measured: {_gain(best, dense)}; {_price(summary, best)}.{already}"
+    return f"The winner holds {summary.promise(best)}: {_gain(best, dense)}; {_price(summary, best)}.{already}"
 
 
 def knob_rows(policy: Policy, widths: Mapping[str, int]) -> list[tuple[str, str, str, str]]:
@@ -111,4 +118,4 @@ def _nearest(summary: Summary) -> str:
     cost = summary.smallest.cost
     upper = {metric: cost.latency_upper_s if metric == "latency_s" else cost.get(metric) for metric in summary.limits}
     costs = " and ".join(known(metric, value) for metric, value in upper.items())
-    return f" The nearest that was measured needs {costs}: relax the budget to that, or widen the search space."
+    return f" The nearest that was {summary.smallest.source()} needs {costs}: relax the budget to that, or widen the search space."

@@ -226,7 +226,7 @@ def test_a_search_that_found_nothing_has_a_report_and_figures() -> None:
     dense = Finalist(Policy(), Cost(latency_s=0.1), None, 0.9, None, False, "dense")
     bare = dataclasses.replace(SUMMARY, dense=dense, best=None, smallest=None, finalists=(), left_alone=(), trials=0)
     page = _text(render(bare, [], Path("runs/one")))
-    assert "No compressed model was measured." in page
+    assert "No compressed model was certified." in page
     assert "Every layer with weights could be compressed." in page
     assert pareto_svg(bare, []).startswith("<svg")
 

@@ -89,7 +89,7 @@ JOB_OPTIONS = (
         ["--device"],
         default="cpu",
         show_default=True,
-        help="cpu, ssh:USER@HOST, bitfusion, eyeriss; `automc devices` lists more.",
+        help="cpu, openvino, torch, ssh:USER@HOST, bitfusion; `automc devices` lists more.",
         shell_complete=plug_in_names,
     ),
     click.Option(

@@ -35,7 +35,7 @@ class Board:
         return next(iter(self.reference.limits), "latency_s")
 
     def best(self) -> Trial | None:
-        """The best score inside the budget; what was measured comes before what is only predicted."""
+        """The best score inside the budget; what was certified comes before what was only tried."""
         budget = Budget(tuple(Limit(metric, value) for metric, value in self.reference.limits.items()))
         holding = [t for t in self._scored() if t.samples is None and budget.limits and budget.holds(t.cost)]
         return max(holding, key=lambda t: (t.stage != "search", t.score or 0.0), default=None)
@@ -45,7 +45,7 @@ class Board:
         best, score = self.best(), self.reference.score_name
         if best is None:
             return "nothing inside the budget yet"
-        known = "measured" if best.stage != "search" else "predicted"
+        known = best.cost.source.get(self.metric, "predicted")
         return (
             f"best so far: {score} {text.score(score, best.score)} (dense {text.score(score, self.reference.dense.validation)})"
             f" at {text.quantity(self.metric, best.cost.get(self.metric))} {known}"
@@ -93,7 +93,8 @@ class Board:
         low, high = (format_quantity(self.metric, end) for end in x)
         drawn.append(f"{'':>{margin}} └{'─' * len(rows[0])}\n", "dim")
         drawn.append(f"{'':>{margin}}  {low}{high:>{len(rows[0]) - len(low)}}\n", "dim")
-        legend = ((_TRIED, "tried"), (_FRONT, "front"), (_MEASURED, "measured"), (_DENSE, "dense"), (_BUDGET, "budget"))
+        finalists = self.reference.dense.source(self.metric)
+        legend = ((_TRIED, "tried"), (_FRONT, "front"), (_MEASURED, finalists), (_DENSE, "dense"), (_BUDGET, "budget"))
         drawn.append(f"{'':>{margin}}  ")
         for character, meaning in legend:
             drawn.append(f"{character} ", _STYLES[character]).append(f"{meaning}  ", "dim")

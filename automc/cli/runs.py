@@ -39,7 +39,7 @@ def runs(folder: str, as_json: bool) -> None:
         console.print(f"There are no runs in {folder}. `automc search --budget 50ms` makes one.")
         return
     table = Table(box=box.SIMPLE_HEAD)
-    for heading in ("run", "when", "model", "budget", "score, test", "latency, measured"):
+    for heading in ("run", "when", "model", "budget", "score, test", "latency"):
         table.add_column(heading)
     for run, summary in found:
         table.add_row(run.name, _when(run), *(_cells(summary) if summary else ("", "", "", _state(run))))
@@ -68,7 +68,7 @@ def _cells(summary: Summary) -> tuple[str, str, str, str]:
     if best is None:
         return summary.model, " and ".join(summary.budget), "", "budget not reached"
     score = text.score(summary.score_name, best.test if best.test is not None else best.validation)
-    return summary.model, " and ".join(summary.budget), score, text.latency(best.cost)
+    return summary.model, " and ".join(summary.budget), score, f"{text.latency(best.cost)} {best.source()}"
 
 
 def _record(run: RunDir, summary: Summary | None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 
 from automc.cli import text
-from automc.result import Finalist, Summary
+from automc.result import Finalist, Summary, has_interval
 from automc.units import format_quantity
 
 __all__ = ["budget_lines", "heading", "result_table"]
@@ -42,13 +42,11 @@ def budget_lines(summary: Summary) -> list[str]:
     if summary.best is None:
         lines += [*_unreachable(summary, limits)]
     else:
-        source = _source(summary.best)
-        sure = (
-            " by the upper end of its 95 % interval" if "latency_s" in summary.limits and source != "simulated" else ""
-        )
-        lines.append(f"The best model holds the budget of {limits} as {source}{sure}.")
+        promise = summary.promise(summary.best, " by the upper end of its 95 % interval")
+        lines.append(f"The best model holds the budget of {promise}.")
     chosen = summary.best or summary.smallest
-    if (source := _source(summary.dense)) != "measured":
+    if not summary.measured:
+        source = summary.dense.source()
         return [*lines, f"Latency and energy are {source}: nothing was measured on {summary.device}.", *summary.notes]
     if chosen is not None and chosen.noisy:
         lines.append("The machine was busy while this was measured: measure again before relying on it.")
@@ -82,14 +80,17 @@ def _score_row(name: str, label: str, dense: float | None, value: float | None) 
 
 
 def _cost_rows(summary: Summary, chosen: Finalist) -> Iterator[Row]:
-    dense, source = summary.dense, _source(chosen)
+    dense, source = summary.dense, chosen.source()
     yield _cost_row(f"latency, {source}", "latency_s", dense.cost.latency_s, chosen.cost.latency_s)
-    if source != "simulated":
+    if has_interval(chosen):
         yield "  95 % interval", text.interval(dense.cost), text.interval(chosen.cost), ""
     if source == "measured":
         yield _cost_row("latency, predicted", "latency_s", dense.predicted_latency_s, chosen.predicted_latency_s)
-    energy = f"energy, {chosen.cost.source.get('energy_j', 'predicted')}"
-    for metric, label in (("size_bytes", "size"), ("macs", "MACs"), ("energy_j", energy)):
+    for metric, label in (
+        ("size_bytes", "size"),
+        ("macs", "MACs"),
+        ("energy_j", f"energy, {chosen.source('energy_j')}"),
+    ):
         before, after = dense.cost.get(metric), chosen.cost.get(metric)
         if before is not None or after is not None:
             yield _cost_row(label, metric, before, after)
@@ -99,14 +100,9 @@ def _cost_row(label: str, metric: str, before: float | None, after: float | None
     return label, text.quantity(metric, before), text.quantity(metric, after), text.relative(before, after)
 
 
-def _source(finalist: Finalist) -> str:
-    """How the latency is known."""
-    return finalist.cost.source.get("latency_s", "measured")
-
-
 def _unreachable(summary: Summary, limits: str) -> Iterator[str]:
-    source = _source(summary.smallest or summary.dense)
-    yield f"Nothing that was {source} holds the budget of {limits} as {source}."
+    nearest = summary.smallest or summary.dense
+    yield f"Nothing that was {nearest.source()} holds the budget of {summary.promise(nearest) or limits}."
     if summary.smallest is None:
         return
     exceeded = [

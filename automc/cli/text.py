@@ -5,7 +5,7 @@ from __future__ import annotations
 from automc.trial import Cost
 from automc.units import format_quantity, format_value
 
-__all__ = ["NOTHING", "duration", "interval", "latency", "quantity", "relative", "score", "score_change"]
+__all__ = ["NOTHING", "duration", "interval", "known", "latency", "quantity", "relative", "score", "score_change"]
 
 NOTHING = "–"
 
@@ -27,6 +27,12 @@ def score_change(name: str, before: float | None, after: float | None) -> str:
 def quantity(metric: str, value: float | None) -> str:
     """A cost with its unit: 43.1 ms, 2.40 MB, 38.2 MMACs."""
     return NOTHING if value is None else format_quantity(metric, value)
+
+
+def known(cost: Cost, metric: str) -> str:
+    """A cost with its unit and how it is known: 43.1 ms measured."""
+    value = cost.get(metric)
+    return NOTHING if value is None else f"{format_quantity(metric, value)} {cost.source.get(metric, 'predicted')}"
 
 
 def latency(cost: Cost) -> str:

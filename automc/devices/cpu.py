@@ -14,13 +14,15 @@ from typing import Any
 
 import onnxruntime
 
-from automc.devices.device import Array, Capabilities, Model, NodeTime, Tensor, cache_dir, digest
+from automc.devices.device import Array, Capabilities, Model, NodeTime, Session, Tensor, cache_dir, digest
 from automc.devices.exclusive import alone
 from automc.devices.measure import Measurement, Protocol, interleave
 from automc.devices.probe import probe_blocks
 from automc.errors import InputError
 
-__all__ = ["Cpu", "OrtSession", "has_vnni"]
+__all__ = [
+    "Cpu", "OrtSession", "cached_blocks", "checked", "facts", "has_vnni", "key_of", "measured", "quickest", "runner", "until_quiet",
+]  # fmt: skip
 
 _PROVIDERS = ["CPUExecutionProvider"]
 _CAPABILITIES_SCHEMA = 1
@@ -33,9 +35,7 @@ class Cpu:
     """
 
     def __init__(self, threads: int = 1, conv: Callable[[int, int], bytes] | None = None) -> None:
-        if threads < 1:
-            raise InputError(f"{threads} threads cannot run anything.", remedy="Use 1 or more.")
-        self.threads = threads
+        self.threads = checked(threads)
         self._conv = conv
 
     @property
@@ -44,22 +44,11 @@ class Cpu:
 
     @cached_property
     def key(self) -> str:
-        facts = (processor(), platform.machine(), str(has_vnni()), onnxruntime.__version__, str(self.threads))
-        return f"cpu-{digest(*facts)}"
+        return key_of(self.name, onnxruntime.__version__, self.threads)
 
     def environment(self) -> dict[str, str]:
         """Processor, cores, runtime, threads, operating system: what a measurement depends on."""
-        return {
-            "device": self.name,
-            "processor": processor(),
-            "cores": str(os.cpu_count()),
-            "vnni": str(has_vnni()).lower(),
-            "runtime": "onnxruntime",
-            "runtime_version": onnxruntime.__version__,
-            "threads": str(self.threads),
-            "system": platform.platform(),
-            "python": platform.python_version(),
-        }
+        return facts(self.name, "onnxruntime", onnxruntime.__version__, self.threads)
 
     def capabilities(self) -> Capabilities:
         """Channel blocks as the runtime lays them out, and integer kernels; probed once per `key`, then cached."""
@@ -68,7 +57,7 @@ class Cpu:
     @cached_property
     def _capabilities(self) -> Capabilities:
         path = cache_dir() / "devices" / f"{self.key}.capabilities.json"
-        block, multiple = _cached(path, lambda: probe_blocks(self, self._conv))
+        block, multiple = cached_blocks(path, lambda: probe_blocks(self, self._conv))
         return Capabilities(block, multiple, int8=True, weight_bits_exact=(8,), reduce_range=not has_vnni())
 
     def session(self, model: Model) -> OrtSession:
@@ -83,9 +72,8 @@ class Cpu:
         self, models: Mapping[str, Model], inputs: Sequence[Array], rounds: int = 12, *, seed: int = 0, **options: Any
     ) -> Measurement:
         """Whole models, interleaved, each on the same batch; `options` are those of `measure.Protocol`."""
-        runs = {name: _runner(self.session(model), inputs) for name, model in models.items()}
-        protocol = Protocol(rounds=rounds, **options)
-        return interleave(runs, protocol, seed=seed, lock_dir=cache_dir(), **self._single())
+        runs = {name: runner(self.session(model), inputs) for name, model in models.items()}
+        return measured(runs, Protocol(rounds=rounds, **options), self.threads, seed)
 
     def node_times(self, model: Model, inputs: Sequence[Array], repeats: int = 5) -> list[NodeTime]:
         """The kernels of ONNX Runtime's optimised graph, each with the mean of its quickest quarter of `repeats` runs after one to warm up."""
@@ -96,13 +84,9 @@ class Cpu:
             session = OrtSession(model, options)
             with alone(cache_dir(), pin=self.threads == 1):
                 session.run(*inputs)
-                runs = _until_quiet(lambda: session.run(*inputs), repeats)
+                runs = until_quiet(lambda: session.run(*inputs), repeats)
             events = json.loads(Path(session.end_profiling()).read_text())
         return _nodes(events, runs)
-
-    def _single(self) -> dict[str, Any]:
-        """One thread runs in the calling thread: it can be pinned, and its processor time tells interruptions."""
-        return {"pin": True, "cpu_clock": time.thread_time} if self.threads == 1 else {"pin": False}
 
     def _options(self) -> Any:
         options = onnxruntime.SessionOptions()
@@ -133,6 +117,43 @@ class OrtSession:
         return str(self._session.end_profiling())
 
 
+def measured(runs: Mapping[str, Callable[[], object]], protocol: Protocol, threads: int, seed: int) -> Measurement:
+    """The protocol on this processor. One thread runs in the calling thread: it can be pinned, and its processor time tells interruptions."""
+    single: dict[str, Any] = {"pin": True, "cpu_clock": time.thread_time} if threads == 1 else {"pin": False}
+    return interleave(runs, protocol, seed=seed, lock_dir=cache_dir(), **single)
+
+
+def checked(threads: int) -> int:
+    """A number of threads that can run something.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if threads < 1:
+        raise InputError(f"{threads} threads cannot run anything.", remedy="Use 1 or more.")
+    return threads
+
+
+def facts(device: str, runtime: str, version: str, threads: int) -> dict[str, str]:
+    """Processor, cores, runtime, threads, operating system: what a measurement on this processor depends on."""
+    return {
+        "device": device,
+        "processor": processor(),
+        "cores": str(os.cpu_count()),
+        "vnni": str(has_vnni()).lower(),
+        "runtime": runtime,
+        "runtime_version": version,
+        "threads": str(threads),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
+
+
+def key_of(device: str, version: str, threads: int) -> str:
+    """Identifies a runtime on this processor."""
+    return f"{device}-{digest(processor(), platform.machine(), str(has_vnni()), version, str(threads))}"
+
+
 def processor() -> str:
     """The processor's own name for itself."""
     for line in _cpuinfo():
@@ -154,11 +175,12 @@ def _cpuinfo() -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def _runner(session: OrtSession, inputs: Sequence[Array]) -> Callable[[], object]:
+def runner(session: Session, inputs: Sequence[Array]) -> Callable[[], object]:
+    """What runs a session once."""
     return lambda: session.run(*inputs)
 
 
-def _until_quiet(run: Callable[[], object], repeats: int) -> int:
+def until_quiet(run: Callable[[], object], repeats: int) -> int:
     """Run until `repeats` runs were not interrupted by other work, at most three times as often; how often it was."""
     quiet = runs = 0
     while quiet < repeats and runs < 3 * repeats:
@@ -176,10 +198,10 @@ def _nodes(events: Sequence[Mapping[str, Any]], repeats: int) -> list[NodeTime]:
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             found.setdefault((event["args"]["node_index"], event["name"]), []).append(event)
-    return [_node(runs, _quickest([event["dur"] for event in runs[-repeats:]]) * 1e-6) for runs in found.values()]
+    return [_node(runs, quickest([event["dur"] for event in runs[-repeats:]]) * 1e-6) for runs in found.values()]
 
 
-def _quickest(times: Sequence[float]) -> float:
+def quickest(times: Sequence[float]) -> float:
     """Mean of the least quarter: as undisturbed as the minimum, and finer than the whole microseconds that the profiler notes."""
     least = sorted(times)[: max(1, len(times) // 4)]
     return sum(least) / len(least)
@@ -195,7 +217,7 @@ def _tensors(entries: Sequence[Mapping[str, Sequence[int]]]) -> tuple[Tensor, ..
     return tuple(Tensor(dtype, tuple(shape)) for entry in entries for dtype, shape in entry.items())
 
 
-def _cached(path: Path, probe: Callable[[], tuple[int, int]]) -> tuple[int, int]:
+def cached_blocks(path: Path, probe: Callable[[], tuple[int, int]]) -> tuple[int, int]:
     """(block, multiple) from `path`, or probed and kept there; a cache that cannot be written costs a probe each time."""
     try:
         data = json.loads(path.read_text())

@@ -13,11 +13,25 @@ from numpy.typing import NDArray
 
 from automc.devices.measure import Measurement
 
-__all__ = ["Array", "Capabilities", "Device", "Model", "NodeTime", "Session", "Tensor", "cache_dir", "digest"]
+__all__ = [
+    "ON_PROCESSOR",
+    "Array",
+    "Capabilities",
+    "Device",
+    "Model",
+    "NodeTime",
+    "Session",
+    "Tensor",
+    "cache_dir",
+    "digest",
+]
 
 Array = NDArray[Any]
 Model = bytes | Path
 """A serialized ONNX model, or where it lies."""
+
+ON_PROCESSOR = frozenset({"cpu", "openvino", "torch", "torch-compile"})
+"""Devices that run on this machine's processor, so that its counters of energy count them."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from automc.space import Codes, SearchSpace
 __all__ = ["FittedModel", "Priced", "Samples", "Setting"]
 
 
-_CONVERSIONS = frozenset({"DequantizeLinear", "QuantizeLinear", "Transpose"})
+_CONVERSIONS = frozenset({"DequantizeLinear", "QuantizeLinear", "Reorder", "Transpose"})
 
 TOLERATED_DISAGREEMENT = 0.03
 """Of kernel times with the latency of their whole model, as a fraction."""

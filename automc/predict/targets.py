@@ -8,7 +8,7 @@ from typing import Any
 
 from automc import registry
 from automc.devices.cpu import Cpu
-from automc.devices.device import Array, Capabilities, Device, Model, NodeTime, Session
+from automc.devices.device import ON_PROCESSOR, Array, Capabilities, Device, Model, NodeTime, Session
 from automc.devices.energy import find_meter, stated_watts
 from automc.devices.measure import Measurement
 from automc.devices.simulated import Simulated
@@ -48,10 +48,10 @@ def is_device(text: str) -> bool:
 
 def tells_energy(text: str) -> bool:
     """Whether a device, by its name, tells the energy of a model; one that nothing is known of may."""
-    if text == "cpu" and find_meter()[0] is not None:
+    if text in ON_PROCESSOR and find_meter()[0] is not None:
         return True
-    measured_here = text == "cpu" or text.startswith("ssh:") or text in _off_board()
-    return not measured_here or stated_watts() is not None
+    elsewhere = text.startswith(("ssh:", "torch-cuda", "torch-compile-cuda")) or text in _off_board()
+    return not (text in ON_PROCESSOR or elsewhere) or stated_watts() is not None
 
 
 def device_measures(device: Device) -> bool:

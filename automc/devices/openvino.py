@@ -1,0 +1,170 @@
+"""This machine's processor, running models with OpenVINO, whose profile names every kernel of its own optimised graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from automc.devices.cpu import (
+    cached_blocks,
+    checked,
+    facts,
+    has_vnni,
+    key_of,
+    measured,
+    quickest,
+    runner,
+    until_quiet,
+)  # fmt: skip
+from automc.devices.device import Array, Capabilities, Model, NodeTime, Tensor, cache_dir
+from automc.devices.exclusive import alone
+from automc.devices.measure import Measurement, Protocol
+from automc.devices.probe import probe_blocks
+from automc.errors import InputError, MissingError
+
+__all__ = ["OpenVino", "OpenVinoSession"]
+
+_PROPERTIES = {"NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+"""A batch at a time, in the precision of the file: bf16, where the processor has it, would be another model."""
+_TYPES = {"f32": "float", "u8": "uint8", "i8": "int8", "f16": "float16"}
+_SUFFIX = "/WithoutBiases"
+"""Of the name of a layer whose bias was taken into the kernel."""
+_OPS = {"FullyConnected": "Gemm", "Convolution": "Conv", "Deconvolution": "ConvTranspose"}
+
+
+class OpenVino:
+    """OpenVINO on the processor, with a stated number of threads."""
+
+    def __init__(self, threads: int = 1) -> None:
+        self.threads = checked(threads)
+        self._core = _core()
+
+    @property
+    def name(self) -> str:
+        return "openvino"
+
+    @cached_property
+    def key(self) -> str:
+        return key_of(self.name, _version(), self.threads)
+
+    def environment(self) -> dict[str, str]:
+        """Processor, cores, runtime, threads, operating system: what a measurement depends on."""
+        return facts(self.name, "openvino", _version(), self.threads)
+
+    def capabilities(self) -> Capabilities:
+        """Channel blocks as they show in the running times, probed once per `key`; integer kernels where a convolution runs on them."""
+        return self._capabilities
+
+    @cached_property
+    def _capabilities(self) -> Capabilities:
+        path = cache_dir() / "devices" / f"{self.key}.capabilities.json"
+        block, multiple = cached_blocks(path, lambda: probe_blocks(self))
+        return Capabilities(block, multiple, int8=self._has_int8(), reduce_range=not has_vnni())
+
+    def _has_int8(self) -> bool:
+        from automc.devices.probe_models import probe_set
+
+        probe = next(probe for probe in probe_set() if (probe.group, probe.name) == ("layer", "3x3, int8"))
+        kernels = self.node_times(probe.model, probe.arrays(), 1)
+        return any(node.op == "Conv" and node.inputs[0].dtype in ("int8", "uint8") for node in kernels)
+
+    def session(self, model: Model) -> OpenVinoSession:
+        """Load a model.
+
+        Raises:
+            InputError: not a model that OpenVINO can run.
+        """
+        return OpenVinoSession(self._core, model, {**_PROPERTIES, "INFERENCE_NUM_THREADS": self.threads})
+
+    def measure(
+        self, models: Mapping[str, Model], inputs: Sequence[Array], rounds: int = 12, *, seed: int = 0, **options: Any
+    ) -> Measurement:
+        """Whole models, interleaved, each on the same batch; `options` are those of `measure.Protocol`."""
+        runs = {name: runner(self.session(model), inputs) for name, model in models.items()}
+        return measured(runs, Protocol(rounds=rounds, **options), self.threads, seed)
+
+    def node_times(self, model: Model, inputs: Sequence[Array], repeats: int = 5) -> list[NodeTime]:
+        """The kernels of OpenVINO's optimised graph, each with the mean of its quickest quarter of `repeats` runs after one to warm up."""
+        properties = {**_PROPERTIES, "INFERENCE_NUM_THREADS": self.threads, "PERF_COUNT": True}
+        session = OpenVinoSession(self._core, model, properties)
+        profiles: list[dict[str, float]] = []
+
+        def run() -> None:
+            session.run(*inputs)
+            profiles.append(session.kernels_s())
+
+        with alone(cache_dir(), pin=self.threads == 1):
+            run()
+            until_quiet(run, repeats)
+        return [
+            NodeTime(name, op, quickest([profile[key] for profile in profiles[1:]]), *tensors)
+            for key, name, op, *tensors in session.graph()
+            if key in profiles[0]
+        ]
+
+
+class OpenVinoSession:
+    """A model compiled by OpenVINO."""
+
+    def __init__(self, core: Any, model: Model, properties: Mapping[str, Any]) -> None:
+        source = model.read_bytes() if isinstance(model, Path) else model
+        try:
+            self._compiled = core.compile_model(core.read_model(source), "CPU", dict(properties))
+        except RuntimeError as error:
+            raise InputError(f"OpenVINO cannot load the model: {_last(error)}") from error
+        self._request = self._compiled.create_infer_request()
+
+    def run(self, *inputs: Array) -> list[Array]:
+        """The outputs for one batch, inputs in the order of the model."""
+        results = self._request.infer(list(inputs), share_inputs=True)
+        return [np.array(results[output]) for output in self._compiled.outputs]
+
+    def kernels_s(self) -> dict[str, float]:
+        """Kernel -> seconds of the last run, of those that ran."""
+        infos = self._request.profiling_info
+        return {i.node_name: i.real_time.total_seconds() for i in infos if i.status == i.Status.EXECUTED}
+
+    def graph(self) -> Iterator[tuple[str, str, str, tuple[Tensor, ...], tuple[Tensor, ...]]]:
+        """(kernel, name in the file of what it computes, operator, tensors read, tensors written), in order of execution."""
+        for node in self._compiled.get_runtime_model().get_ordered_ops():
+            told = _told(node)
+            name = told.get("originalLayersNames", "").partition(",")[0].removesuffix(_SUFFIX)
+            reads = tuple(_tensor(value.get_source_output()) for value in node.inputs())
+            writes = tuple(_tensor(value) for value in node.outputs())
+            kind = told.get("layerType", node.get_type_name())
+            yield node.get_friendly_name(), name or node.get_friendly_name(), _OPS.get(kind, kind), reads, writes
+
+
+def _tensor(value: Any) -> Tensor:
+    """The tensor behind a port of the executed graph."""
+    precisions = _told(value.get_node()).get("outputPrecisions", "").split(",")
+    precision = precisions[min(value.get_index(), len(precisions) - 1)]
+    shape = value.get_partial_shape()
+    return Tensor(_TYPES.get(precision, precision), tuple(shape.to_shape()) if shape.is_static else ())
+
+
+def _told(node: Any) -> dict[str, str]:
+    """What the runtime says of a kernel."""
+    return {key: str(value.astype(str)) for key, value in node.get_rt_info().items()}
+
+
+def _core() -> Any:
+    try:
+        import openvino
+    except ImportError:
+        raise MissingError("OpenVINO is not installed.", remedy="pip install 'automc[openvino]'") from None
+    return openvino.Core()
+
+
+def _version() -> str:
+    import openvino
+
+    return str(openvino.__version__).partition("-releases")[0]
+
+
+def _last(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1]

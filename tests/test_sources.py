@@ -1,0 +1,98 @@
+"""Every figure says how it is known: nothing that was predicted or simulated is called measured, on the screen or on paper."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import re
+from pathlib import Path
+
+import pytest
+from records import LIMIT_S, make_summary, make_trials, write_run
+from rich.console import Console
+
+from automc.cli.plot import Board
+from automc.cli.table import budget_lines, result_table
+from automc.dashboards import comparison, figures, words
+from automc.dashboards.answers import answers
+from automc.dashboards.provisional import read
+from automc.dashboards.report import render
+from automc.dashboards.svg import pareto_svg
+from automc.progress import Reference
+from automc.result import Finalist, Summary
+from automc.trial import Cost, Source, Trial
+
+SIZES: dict[str, Source] = {"size_bytes": "measured", "macs": "counted"}
+
+
+def told(cost: Cost, source: Source) -> Cost:
+    """The cost as another kind of device would tell it."""
+    return dataclasses.replace(cost, source={**SIZES, "latency_s": source})
+
+
+def record(source: Source, *, reached: bool = True) -> tuple[Summary, list[Trial]]:
+    """A search on a device that is simulated, or that was measured off board."""
+    plain = make_trials()
+    summary = make_summary(plain, reached=reached)
+
+    def known(model: Finalist | None) -> Finalist | None:
+        return model and dataclasses.replace(model, cost=told(model.cost, source))
+
+    finalists = tuple(f for f in map(known, summary.finalists) if f)
+    dense = dataclasses.replace(summary.dense, cost=told(summary.dense.cost, source))
+    changes = {"best": known(summary.best), "smallest": known(summary.smallest), "finalists": finalists, "dense": dense}
+    trials = [dataclasses.replace(trial, cost=told(trial.cost, source)) for trial in plain]
+    return dataclasses.replace(summary, **changes), trials
+
+
+def claims(text: str) -> list[str]:
+    """Where a text says that something was measured; sizes of files are, and so it is when nothing was."""
+    rest = re.sub(r"[Nn]othing (?:was|is) measured|size, measured|size [\d.]+ \w+ measured", "", text)
+    return re.findall(r".{0,30}measured.{0,20}", rest)
+
+
+@pytest.mark.parametrize("reached", [True, False])
+@pytest.mark.parametrize("source", ["predicted", "simulated"])
+def test_what_was_not_measured_is_nowhere_called_so(source: Source, reached: bool, tmp_path: Path) -> None:
+    summary, trials = record(source, reached=reached)
+    html = render(summary, trials, Path("runs/one"))
+    page = re.sub(r"<[^>]+>", " ", re.sub(r"<(script|style)\b.*?</\1>", " ", html, flags=re.DOTALL))
+    screen = Console(file=io.StringIO(), width=200, record=True)
+    screen.print(result_table(summary), *budget_lines(summary))
+    board = Board(Reference(summary.dense, summary.limits, "accuracy"), [*trials, *_as_trials(summary)])
+    shown = read(write_run(tmp_path / "run", trials, summary))
+    parts = {
+        "report": page,
+        "verdict": words.verdict(summary),
+        "screen": screen.export_text(),
+        "board": f"{board.best_line()} {board.plot()}",
+        "front": str([trace.name for trace in figures.pareto(summary, trials).data]),
+        "hover": str([trace.text for trace in figures.pareto(summary, trials).data]),
+        "picture": pareto_svg(summary, trials),
+        "answers": str([(a.how, a.cost, a.note) for a in answers(shown, summary, "latency_s", LIMIT_S)]),
+        "comparison": str(comparison.rows([summary])),
+    }
+    assert {name: found for name, text in parts.items() if (found := claims(text))} == {}
+    assert all(source in text for name, text in parts.items() if name != "answers" or reached)
+
+
+def test_a_measured_run_says_so(tmp_path: Path) -> None:
+    summary, trials = record("measured")
+    assert "as measured" in words.verdict(summary)
+    assert "latency, measured" in render(summary, trials, tmp_path)
+
+
+def test_each_limit_carries_its_own_source() -> None:
+    summary, _ = record("measured")
+    assert summary.best is not None
+    joules = summary.best.cost.with_energy(0.02, "predicted")
+    best = dataclasses.replace(summary.best, cost=joules)
+    both = dataclasses.replace(summary, limits={"latency_s": 0.05, "energy_j": 0.03, "size_bytes": 1e6}, best=best)
+    assert (
+        both.promise(best, ", surely") == "50.0 ms as measured, surely and 30.0 mJ as predicted and 1.00 MB as measured"
+    )
+    assert any("30.0 mJ as predicted" in line for line in budget_lines(both))
+
+
+def _as_trials(summary: Summary) -> list[Trial]:
+    return [Trial(900 + i, f.policy, f.cost, f.validation, stage="finalist") for i, f in enumerate(summary.finalists)]
