@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +20,7 @@ from automc import __version__, registry
 from automc.budget import Budget
 from automc.certify import Certified
 from automc.compression.criteria import Pruning
+from automc.devices.device import Device
 from automc.engine import Engine, Settings
 from automc.errors import AutomcError, InputError
 from automc.evaluate.data import Data
@@ -44,11 +45,12 @@ from automc.trial import Trial
 from automc.units import parse_duration
 from automc.unwrap import unwrapped
 from automc.warm import nearest, read_start
+from automc.weights import pack
 
 if TYPE_CHECKING:
     from automc.job import Job
 
-__all__ = ["Run", "Task"]
+__all__ = ["Run", "Task", "prepare_job"]
 
 EVALUATION_BATCH = 64
 _LIBRARIES = ("torch", "onnxruntime", "onnx", "torch-pruning", "numpy", "scipy", "scikit-learn", "mlflow")
@@ -164,12 +166,7 @@ class Run:
         self, folder: RunDir, tracker: MLflowTracker | NullTracker, noting: Noting, executors: Executors
     ) -> Iterator[Trial]:
         clock = Clock()
-        prepared = prepare(
-            self.task.model, self.task.data, self.task.score, self.device, batch_size=self.task.batch_size,
-            space=self.job.space, pruning=Pruning(self.job.criterion, seed=self.job.seed), seed=self.job.seed,
-            profile_s=self.task.profile_s, observer=self.observer, clock=clock, budget=self.task.settings.budget,
-            quiet=executors.wait,
-        )  # fmt: skip
+        prepared = prepare_job(self.job, self.task, self.device, self.observer, clock, quiet=executors.wait)
         known = folder.trials()
         if known:
             self.observer.message(f"Going on with {len(known)} known trials; finalists are measured anew.")
@@ -214,7 +211,7 @@ class Run:
     def _keep(self, folder: RunDir, engine: Engine, pt2: bytes | None = None) -> None:
         """Put every measured model on disk, and the best so far where people look for it."""
         for certified in engine.standing.certified[self._kept :]:
-            folder.write_model(certified.finalist, certified.onnx)
+            folder.write_model(certified.finalist, certified.onnx, pack(certified.candidate.model))
         self._kept = len(engine.standing.certified)
         best = engine.standing.best
         if best is None:
@@ -320,6 +317,23 @@ class Run:
         }
         facts["tracking"] = facts.pop("tracking_uri")
         return facts
+
+
+def prepare_job(
+    job: Job,
+    task: Task,
+    device: Device,
+    observer: Observer,
+    clock: Clock,
+    *,
+    quiet: Callable[[], object] = lambda: None,
+) -> Prepared:
+    """What a job names, ready to be searched; see `prepare`."""
+    return prepare(
+        task.model, task.data, task.score, device, batch_size=task.batch_size, space=job.space,
+        pruning=Pruning(job.criterion, seed=job.seed), seed=job.seed, profile_s=task.profile_s, observer=observer,
+        clock=clock, budget=task.settings.budget, quiet=quiet,
+    )  # fmt: skip
 
 
 def _model_name(job: Job, task: Task) -> str:

@@ -11,7 +11,20 @@ from collections.abc import Sequence
 import click
 
 from automc import __version__
-from automc.cli import check, compare, complete, dashboard, devices, export, profile, runs, search, show, track
+from automc.cli import (
+    check,
+    compare,
+    complete,
+    dashboard,
+    devices,
+    export,
+    finetune,
+    profile,
+    runs,
+    search,
+    show,
+    track,
+)
 from automc.cli.quiet import silence_libraries
 from automc.cli.report import error_record, print_error, print_json
 from automc.errors import AutomcError, DiskError
@@ -61,6 +74,7 @@ _IN_ORDER_OF_USE = (
     show.show,
     compare.compare,
     dashboard.dashboard,
+    finetune.finetune,
     export.export,
     track.track,
     profile.profile,
