@@ -108,12 +108,12 @@ class _Session:
         device = open_device(self.job.device, self.job.threads)
         prepared = prepare_job(self.job, self.task, device, self.observer, Clock())
         start = self._start(prepared, policy, known)
-        checkpoints = self.folder.path / "finetune" / self._key(policy, start)
+        checkpoints = self.folder.checkpoints / self._key(policy, start)
         outcome = fine_tuned(
             start, prepared, dataclasses.replace(self.effort, seed=self.job.seed), checkpoints, self.observer
         )
         tuned = self._certified(prepared, policy, known, start, outcome.model)
-        shutil.rmtree(self.folder.path / "finetune", ignore_errors=True)
+        shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
         return tuned
 
     def _start(self, prepared: Prepared, policy: Policy, known: Finalist | None) -> nn.Module:

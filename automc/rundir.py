@@ -47,6 +47,7 @@ T = TypeVar("T")
 MAY_DIFFER = frozenset(
     {
         "created",
+        "finetune_epochs",
         "json",
         "mlflow_trials",
         "profile",
@@ -123,6 +124,11 @@ class RunDir:
     def report(self) -> Path:
         """Where the HTML report stands, or will."""
         return self.path / "report.html"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where fine-tuning keeps what it can go on from."""
+        return self.path / "finetune"
 
     def exists(self) -> bool:
         """Whether a run was started here."""

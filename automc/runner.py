@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import math
 import os
 import platform
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ from automc.evaluate.data import Data
 from automc.evaluate.faults import check_inputs, find_setting_faults, raise_faults
 from automc.evaluate.models import load_model, model_digest
 from automc.evaluate.task import Score, as_data, load_data, load_score
-from automc.execute.parallel import Executors, Parallel, read_environment
+from automc.execute.parallel import Executors, Parallel, local_cpus, read_environment
 from automc.export.torch_export import build_pt2
 from automc.noting import Noting
 from automc.pareto import front
@@ -53,6 +55,8 @@ if TYPE_CHECKING:
 __all__ = ["Run", "Task", "prepare_job"]
 
 EVALUATION_BATCH = 64
+PROFILING = 0.15
+"""Share of a limited time that measuring the device has at most."""
 _LIBRARIES = ("torch", "onnxruntime", "onnx", "torch-pruning", "numpy", "scipy", "scikit-learn", "mlflow")
 
 
@@ -78,7 +82,8 @@ class Task:
         if model is not None and (job.weights or job.model):
             raise InputError("Both a module and a model to load were given.", remedy="Give one of them.")
         batch_size = (BATCH_SIZE if demo else 1) if job.batch_size is None else job.batch_size
-        settings, profile_s = _settings(job, batch_size), _duration(job.profile, "profile")
+        settings = _settings(job, batch_size)
+        profile_s = min(_duration(job.profile, "profile"), PROFILING * settings.timeout_s)
         parallel = _parallel(job)
         loaded = model if model is not None else load_model(job.model, Path(job.weights) if job.weights else None)
         size = max(EVALUATION_BATCH, batch_size)
@@ -89,11 +94,15 @@ class Task:
 
 
 def _settings(job: Job, batch_size: int) -> Settings:
+    timeout_s = math.inf if job.timeout is None else _duration(job.timeout, "timeout") or math.inf
     return Settings(
         budget=Budget.parse(*job.budget),
         agent=job.agent,
         trials=job.trials,
-        deadline=None if job.timeout is None else time.monotonic() + _duration(job.timeout, "timeout"),
+        deadline=None if math.isinf(timeout_s) else time.monotonic() + timeout_s,
+        timeout_s=timeout_s,
+        finetune_epochs=job.finetune_epochs,
+        workers=local_cpus() if job.workers == "auto" else min(int(job.workers), local_cpus()),
         seed=job.seed,
         recover_s=_duration(job.recover, "recover"),
         batch_size=batch_size,
@@ -174,7 +183,7 @@ class Run:
         options: dict[str, object] = {"storage": str(folder.path / "optuna.log")}
         engine = Engine(
             prepared, self.task.settings, self.observer, clock, known=known, starts=starts, options=options,
-            execute=executors.make,
+            execute=executors.make, release=executors.close, checkpoints=folder.checkpoints,
         )  # fmt: skip
         limits = {limit.metric: limit.value for limit in engine.standing.limits}
         tracker.set_reference(engine.dense.cost, engine.dense.validation, limits)
@@ -195,6 +204,7 @@ class Run:
         finally:
             folder.write_front(engine.standing.front, self.task.settings.budget.metrics)
         self._hand_over(folder, tracker, engine, prepared, clock)
+        shutil.rmtree(folder.checkpoints, ignore_errors=True)
 
     def _starts(self, prepared: Prepared) -> list[Policy]:
         """What --warm-start names, as policies of this search's space."""
@@ -257,6 +267,7 @@ class Run:
         """Where there is a winner, the dense latency and the limits are those of the rounds that it was measured in."""
         smallest, best, dense = engine.standing.smallest, engine.standing.best, engine.dense
         shown = best or smallest
+        measured = [c.finalist for c in engine.standing.certified]
         limits: Mapping[str, float] = {limit.metric: limit.value for limit in engine.standing.limits}
         if shown is not None:
             latency = shown.certificate.dense_latency_s, shown.certificate.dense_latency_interval_s
@@ -276,7 +287,7 @@ class Run:
             dense=dense,
             best=best.finalist if best else None,
             smallest=smallest.finalist if smallest else None,
-            finalists=tuple(c.finalist for c in engine.standing.certified),
+            finalists=tuple({(f.policy, f.stage): f for f in measured}.values()),
             predictor=prepared.predictor.report,
             trials=len(engine.standing.done),
             dense_meets_budget=engine.dense.holds,

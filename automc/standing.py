@@ -71,6 +71,16 @@ class Standing:
         """What the front is drawn from: measured models, and priced trials that were not measured."""
         return [*self.measured, *(trial for trial in self.done if not self._is_measured(trial.policy))]
 
+    def has_better(self, new: Certified) -> bool:
+        """Whether another version of the same policy was measured that scores as well and holds the budget if the new one does."""
+        same = [c for c in self.certified if c.candidate.policy == new.candidate.policy]
+        return new.candidate.stage == "recovered" and any(
+            c.candidate.stage == "recovered"
+            and c.finalist.holds >= new.finalist.holds
+            and c.finalist.validation >= new.finalist.validation
+            for c in same
+        )
+
     def finalists(self) -> list[Candidate]:
         """The most promising trials not yet measured: the best scores, and the least sum of single-choice losses.
 

@@ -109,6 +109,7 @@ def _fit(task: bytes, plan: Plan, bounds: Bounds, folder: Path, workers: int, ob
                     points_to_evaluate=[first], random_state=plan.seed, max_concurrent=workers
                 ),
                 time_budget_s=left_s,
+                reuse_actors=True,
             ),
             run_config=ray_tune.RunConfig(
                 storage_path=scratch,
@@ -168,6 +169,8 @@ def _watching(observer: Observer) -> Any:
 
         def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any) -> None:
             self.best = max(self.best, result["score"])
+            if not result["round"]:  # a training tells where it starts
+                return
             going = sum(one.status == "RUNNING" for one in trials)
             observer.advance(1.0, f"best {self.best:.4f}, {going} of {len(trials)} trainings run")
 

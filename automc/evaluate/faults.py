@@ -52,6 +52,7 @@ def find_faults(
     seed: int = 0,
     warm_start: str | None = None,
     recover: str | None = None,
+    finetune_epochs: int = 0,
     profile: str | None = None,
     name: str | None = None,
     runs: str | Path | None = None,
@@ -71,7 +72,8 @@ def find_faults(
     """
     faults = find_setting_faults(
         budget=budget, batch_size=batch_size, device=device, threads=threads, agent=agent, space=space, criterion=criterion,
-        trials=trials, timeout=timeout, seed=seed, warm_start=warm_start, recover=recover, profile=profile, name=name, runs=runs,
+        trials=trials, timeout=timeout, seed=seed, warm_start=warm_start, recover=recover,
+        finetune_epochs=finetune_epochs, profile=profile, name=name, runs=runs,
         tracking_uri=tracking_uri, workers=workers, worker_cpus=worker_cpus, ray_address=ray_address,
         trial_timeout=trial_timeout, mlflow_trials=mlflow_trials, register=register,
     )  # fmt: skip
@@ -92,6 +94,7 @@ def find_setting_faults(
     seed: int = 0,
     warm_start: str | None = None,
     recover: str | None = None,
+    finetune_epochs: int = 0,
     profile: str | None = None,
     name: str | None = None,
     runs: str | Path | None = None,
