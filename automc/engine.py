@@ -20,6 +20,7 @@ from automc.evaluate.models import model_digest
 from automc.execute.remembering import Remembering
 from automc.execute.serial import Serial
 from automc.features import layer_features
+from automc.fidelity import halve
 from automc.loop import Loop
 from automc.planning import Effort, fine_tuned
 from automc.policy import Policy
@@ -40,6 +41,8 @@ BATCH = 4
 """Policies asked for at a time; more where there are more workers."""
 RECOVERING = 0.3
 """Share of a limited time that recovery has at most, and fine-tuning behind it the same."""
+HALVING = 0.4
+"""Share of the time for recovery in which candidates are told apart by short distillations, where their scores cannot."""
 REFINING = 0.25
 """Share of the time for recovery in which layers are solved again, before they are trained."""
 
@@ -51,6 +54,7 @@ class Settings:
     Attributes:
         recover_s: for all finalists together, 0 turns recovery off.
         deadline: a time.monotonic(); `timeout_s` before it the search was asked for.
+        fidelity: whether candidates are distilled for a while to be told apart; "on", "off", or "auto": where the winner lost much.
         finetune_epochs: of the winner, on Ray Tune, with as many trainings at a time as there are `workers`; 0 turns it off.
         synchronous: the same seed gives the same trials, at the price of workers that wait for each other; see `Loop`.
     """
@@ -61,6 +65,7 @@ class Settings:
     deadline: float | None = None
     timeout_s: float = np.inf
     finetune_epochs: int = 0
+    fidelity: str = "auto"
     workers: int = 1
     seed: int = 0
     recover_s: float = 60.0
@@ -116,7 +121,7 @@ class Engine:
         searched = (trial for trial in self.known if trial.stage == "search")
         self._recorded = {t.policy.digest: t for t in searched if self.prepared.space.contains(t.policy)}
         self._executor = self._remembering()
-        self._searches, self._certify_s = True, 0.0
+        self._searches, self._certify_s, self._halved_s = True, 0.0, 0.0
 
     def _remembering(self) -> Remembering:
         executor = Remembering(self.execute(self._fast_evaluator()), lambda p: self.standing.explicit(p).digest)
@@ -169,6 +174,7 @@ class Engine:
             if (not fresh or self._is_settled()) and not self._take_recorded():
                 break
         if self.standing.best is not None and min(self.settings.recover_s, self._left_s) > 0:
+            yield from self._halve()
             yield from self._recover()
         if self.standing.best is not None and self.settings.finetune_epochs and self.checkpoints is not None:
             yield from self._finetune(self.standing.best, self.checkpoints)
@@ -277,14 +283,36 @@ class Engine:
             return Trial(number, policy, Cost(), state="failed", reason=one.reason, seconds=seconds, stage=stage)
         return Trial(number, policy, one.finalist.cost, one.finalist.validation, seconds=seconds, stage=stage)
 
+    def _recovery_s(self) -> float:
+        """Seconds for all of recovery."""
+        left_s = self._left_s * (0.5 if self.settings.finetune_epochs else 1.0)
+        return min(self.settings.recover_s, left_s + self._halved_s)
+
+    def _halve(self) -> Iterator[Trial]:
+        """Tell candidates apart by short distillations where their scores cannot, and measure those that promise most."""
+        if self.settings.fidelity == "off" or (self.settings.fidelity == "auto" and not self.standing.is_strained):
+            return
+        self.clock.start("distil")
+        start = time.perf_counter()
+        try:
+            self.standing.promises = halve(
+                self.standing.contenders(), self.prepared, seconds=HALVING * self._recovery_s(),
+                seed=self.settings.seed, observer=self.observer,
+            )  # fmt: skip
+        except Exception as error:  # candidates that cannot be trained are told apart by their scores alone
+            self.observer.message(f"Candidates could not be distilled: {type(error).__name__}: {error}", "warning")
+        self._halved_s = time.perf_counter() - start
+        self.clock.stop()
+        promising = self.standing.promising()
+        if promising:
+            yield from self._certify(promising)
+
     def _recover(self) -> Iterator[Trial]:
         """Fine-tune the finalists that are worth it, for equal times."""
         chosen = self.standing.recoverable()
         if not chosen:
             return
-        seconds = min(self.settings.recover_s, self._left_s)
-        if self.settings.finetune_epochs:
-            seconds = min(seconds, 0.5 * self._left_s)
+        seconds = self._recovery_s() - self._halved_s
         self.clock.start("recover")
         self.observer.stage("recover the finalists", seconds)
         recovered = [one for c in chosen if (one := self._recovered(c, seconds / len(chosen))) is not None]

@@ -21,7 +21,7 @@ from automc.student import Lesson, distance, samples
 from automc.training import Plan, examined
 from automc.tuning import Bounds, tune
 
-__all__ = ["Effort", "Outcome", "fine_tuned"]
+__all__ = ["Effort", "Outcome", "fine_tuned", "seconds_per_step"]
 
 _TIMED_STEPS = 3
 _ROUNDS_IN_TIME = 9
@@ -100,7 +100,7 @@ def _plan(model: nn.Module, lesson: Lesson, effort: Effort, batch: int, frozen: 
         return Plan(rounds, epoch, frozen, patience=max(3, rounds // 3), seed=effort.seed)
     deadline = time.time() + effort.seconds
     usable_s = max(1.0, effort.seconds - _STARTING_S)
-    steps = max(1, int(usable_s * effort.workers / (_all_trainings(effort.samples) * _seconds_per_step(model, lesson))))
+    steps = max(1, int(usable_s * effort.workers / (_all_trainings(effort.samples) * seconds_per_step(model, lesson))))
     if effort.epochs is not None:
         steps = min(steps, effort.epochs * epoch)
     rounds = max(1, min(max(_ROUNDS_IN_TIME, steps // epoch), steps))
@@ -112,7 +112,7 @@ def _all_trainings(count: int) -> float:
     return 1.0 + (count - 1) * (1 / 9 + (1 / 3 - 1 / 9) / 3)
 
 
-def _seconds_per_step(model: nn.Module, lesson: Lesson) -> float:
+def seconds_per_step(model: nn.Module, lesson: Lesson) -> float:
     """Of one training alone, measured."""
     student = copy.deepcopy(model).requires_grad_(True)
     loss = Loss(student, lesson.teacher, Weights(), logits=lesson.logits)

@@ -47,6 +47,7 @@ T = TypeVar("T")
 MAY_DIFFER = frozenset(
     {
         "created",
+        "fidelity",
         "finetune_epochs",
         "json",
         "mlflow_trials",

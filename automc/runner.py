@@ -102,6 +102,7 @@ def _settings(job: Job, batch_size: int) -> Settings:
         deadline=None if math.isinf(timeout_s) else time.monotonic() + timeout_s,
         timeout_s=timeout_s,
         finetune_epochs=job.finetune_epochs,
+        fidelity=job.fidelity,
         workers=local_cpus() if job.workers == "auto" else min(int(job.workers), local_cpus()),
         seed=job.seed,
         recover_s=_duration(job.recover, "recover"),

@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,9 @@ from automc.compression.quantize import Quantized
 from automc.errors import InputError
 from automc.evaluate.data import Data, inputs_of, targets_of
 from automc.evaluate.divergence import divergence
-from automc.prepare import Prepared
+
+if TYPE_CHECKING:
+    from automc.prepare import Prepared  # takes a second to import, which every process of a training would spend
 
 __all__ = ["Lesson", "distance", "fold", "samples", "settle", "unfold", "zeros_kept"]
 

@@ -30,7 +30,7 @@ def _cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AUTOMC_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-        connect(None, 2)
+        connect(None, 1)
         yield
         ray.shutdown()
 
@@ -43,7 +43,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tune(runs: Path, name: str = "run", **options: Any) -> automc.Tuned:
-    given = {"model": trained(), "data": data(), "epochs": 3, "samples": 2, "workers": 2, **options}
+    given = {"model": trained(), "data": data(), "epochs": 3, "samples": 1, **options}
     return automc.finetune(name, runs=str(runs), **given)
 
 
@@ -162,3 +162,14 @@ def test_a_run_that_is_being_written_is_left_alone(runs: Path, monkeypatch: pyte
     monkeypatch.setattr(RunDir, "lock", taken)
     with pytest.raises(RunConflictError):
         tune(runs)
+
+
+def test_a_search_fine_tunes_its_winner(tmp_path: Path) -> None:
+    options = {**SEARCH, "finetune_epochs": 2}
+    summary = automc.compress(trained(), data=data(), runs=str(tmp_path), **options).summary
+    assert summary.best is not None
+    assert summary.seconds["finetune"] > 0
+    before = max(f.validation for f in summary.finalists if f.stage == "finalist" and f.holds)
+    assert summary.best.stage == "recovered"
+    assert summary.best.validation > before
+    assert not (tmp_path / "run" / "finetune").exists()
