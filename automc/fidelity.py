@@ -17,7 +17,7 @@ from automc.recover import LOSS_AT_FULL_RATE, NEAR, RATE
 from automc.student import Lesson, distance
 from automc.training import Choices, Plan, Training
 
-__all__ = ["FEWEST", "MOST", "Promise", "halve", "rungs"]
+__all__ = ["FEWEST", "LONG", "MOST", "SHORT", "Promise", "distilled", "halve", "rungs"]
 
 Promise: TypeAlias = tuple[int, float, float]
 """Steps of the longest distillation, score and negative divergence after it: the greater tuple promises more."""
@@ -58,13 +58,14 @@ def halve(
     found: dict[Policy, Promise] = {}
     for steps, count in planned:
         for policy in list(found or policies)[:count]:
-            found[policy] = _distilled(policy, prepared, lesson, steps, seed)
+            found[policy] = distilled(policy, prepared, lesson, steps, seed)
             observer.advance(1.0, f"{steps} steps, score {found[policy][1]:.4f}")
         found = dict(sorted(found.items(), key=lambda item: item[1], reverse=True))
     return found
 
 
-def _distilled(policy: Policy, prepared: Prepared, lesson: Lesson, steps: int, seed: int) -> Promise:
+def distilled(policy: Policy, prepared: Prepared, lesson: Lesson, steps: int, seed: int) -> Promise:
+    """What a policy is worth after so many steps of distillation."""
     model = prepared.stitcher.finish(prepared.stitcher.apply(policy))
     away = distance(model, lesson)
     rate = RATE * min(1.0, max(0.01, away / LOSS_AT_FULL_RATE))

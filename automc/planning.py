@@ -19,7 +19,6 @@ from automc.protocols import Observer
 from automc.recover import LOSS_AT_FULL_RATE, NEAR, RATE
 from automc.student import Lesson, distance, samples
 from automc.training import Plan, examined
-from automc.tuning import Bounds, tune
 
 __all__ = ["Effort", "Outcome", "fine_tuned", "seconds_per_step"]
 
@@ -68,6 +67,8 @@ def fine_tuned(model: nn.Module, prepared: Prepared, effort: Effort, folder: Pat
         InputError: there is nothing to train on, or not so many CPUs.
         AutomcError: no training could be begun.
     """
+    from automc.tuning import Bounds, tune  # Ray takes a second to import
+
     lesson = Lesson.of(prepared)
     before = examined(model, lesson)
     inputs, targets = next(samples(lesson, augmented=False))
