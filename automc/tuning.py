@@ -89,6 +89,10 @@ class _Watching(ray_tune.Callback):
     def __init__(self, observer: Observer, brake: _Brake) -> None:
         self._observer, self._brake, self._best = observer, brake, float("-inf")
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune writes its callbacks down in order to go on with them, which is never done here."""
+        return {}
+
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any) -> None:
         """One round has ended; a training also tells where it starts."""
         self._best = max(self._best, result["score"])

@@ -19,7 +19,14 @@ from automc.job import Job, Silent
 from automc.policy import Policy, Prune
 from automc.runner import Task
 
-SEARCH: dict[str, Any] = {**OPTIONS, "recover": "2s", "device": "eyeriss", "budget": "15%", "batch_size": 16}
+SEARCH: dict[str, Any] = {
+    **OPTIONS,
+    "profile": "2s",
+    "recover": "2s",
+    "device": "eyeriss",
+    "budget": "15%",
+    "batch_size": 16,
+}
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,15 @@ from automc.job import Silent
 from automc.rundir import RunDir
 
 ray = pytest.importorskip("ray")
-SEARCH: dict[str, Any] = {**OPTIONS, "recover": "0", "device": "eyeriss", "budget": "15%", "batch_size": 16}
+SEARCH: dict[str, Any] = {
+    **OPTIONS,
+    "trials": 4,
+    "profile": "2s",
+    "recover": "0",
+    "device": "eyeriss",
+    "budget": "15%",
+    "batch_size": 16,
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,7 +57,10 @@ def tune(runs: Path, name: str = "run", **options: Any) -> automc.Tuned:
 
 
 class Impatient(Silent):
-    """Presses Ctrl-C after the first round."""
+    """Presses Ctrl-C after the first round. Like a terminal, it cannot be sent to other processes."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
 
     def advance(self, amount: float = 1.0, note: str = "") -> None:
         if "trainings" in note:
