@@ -12,6 +12,7 @@ from automc.policy import LowRank, Policy, Prune, Quantize
 from automc.trial import Cost, Trial
 
 if TYPE_CHECKING:
+    from automc.finetuning import Tuned, finetune
     from automc.job import Compressed, Job, compress, search
 
 __version__ = "0.1.0"
@@ -26,10 +27,19 @@ __all__ = [
     "Prune",
     "Quantize",
     "Trial",
+    "Tuned",
     "compress",
+    "finetune",
     "search",
 ]
-_LAZY = {"Compressed", "Job", "compress", "search"}
+_LAZY = {
+    "Compressed": "automc.job",
+    "Job": "automc.job",
+    "Tuned": "automc.finetuning",
+    "compress": "automc.job",
+    "finetune": "automc.finetuning",
+    "search": "automc.job",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -37,5 +47,5 @@ def __getattr__(name: str) -> Any:
     if name in _LAZY:
         from importlib import import_module
 
-        return getattr(import_module("automc.job"), name)
+        return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

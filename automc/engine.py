@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -15,10 +16,13 @@ from automc.budget import Budget, Limit
 from automc.certify import Candidate, Certified, Certifier, Failed
 from automc.errors import AutomcError
 from automc.evaluate.fast import fast_evaluator
+from automc.evaluate.models import model_digest
 from automc.execute.remembering import Remembering
 from automc.execute.serial import Serial
 from automc.features import layer_features
+from automc.fidelity import halve
 from automc.loop import Loop
+from automc.planning import Effort, fine_tuned
 from automc.policy import Policy
 from automc.predict.bottleneck import bottleneck
 from automc.predict.predictor import LearnedPredictor
@@ -35,6 +39,10 @@ __all__ = ["Engine", "Settings"]
 MAX_ROUNDS = 5
 BATCH = 4
 """Policies asked for at a time; more where there are more workers."""
+RECOVERING = 0.3
+"""Share of a limited time that recovery has at most, and fine-tuning behind it the same."""
+HALVING = 0.4
+"""Share of the time for recovery in which candidates are told apart by short distillations, where their scores cannot."""
 REFINING = 0.25
 """Share of the time for recovery in which layers are solved again, before they are trained."""
 
@@ -46,7 +54,9 @@ class Settings:
     Attributes:
         objectives: metrics without a limit that the front is drawn in too.
         recover_s: for all finalists together, 0 turns recovery off.
-        deadline: a time.monotonic().
+        deadline: a time.monotonic(); `timeout_s` before it the search was asked for.
+        fidelity: whether candidates are distilled for a while to be told apart; "on", "off", or "auto": where the winner lost much.
+        finetune_epochs: of the winner, on Ray Tune, with as many trainings at a time as there are `workers`; 0 turns it off.
         synchronous: the same seed gives the same trials, at the price of workers that wait for each other; see `Loop`.
     """
 
@@ -54,6 +64,10 @@ class Settings:
     agent: str = "ilp"
     trials: int = 60
     deadline: float | None = None
+    timeout_s: float = np.inf
+    finetune_epochs: int = 0
+    fidelity: str = "auto"
+    workers: int = 1
     seed: int = 0
     recover_s: float = 60.0
     batch_size: int = 1
@@ -76,6 +90,12 @@ class Settings:
         """Seconds until the deadline, infinite where there is none."""
         return np.inf if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
+    @property
+    def reserved_s(self) -> float:
+        """Seconds that the search leaves to what follows it."""
+        share = RECOVERING * self.timeout_s
+        return min(self.recover_s, share) + (share if self.finetune_epochs and np.isfinite(share) else 0.0)
+
 
 @dataclass
 class Engine:
@@ -87,7 +107,8 @@ class Engine:
         known: trials of an earlier attempt at the same search; they are not evaluated again.
         starts: policies of the space that are tried before the agent is asked.
         options: what single agents understand, such as where Optuna keeps its study.
-        execute: makes what evaluates from what scores a policy.
+        execute: makes what evaluates from what scores a policy; `release` ends its workers, once the search is over.
+        checkpoints: where fine-tuning keeps them; None turns it off.
         standing: what was found so far; its `best` is the winner.
     """
 
@@ -101,6 +122,8 @@ class Engine:
     starts: Sequence[Policy] = ()
     options: dict[str, object] = field(default_factory=dict)
     execute: Callable[[Evaluator], Executor] = Serial
+    release: Callable[[], None] = lambda: None
+    checkpoints: Path | None = None
 
     def __post_init__(self) -> None:
         self._next = 1 + max((trial.number for trial in self.known), default=-1)
@@ -111,6 +134,7 @@ class Engine:
         searched = (trial for trial in self.known if trial.stage == "search")
         self._recorded = {t.policy.digest: t for t in searched if self.prepared.space.contains(t.policy)}
         self._executor = self._remembering()
+        self._searches, self._certify_s, self._halved_s = True, 0.0, 0.0
 
     def _remembering(self) -> Remembering:
         executor = Remembering(self.execute(self._fast_evaluator()), lambda p: self.standing.explicit(p).digest)
@@ -162,12 +186,23 @@ class Engine:
                 self.standing.correct(len(fresh))
             if (not fresh or self._is_settled()) and not self._take_recorded():
                 break
-        if self.standing.best is not None and min(self.settings.recover_s, self.settings.left_s) > 0:
+        if self.standing.best is not None and min(self.settings.recover_s, self._left_s) > 0:
+            yield from self._halve()
             yield from self._recover()
+        if self.standing.best is not None and self.settings.finetune_epochs and self.checkpoints is not None:
+            yield from self._finetune(self.standing.best, self.checkpoints)
         self.clock.stop()
 
+    @property
+    def _left_s(self) -> float:
+        """Seconds that may be spent before what comes of them has to be measured."""
+        return max(0.0, self.settings.left_s - self._certify_s)
+
+    def _is_late(self) -> bool:
+        return self._left_s <= self.settings.reserved_s
+
     def _is_settled(self) -> bool:
-        return (self.standing.best is not None and not self.standing.better_expected()) or self.settings.left_s <= 0
+        return (self.standing.best is not None and not self.standing.better_expected()) or self._is_late()
 
     def _take_recorded(self) -> bool:
         """Count what an earlier attempt recorded and this one did not propose; whether there is any."""
@@ -196,7 +231,7 @@ class Engine:
         return Loop(
             self.prepared.space, self._agent(attempt), self._executor, self.standing.predictor,
             batch=max(BATCH, self._executor.slots), synchronous=self.settings.synchronous,
-            out_of_time=lambda: bool(self.standing.done) and self.settings.left_s <= 0, metrics=self.settings.metrics,
+            out_of_time=lambda: bool(self.standing.done) and self._is_late(), metrics=self.settings.metrics,
         )  # fmt: skip
 
     def _agent(self, attempt: int) -> Agent:
@@ -234,12 +269,16 @@ class Engine:
     def _certify(self, candidates: Sequence[Candidate]) -> Iterator[Trial]:
         self.clock.start("certify")
         self.observer.stage("measure the finalists", None)
-        self._executor.pause()
+        if self._searches:
+            self._executor.pause()
         start = time.perf_counter()
         found = self.certifier.certify(candidates)
-        seconds = (time.perf_counter() - start) / max(1, len(found))
+        self._certify_s = time.perf_counter() - start
+        seconds = self._certify_s / max(1, len(found))
         trials = [self._trial_of(one, seconds) for one in found]
-        self.standing.certified.extend(one for one in found if isinstance(one, Certified))
+        self.standing.certified.extend(
+            one for one in found if isinstance(one, Certified) and not self.standing.has_better(one)
+        )
         self.standing.measured.extend(trial for trial in trials if trial.state == "complete")
         self.keep()
         for trial in trials:
@@ -257,12 +296,36 @@ class Engine:
             return Trial(number, policy, Cost(), state="failed", reason=one.reason, seconds=seconds, stage=stage)
         return Trial(number, policy, one.finalist.cost, one.finalist.validation, seconds=seconds, stage=stage)
 
+    def _recovery_s(self) -> float:
+        """Seconds for all of recovery."""
+        left_s = self._left_s * (0.5 if self.settings.finetune_epochs else 1.0)
+        return min(self.settings.recover_s, left_s + self._halved_s)
+
+    def _halve(self) -> Iterator[Trial]:
+        """Tell candidates apart by short distillations where their scores cannot, and measure those that promise most."""
+        if self.settings.fidelity == "off" or (self.settings.fidelity == "auto" and not self.standing.is_strained):
+            return
+        self.clock.start("distil")
+        start = time.perf_counter()
+        try:
+            self.standing.promises = halve(
+                self.standing.contenders(), self.prepared, seconds=HALVING * self._recovery_s(),
+                seed=self.settings.seed, observer=self.observer,
+            )  # fmt: skip
+        except Exception as error:  # candidates that cannot be trained are told apart by their scores alone
+            self.observer.message(f"Candidates could not be distilled: {type(error).__name__}: {error}", "warning")
+        self._halved_s = time.perf_counter() - start
+        self.clock.stop()
+        promising = self.standing.promising()
+        if promising:
+            yield from self._certify(promising)
+
     def _recover(self) -> Iterator[Trial]:
         """Fine-tune the finalists that are worth it, for equal times."""
         chosen = self.standing.recoverable()
         if not chosen:
             return
-        seconds = min(self.settings.recover_s, self.settings.left_s)
+        seconds = self._recovery_s() - self._halved_s
         self.clock.start("recover")
         self.observer.stage("recover the finalists", seconds)
         recovered = [one for c in chosen if (one := self._recovered(c, seconds / len(chosen))) is not None]
@@ -282,6 +345,30 @@ class Engine:
             return None
         before = (finalist.validation, finalist.test)
         return replace(candidate, model=model, stage="recovered", before_recovery=before)
+
+    def _finetune(self, best: Certified, folder: Path) -> Iterator[Trial]:
+        """Fine-tune the winner on Ray Tune; what comes out is measured, and wins where it scores better."""
+        candidate, finalist = best.candidate, best.finalist
+        left_s = self._left_s
+        if not len(candidate.policy) or left_s <= 0:
+            return
+        self.clock.start("finetune")
+        self._searches = False
+        self.release()
+        effort = Effort(
+            self.settings.finetune_epochs, None if np.isinf(left_s) else left_s, workers=self.settings.workers,
+            seed=self.settings.seed,
+        )  # fmt: skip
+        try:
+            place = folder / f"{candidate.policy.digest}-{model_digest(candidate.model)}"
+            outcome = fine_tuned(candidate.model, self.prepared, effort, place, self.observer)
+        except Exception as error:  # the winner is handed over as it is
+            self.observer.message(f"Fine-tuning failed and is left out: {type(error).__name__}: {error}", "warning")
+            return
+        finally:
+            self.clock.stop()
+        before = finalist.before_recovery or (finalist.validation, finalist.test)
+        yield from self._certify([replace(candidate, model=outcome.model, stage="recovered", before_recovery=before)])
 
 
 def _score(trial: Trial) -> float:

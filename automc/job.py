@@ -31,6 +31,8 @@ class Job:
             literature ("l1", "l2", "bn", "taylor", "fpgm", "apoz", "lamp", "random"), followed by the same refit.
         timeout, recover, profile: durations such as "10m": of the whole search, of fine-tuning ("0" is off), and of measuring
             the device the first time.
+        fidelity: "on" tells candidates apart by short distillations in a part of that time, "auto" where the winner lost much.
+        finetune_epochs: of the winner at the end, by several trainings side by side; 0 is off.
         warm_start: a run whose policies are tried first, or a JSON or YAML file with a policy of another tool.
         objective: metrics ("latency", "energy", "size", "macs") that the front is drawn in besides the limited ones.
         name: of the run; one that exists is resumed. None makes one from model, budget and time.
@@ -61,6 +63,8 @@ class Job:
     warm_start: str | None = None
     objective: tuple[str, ...] = ()
     recover: str = "1m"
+    fidelity: str = "auto"
+    finetune_epochs: int = 0
     profile: str = "30s"
     name: str | None = None
     runs: str = "runs"

@@ -6,7 +6,8 @@ front.json               the Pareto front: [{digest, number, score, cost, source
 summary.json             the result in one record
 tables.json              what each single choice hurts and costs, and the time of each layer
 progress.json            where the search stands, for whoever watches
-models/<digest>-<stage>.onnx   every exported finalist, before and after recovery
+models/<digest>-<stage>.onnx   every exported finalist, before and after recovery; beside it its tensors as safetensors
+finetune/                checkpoints of a fine-tuning that has not ended
 best/policy.json         the winner's choices, predicted and measured cost, digests of model and device
 best/model.onnx          the winner as deployed; best/model.pt2 the same from torch.export
 best/certificate.json    how the winner was measured
@@ -48,6 +49,8 @@ T = TypeVar("T")
 MAY_DIFFER = frozenset(
     {
         "created",
+        "fidelity",
+        "finetune_epochs",
         "json",
         "mlflow_trials",
         "objective",
@@ -126,6 +129,11 @@ class RunDir:
         """Where the HTML report stands, or will."""
         return self.path / "report.html"
 
+    @property
+    def checkpoints(self) -> Path:
+        """Where fine-tuning keeps what it can go on from."""
+        return self.path / "finetune"
+
     def exists(self) -> bool:
         """Whether a run was started here."""
         return (self.path / "config.yaml").is_file()
@@ -144,6 +152,15 @@ class RunDir:
         if not isinstance(data, dict):
             raise InputError(f"{self.path / 'config.yaml'} does not hold settings.", remedy="Choose another run.")
         return data
+
+    def lock(self) -> None:
+        """Keep other processes from writing here until `close`.
+
+        Raises:
+            RunConflictError: one of them does.
+        """
+        with explained(self.path):
+            self._take_lock()
 
     def close(self) -> None:
         """Let other processes write here. Reading needs no closing."""
@@ -234,9 +251,15 @@ class RunDir:
         """
         return self._optional("progress.json", Progress.from_json)
 
-    def write_model(self, finalist: Finalist, onnx: bytes) -> Path:
-        """Keep the exported model of a finalist, so that any of them can be handed out later."""
+    def write_model(self, finalist: Finalist, onnx: bytes, weights: bytes | None = None) -> Path:
+        """Keep the exported model of a finalist, and its tensors, so that any of them can be handed out or trained later."""
+        if weights is not None:
+            write_atomic(self.weights_path(finalist), weights)
         return write_atomic(self.model_path(finalist), onnx)
+
+    def weights_path(self, finalist: Finalist) -> Path:
+        """Where the tensors of a finalist stand, or would."""
+        return self.model_path(finalist).with_suffix(".safetensors")
 
     def model_path(self, finalist: Finalist) -> Path:
         """Where the exported model of a finalist stands, or would: before and after recovery are two files."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import math
 import os
 import platform
 import re
+import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,13 +22,14 @@ from automc import __version__, registry
 from automc.budget import Budget
 from automc.certify import Certified
 from automc.compression.criteria import Pruning
+from automc.devices.device import Device
 from automc.engine import Engine, Settings
 from automc.errors import AutomcError, InputError
 from automc.evaluate.data import Data
 from automc.evaluate.faults import check_inputs, find_setting_faults, raise_faults
 from automc.evaluate.models import load_model, model_digest
 from automc.evaluate.task import Score, as_data, load_data, load_score
-from automc.execute.parallel import Executors, Parallel, read_environment
+from automc.execute.parallel import Executors, Parallel, local_cpus, read_environment
 from automc.export.torch_export import build_pt2
 from automc.noting import Noting
 from automc.pareto import front
@@ -44,13 +47,16 @@ from automc.trial import Trial
 from automc.units import METRIC_NAMES, parse_duration
 from automc.unwrap import unwrapped
 from automc.warm import nearest, read_start
+from automc.weights import pack
 
 if TYPE_CHECKING:
     from automc.job import Job
 
-__all__ = ["Run", "Task"]
+__all__ = ["Run", "Task", "prepare_job"]
 
 EVALUATION_BATCH = 64
+PROFILING = 0.15
+"""Share of a limited time that measuring the device has at most."""
 _LIBRARIES = ("torch", "onnxruntime", "onnx", "torch-pruning", "numpy", "scipy", "scikit-learn", "mlflow")
 
 
@@ -76,7 +82,8 @@ class Task:
         if model is not None and (job.weights or job.model):
             raise InputError("Both a module and a model to load were given.", remedy="Give one of them.")
         batch_size = (BATCH_SIZE if demo else 1) if job.batch_size is None else job.batch_size
-        settings, profile_s = _settings(job, batch_size), _duration(job.profile, "profile")
+        settings = _settings(job, batch_size)
+        profile_s = min(_duration(job.profile, "profile"), PROFILING * settings.timeout_s)
         parallel = _parallel(job)
         loaded = model if model is not None else load_model(job.model, Path(job.weights) if job.weights else None)
         size = max(EVALUATION_BATCH, batch_size)
@@ -87,11 +94,16 @@ class Task:
 
 
 def _settings(job: Job, batch_size: int) -> Settings:
+    timeout_s = math.inf if job.timeout is None else _duration(job.timeout, "timeout") or math.inf
     return Settings(
         budget=Budget.parse(*job.budget),
         agent=job.agent,
         trials=job.trials,
-        deadline=None if job.timeout is None else time.monotonic() + _duration(job.timeout, "timeout"),
+        deadline=None if math.isinf(timeout_s) else time.monotonic() + timeout_s,
+        timeout_s=timeout_s,
+        finetune_epochs=job.finetune_epochs,
+        fidelity=job.fidelity,
+        workers=local_cpus() if job.workers == "auto" else min(int(job.workers), local_cpus()),
         seed=job.seed,
         recover_s=_duration(job.recover, "recover"),
         batch_size=batch_size,
@@ -165,12 +177,7 @@ class Run:
         self, folder: RunDir, tracker: MLflowTracker | NullTracker, noting: Noting, executors: Executors
     ) -> Iterator[Trial]:
         clock = Clock()
-        prepared = prepare(
-            self.task.model, self.task.data, self.task.score, self.device, batch_size=self.task.batch_size,
-            space=self.job.space, pruning=Pruning(self.job.criterion, seed=self.job.seed), seed=self.job.seed,
-            profile_s=self.task.profile_s, observer=self.observer, clock=clock, budget=self.task.settings.watched,
-            quiet=executors.wait,
-        )  # fmt: skip
+        prepared = prepare_job(self.job, self.task, self.device, self.observer, clock, quiet=executors.wait)
         known = folder.trials()
         if known:
             self.observer.message(f"Going on with {len(known)} known trials; finalists are measured anew.")
@@ -178,7 +185,7 @@ class Run:
         options: dict[str, object] = {"storage": str(folder.path / "optuna.log")}
         engine = Engine(
             prepared, self.task.settings, self.observer, clock, known=known, starts=starts, options=options,
-            execute=executors.make,
+            execute=executors.make, release=executors.close, checkpoints=folder.checkpoints,
         )  # fmt: skip
         limits = {limit.metric: limit.value for limit in engine.standing.limits}
         tracker.set_reference(engine.dense.cost, engine.dense.validation, limits)
@@ -199,6 +206,7 @@ class Run:
         finally:
             folder.write_front(engine.standing.front, self.task.settings.metrics)
         self._hand_over(folder, tracker, engine, prepared, clock)
+        shutil.rmtree(folder.checkpoints, ignore_errors=True)
 
     def _starts(self, prepared: Prepared) -> list[Policy]:
         """What --warm-start names, as policies of this search's space."""
@@ -215,7 +223,7 @@ class Run:
     def _keep(self, folder: RunDir, engine: Engine, pt2: bytes | None = None) -> None:
         """Put every measured model on disk, and the best so far where people look for it."""
         for certified in engine.standing.certified[self._kept :]:
-            folder.write_model(certified.finalist, certified.onnx)
+            folder.write_model(certified.finalist, certified.onnx, pack(certified.candidate.model))
         self._kept = len(engine.standing.certified)
         best = engine.standing.best
         if best is None:
@@ -263,6 +271,7 @@ class Run:
         """Where there is a winner, the dense latency and the limits are those of the rounds that it was measured in."""
         smallest, best, dense = engine.standing.smallest, engine.standing.best, engine.dense
         shown = best or smallest
+        measured = [c.finalist for c in engine.standing.certified]
         limits: Mapping[str, float] = {limit.metric: limit.value for limit in engine.standing.limits}
         if shown is not None:
             latency = shown.certificate.dense_latency_s, shown.certificate.dense_latency_interval_s
@@ -282,7 +291,7 @@ class Run:
             dense=dense,
             best=best.finalist if best else None,
             smallest=smallest.finalist if smallest else None,
-            finalists=tuple(c.finalist for c in engine.standing.certified),
+            finalists=tuple({(f.policy, f.stage): f for f in measured}.values()),
             predictor=prepared.predictor.report,
             trials=len(engine.standing.done),
             dense_meets_budget=engine.dense.holds,
@@ -323,6 +332,23 @@ class Run:
         }
         facts["tracking"] = facts.pop("tracking_uri")
         return facts
+
+
+def prepare_job(
+    job: Job,
+    task: Task,
+    device: Device,
+    observer: Observer,
+    clock: Clock,
+    *,
+    quiet: Callable[[], object] = lambda: None,
+) -> Prepared:
+    """What a job names, ready to be searched; see `prepare`."""
+    return prepare(
+        task.model, task.data, task.score, device, batch_size=task.batch_size, space=job.space,
+        pruning=Pruning(job.criterion, seed=job.seed), seed=job.seed, profile_s=task.profile_s, observer=observer,
+        clock=clock, budget=task.settings.watched, quiet=quiet,
+    )  # fmt: skip
 
 
 def _model_name(job: Job, task: Task) -> str:

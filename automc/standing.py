@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 
 import numpy as np
 
 from automc.aim import Aim, learn_aim
 from automc.budget import Budget
 from automc.certify import Candidate, Certified
+from automc.fidelity import FEWEST, MOST, Promise
 from automc.policy import Policy, Quantize
 from automc.predict.simulated import Pricer
 from automc.prepare import Prepared
@@ -23,6 +25,8 @@ TOLERATED_LOSS = 0.005
 """Where the dense model already holds the budget, the winner is the fastest that loses no more than this share of its score."""
 NOTICEABLE = 0.002
 """A difference, as a share of the dense score, worth another round of measuring."""
+STRAIN = 0.05
+"""A loss before recovery, as a share of the dense score, from which on candidates are distilled for a while to be told apart."""
 ROOM = 0.02
 """What one measuring session may differ from another, as a share of the latency."""
 
@@ -39,6 +43,7 @@ class Standing:
         certified: finalists and recovered models that were measured.
         measured: the trials that record them.
         failed: digests of policies that could not be measured.
+        promises: policy -> what it promises to recover to, where a short distillation told; see `fidelity`.
     """
 
     prepared: Prepared
@@ -51,6 +56,7 @@ class Standing:
     certified: list[Certified] = field(default_factory=list)
     measured: list[Trial] = field(default_factory=list)
     failed: set[str] = field(default_factory=set)
+    promises: dict[Policy, Promise] = field(default_factory=dict)
 
     @property
     def best(self) -> Certified | None:
@@ -70,6 +76,16 @@ class Standing:
     def front(self) -> list[Trial]:
         """What the front is drawn from: measured models, and priced trials that were not measured."""
         return [*self.measured, *(trial for trial in self.done if not self._is_measured(trial.policy))]
+
+    def has_better(self, new: Certified) -> bool:
+        """Whether another version of the same policy was measured that scores as well and holds the budget if the new one does."""
+        same = [c for c in self.certified if c.candidate.policy == new.candidate.policy]
+        return new.candidate.stage == "recovered" and any(
+            c.candidate.stage == "recovered"
+            and c.finalist.holds >= new.finalist.holds
+            and c.finalist.validation >= new.finalist.validation
+            for c in same
+        )
 
     def finalists(self) -> list[Candidate]:
         """The most promising trials not yet measured: the best scores, and the least sum of single-choice losses.
@@ -91,6 +107,29 @@ class Standing:
         if self.certified and self.best is None:
             return self._candidates([gentlest, min(likely, key=lambda t: self.limits.violation(t.cost)), *ranked])
         return self._candidates([*ranked[: FINALISTS - 1], gentlest, *ranked[FINALISTS - 1 :]])
+
+    @property
+    def is_strained(self) -> bool:
+        """Whether the winner lost so much that the score before recovery is a poor guide to the one after."""
+        best = self.best
+        return best is not None and best.finalist.validation < self.dense.validation - STRAIN * abs(
+            self.dense.validation
+        )
+
+    def contenders(self) -> list[Policy]:
+        """The most promising tenth of what should hold the budget, by score and by the sum of single-choice losses in turn."""
+        likely = [t for t in self.done if t.state == "complete" and len(t.policy) and self.is_likely(t)]
+        by_score = sorted((t for t in likely if t.samples is None), key=lambda t: -_score(t))
+        by_loss = sorted(likely, key=lambda t: self.loss(t.policy))
+        mixed = [t for pair in zip_longest(by_loss, by_score) for t in pair if t is not None]
+        chosen = dict.fromkeys(self.explicit(t.policy) for t in mixed)
+        return list(chosen)[: min(MOST, max(FEWEST, len(likely) // 10))]
+
+    def promising(self) -> list[Candidate]:
+        """The most promising policies that were not measured yet."""
+        best = sorted(self.promises, key=lambda policy: self.promises[policy], reverse=True)[:FINALISTS]
+        digests = {policy.digest for policy in best if not self._is_measured(policy)}
+        return self._candidates(t for t in self.done if self.explicit(t.policy).digest in digests)
 
     def _candidates(self, trials: Iterable[Trial]) -> list[Candidate]:
         """The first FINALISTS different ones, with every layer that runs on integers named."""
@@ -168,8 +207,12 @@ class Standing:
             return []
         roomy = [c for c in pool if self.limits.violation(c.finalist.cost) <= -ROOM]
         rest = sorted(pool, key=lambda c: self.loss(c.candidate.policy))
-        second = max(roomy, key=_merit, default=rest[0])
-        return list({id(c): c for c in (max(pool, key=_merit), second)}.values())
+        second = max(roomy, key=self._prospect, default=rest[0])
+        return list({id(c): c for c in (max(pool, key=self._prospect), second)}.values())
+
+    def _prospect(self, certified: Certified) -> tuple[Promise, tuple[float, float]]:
+        """What a finalist promises to recover to, as far as is known, then what it is."""
+        return self.promises.get(certified.candidate.policy, (0, 0.0, 0.0)), _merit(certified)
 
 
 def _score(trial: Trial) -> float:

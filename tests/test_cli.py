@@ -98,6 +98,8 @@ def test_every_option_reaches_the_job(jobs: list[Job]) -> None:
         "seed": "3",
         "warm-start": "earlier",
         "recover": "0",
+        "fidelity": "on",
+        "finetune-epochs": "3",
         "profile": "20s",
         "name": "mine",
         "runs": "elsewhere",
@@ -115,7 +117,7 @@ def test_every_option_reaches_the_job(jobs: list[Job]) -> None:
     assert main(["search", *several, "--sync", *flags]) == 0
     fields = {name.replace("-", "_"): value for name, value in given.items()}
     numbers: dict[str, Any] = {
-        "batch_size": 4, "threads": 2, "trials": 7, "seed": 3, "worker_cpus": 0.5, "sync": True,
+        "batch_size": 4, "threads": 2, "trials": 7, "seed": 3, "worker_cpus": 0.5, "sync": True, "finetune_epochs": 3,
     }  # fmt: skip
     assert dataclasses.asdict(jobs[0]) == {**fields, **numbers, "budget": ("60%", "4MB"), "objective": ("size", "macs")}
 

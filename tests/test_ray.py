@@ -188,12 +188,12 @@ def test_more_workers_than_there_is_room_for_are_refused(cluster: Any) -> None:
 
 
 def test_addresses_where_no_cluster_is_are_told_apart() -> None:
-    from automc.execute.ray import _connect, _mismatch
+    from automc.execute.ray import _mismatch, connect
 
     with pytest.raises(InputError, match="not the address"):
-        _connect("nonsense", None)
+        connect("nonsense", None)
     with pytest.raises(MissingError, match=r"No Ray cluster can be reached at '127\.0\.0\.1:1': Connection refused"):
-        _connect("127.0.0.1:1", None)
+        connect("127.0.0.1:1", None)
     told = "Version mismatch: The cluster was started with:\n    Ray: 2.40.0\n    Python: 3.11.7\nThis process"
     assert "pip install ray==2.40.0" in str(_mismatch(told))
     assert _mismatch("anything else") is None

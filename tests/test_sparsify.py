@@ -24,8 +24,8 @@ from automc.export.onnx import build_onnx
 from automc.export.sparse import DOMAIN, MASK, pack_zeros
 from automc.graph import LayerGraph
 from automc.policy import LowRank, Policy, Prune, Quantize, Sparsify
-from automc.recover import _zeros_kept
 from automc.registry import load
+from automc.student import zeros_kept
 from automc.trace import trace
 
 TWO_OF_FOUR = Sparsify(0.5, "2:4")
@@ -254,7 +254,7 @@ def test_fine_tuning_leaves_zeros_zero() -> None:
     zeros = layer.weight == 0
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2)
     before = layer.weight.detach().clone()
-    with _zeros_kept(layer):
+    with zeros_kept(layer):
         for _ in range(3):
             optimizer.zero_grad()
             layer(torch.randn(16, 8)).square().sum().backward()

@@ -54,6 +54,8 @@ _EVALUATE = "FILE.py:FUNCTION of (model, loader) that returns a score, higher is
 _CRITERION = "Which channels are pruned first: obs, l1, l2, bn, taylor, fpgm, apoz, lamp, random."
 _AGENT = "What proposes policies: ilp, auto, spdy, netadapt, evolution, tpe, nsga2, gp, cmaes, amc, haq, haq-joint, greedy-sensitivity, uniform, random."
 _RECOVER = "Time to fine-tune the finalists for, in all; 0 = off."
+_FIDELITY = "Tell candidates apart by short distillations, in a part of --recover; auto = where the winner lost much."
+_FINETUNE = "Epochs to fine-tune the winner for at the end, as `automc finetune` does; 0 = off."
 _PROFILE = "Time to measure the device with this model, the first time."
 _WORKERS = "Evaluations at a time, on Ray where it is more than 1; auto = as many as there are CPUs for."
 _WORKER_CPUS = "CPUs that a worker holds, such as 0.5 or 4; it evaluates with as many threads."
@@ -121,11 +123,21 @@ JOB_OPTIONS = (
         ["--timeout"],
         type=duration,
         metavar="DURATION",
-        help="Time for the whole job, such as 10m; what is begun is finished.",
+        help="Time for the whole job, such as 30m, shared by profile, search and recovery; what is begun is finished.",
     ),
     click.Option(["--seed"], type=int, default=0, show_default=True, help="The same seed proposes the same trials."),
     click.Option(["--warm-start"], metavar="RUN|FILE", help=_WARM_START),
     click.Option(["--recover"], type=duration, default="1m", show_default=True, metavar="DURATION", help=_RECOVER),
+    click.Option(
+        ["--fidelity"],
+        type=click.Choice(["auto", "on", "off"]),
+        default="auto",
+        show_default=True,
+        help=_FIDELITY,
+    ),
+    click.Option(
+        ["--finetune-epochs"], type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help=_FINETUNE
+    ),
     click.Option(["--profile"], default="30s", show_default=True, metavar="DURATION", help=_PROFILE),
     click.Option(
         ["--name"], help="Name of the run; a name that exists is resumed. Default: made from the model and time."

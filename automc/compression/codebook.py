@@ -7,7 +7,6 @@ input varies.
 from __future__ import annotations
 
 import torch
-from sklearn.cluster import KMeans
 from torch import Tensor
 
 from automc.compression.grid import Grid
@@ -25,6 +24,8 @@ def learn_codebook(weight: Tensor, spec: Quantize, importance: Tensor) -> Grid:
 
     Zero is one of them where some weights are exactly zero: what was made sparse stays so.
     """
+    from sklearn.cluster import KMeans  # takes as long to import as torch, and few models have a code book
+
     step = max(1, weight.numel() // _SAMPLE) | 1  # odd, so that it does not fall on the same features in every row
     values, share = weight.flatten()[::step], importance.repeat(len(weight))[::step]
     clusters = min(2**spec.weight_bits, len(values.unique()))

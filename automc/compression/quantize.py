@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from automc.compression.grid import Grid
 from automc.compression.ranges import RangeRule, best_range
 from automc.compression.rounding import Rounded, round_weights
+from automc.compression.steps import stepped
 from automc.policy import Quantize
 
 __all__ = ["Quantized", "best_range", "float_model", "quantized_layers", "requantize", "sample", "set_ranges"]
@@ -105,16 +106,34 @@ class Quantized(nn.Module):
         mirrored = sum(self.grid.limits) - self.weight_zero
         self.weight_zero.copy_(torch.where(factor[:, None] < 0, mirrored, self.weight_zero))
 
+    @property
+    def is_even(self) -> bool:
+        """Whether the grid of the weights is evenly spaced, with steps that can be learned."""
+        return not self.book.numel() and self.spec.codes != "binary"
+
     def forward(self, inputs: Tensor) -> Tensor:
         weight = self.inner.weight
-        if weight.requires_grad:
+        if self.weight_scale.requires_grad:
+            weight = self._stepped()
+        elif weight.requires_grad:
             weight = weight + (self._on_grid() - weight).detach()
-        if self.rounds_input:
-            last = 2**self.activation_bits - 1
+        last = 2**self.activation_bits - 1
+        if self.rounds_input and self.scale.requires_grad:
+            inputs = stepped(inputs, self.scale, self.zero, 0, last)
+        elif self.rounds_input:
             inputs = torch.fake_quantize_per_tensor_affine(inputs, self.scale, self.zero, 0, last)
         if isinstance(self.inner, nn.Linear):
             return F.linear(inputs, weight, self.inner.bias)
         return self.inner._conv_forward(inputs, weight, self.inner.bias)
+
+    def _stepped(self) -> Tensor:
+        """The weights on the grid, with gradients for its steps."""
+        weight = self.inner.weight
+        rows, groups = self.weight_scale.shape
+        size = self.spec.group_size if groups > 1 else weight[0].numel()
+        flat = F.pad(weight.flatten(1), (0, groups * size - weight[0].numel())).reshape(rows, groups, size)
+        rounded = stepped(flat, self.weight_scale[:, :, None], self.weight_zero[:, :, None], *self.grid.limits)
+        return rounded.flatten(1)[:, : weight[0].numel()].reshape(weight.shape)
 
     def _on_grid(self) -> Tensor:
         weight = self.inner.weight.detach()

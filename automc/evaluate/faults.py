@@ -34,6 +34,9 @@ _EXAMPLES = {
 }
 
 
+FIDELITIES = ("auto", "on", "off")
+
+
 def find_faults(
     *,
     budget: str | Sequence[str] | None = None,
@@ -53,6 +56,8 @@ def find_faults(
     warm_start: str | None = None,
     objective: Sequence[str] = (),
     recover: str | None = None,
+    fidelity: str = "auto",
+    finetune_epochs: int = 0,
     profile: str | None = None,
     name: str | None = None,
     runs: str | Path | None = None,
@@ -72,7 +77,8 @@ def find_faults(
     """
     faults = find_setting_faults(
         budget=budget, batch_size=batch_size, device=device, threads=threads, agent=agent, space=space, criterion=criterion,
-        trials=trials, timeout=timeout, seed=seed, warm_start=warm_start, objective=objective, recover=recover, profile=profile, name=name, runs=runs,
+        trials=trials, timeout=timeout, seed=seed, warm_start=warm_start, objective=objective, recover=recover,
+        fidelity=fidelity, finetune_epochs=finetune_epochs, profile=profile, name=name, runs=runs,
         tracking_uri=tracking_uri, workers=workers, worker_cpus=worker_cpus, ray_address=ray_address,
         trial_timeout=trial_timeout, mlflow_trials=mlflow_trials, register=register,
     )  # fmt: skip
@@ -94,6 +100,8 @@ def find_setting_faults(
     warm_start: str | None = None,
     objective: Sequence[str] = (),
     recover: str | None = None,
+    fidelity: str = "auto",
+    finetune_epochs: int = 0,
     profile: str | None = None,
     name: str | None = None,
     runs: str | Path | None = None,
@@ -124,6 +132,10 @@ def find_setting_faults(
     if warm_start is not None:
         _try(faults, lambda: find_start(warm_start, runs or "runs"))
     faults.extend(_number_faults(threads=threads, trials=trials, batch_size=batch_size, seed=seed))
+    if fidelity not in FIDELITIES:
+        faults.append(Fault.of(UnknownNameError("fidelity", fidelity, FIDELITIES, "fidelities")))
+    if finetune_epochs < 0:
+        faults.append(Fault(f"finetune-epochs is {finetune_epochs}.", "Give 0 or more; 0 is off."))
     faults.extend(_worker_faults(workers, worker_cpus, ray_address))
     faults.extend(_duration_faults(timeout=timeout, recover=recover, profile=profile, trial_timeout=trial_timeout))
     faults.extend(_folder_faults(runs, name))

@@ -25,7 +25,7 @@ from automc.execute.worker import Worker
 from automc.policy import Policy
 from automc.protocols import Evaluator
 
-__all__ = ["RayCrew"]
+__all__ = ["RayCrew", "by_value", "connect"]
 
 _KNOCK_S = 10.0
 _SHIP = (
@@ -58,7 +58,7 @@ class RayCrew:
         self._cpus = cpus
         self._owns = not ray.is_initialized()
         if self._owns:
-            _connect(address, local_cpus)
+            connect(address, local_cpus)
         self._actor = ray.remote(Worker).options(
             num_cpus=cpus, max_restarts=0, max_task_retries=0, runtime_env=dict(environment or {})
         )
@@ -76,7 +76,7 @@ class RayCrew:
             InputError: it holds what cannot be sent to another process.
         """
         try:
-            with _by_value(), warnings.catch_warnings():
+            with by_value(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the store is read-only, and so is what lies in it
                 self._evaluator = ray.put(evaluator)
         except Exception as error:  # the user's model, data and score may hold anything
@@ -139,7 +139,13 @@ def _ticket(reference: Any) -> Hashable:
     return ticket
 
 
-def _connect(address: str | None, local_cpus: int | None) -> None:
+def connect(address: str | None, local_cpus: int | None) -> None:
+    """Connect to the Ray cluster at `address`; None starts one on this machine.
+
+    Raises:
+        MissingError: no cluster there, or one of another version of Ray or Python.
+        DiskError: Ray cannot write its files.
+    """
     if address is not None:
         _knock(address)
     local = {"num_cpus": local_cpus, "include_dashboard": False} if address is None else {}
@@ -220,7 +226,7 @@ def _last(text: str) -> str:
 
 
 @contextlib.contextmanager
-def _by_value() -> Iterator[None]:
+def by_value() -> Iterator[None]:
     """Send the classes and functions of a user's own files with the objects: workers on other machines lack those files."""
     modules = [module for name, module in list(sys.modules.items()) if name.startswith("automc_user_")]
     for module in modules:

@@ -14,7 +14,7 @@ from automc.rundir import RunDir
 from automc.trial import Trial
 from automc.units import format_quantity
 
-__all__ = ["FORMATS", "export_run"]
+__all__ = ["FORMATS", "chosen", "export_run"]
 
 FORMATS = ("onnx", "pt2", "policy")
 
@@ -35,7 +35,7 @@ def export_run(run_dir: Path, *, budget: str | None, knee: bool, format: str, ou
         raise InputError(f"There is no format {format!r}.", remedy=f"Formats: {', '.join(FORMATS)}.")
     run = RunDir(run_dir)
     summary = run.summary()
-    finalist = _chosen(summary, budget, knee)
+    finalist = chosen(summary, budget, knee)
     stem = f"{summary.name}-{finalist.policy.digest[:8]}"
     if format == "policy":
         data = {**finalist.policy.to_json(), "measured": finalist.cost.to_json(), "validation": finalist.validation}
@@ -50,7 +50,12 @@ def export_run(run_dir: Path, *, budget: str | None, knee: bool, format: str, ou
     return write_atomic(out / f"{stem}.{format}", source.read_bytes())
 
 
-def _chosen(summary: Summary, budget: str | None, at_knee: bool) -> Finalist:
+def chosen(summary: Summary, budget: str | None, at_knee: bool) -> Finalist:
+    """The winner of a run, its best measured model within another budget, or the knee of its measured models.
+
+    Raises:
+        InputError: there is no such model; says which there are.
+    """
     if budget is None and not at_knee:
         if summary.best is None:
             raise InputError("Nothing held this run's budget, so it has no winner.", remedy="Use --budget or --knee.")

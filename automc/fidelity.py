@@ -1,0 +1,74 @@
+"""Successive halving of a search's candidates: a short distillation for many, a longer one for the best of them.
+
+Jamieson and Talwalkar 2016, arXiv 1502.07943. Once compression is strong, the score of a stitched model says little about what it
+recovers to; what it recovers to in a few steps says more. Full recovery, the last fidelity, is left to those that come out on top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from automc.planning import seconds_per_step
+from automc.policy import Policy
+from automc.prepare import Prepared
+from automc.protocols import Observer
+from automc.recover import LOSS_AT_FULL_RATE, NEAR, RATE
+from automc.student import Lesson, distance
+from automc.training import Choices, Plan, Training
+
+__all__ = ["FEWEST", "LONG", "MOST", "SHORT", "Promise", "distilled", "halve", "rungs"]
+
+Promise: TypeAlias = tuple[int, float, float]
+"""Steps of the longest distillation, score and negative divergence after it: the greater tuple promises more."""
+
+SHORT, LONG = 50, 200
+"""Steps of the two distillations."""
+FEWEST, MOST = 4, 12
+"""Candidates of the short one: fewer are no choice, more leave no time."""
+FEW = 3
+"""Candidates of the long one."""
+
+
+def rungs(candidates: int, steps: float) -> list[tuple[int, int]]:
+    """(steps, candidates) of each distillation that fits into `steps` of training; none where they allow no choice."""
+    count = min(candidates, MOST)
+    if count < 2 or steps < min(count, FEWEST) * SHORT:
+        return []
+    if steps < min(count, FEWEST) * SHORT + FEW * LONG:
+        return [(SHORT, min(count, int(steps // SHORT)))]
+    first = min(count, int((steps - FEW * LONG) // SHORT))
+    return [(SHORT, first), (LONG, min(FEW, first))]
+
+
+def halve(
+    policies: Sequence[Policy], prepared: Prepared, *, seconds: float, seed: int, observer: Observer
+) -> dict[Policy, Promise]:
+    """What each policy promises, the most promising first; empty where `seconds` are too few to tell.
+
+    Args:
+        policies: the most promising first as far as is known.
+    """
+    if len(policies) < 2:
+        return {}
+    lesson = Lesson.of(prepared)
+    step_s = seconds_per_step(prepared.stitcher.apply(policies[0]), lesson)
+    planned = rungs(len(policies), seconds / step_s)
+    observer.stage("distil candidates", float(sum(count for _, count in planned)) or None)
+    found: dict[Policy, Promise] = {}
+    for steps, count in planned:
+        for policy in list(found or policies)[:count]:
+            found[policy] = distilled(policy, prepared, lesson, steps, seed)
+            observer.advance(1.0, f"{steps} steps, score {found[policy][1]:.4f}")
+        found = dict(sorted(found.items(), key=lambda item: item[1], reverse=True))
+    return found
+
+
+def distilled(policy: Policy, prepared: Prepared, lesson: Lesson, steps: int, seed: int) -> Promise:
+    """What a policy is worth after so many steps of distillation."""
+    model = prepared.stitcher.finish(prepared.stitcher.apply(policy))
+    away = distance(model, lesson)
+    rate = RATE * min(1.0, max(0.01, away / LOSS_AT_FULL_RATE))
+    training = Training(model, lesson, Choices(rate), Plan(1, steps, frozen=away < NEAR, seed=seed), ())
+    training.round()
+    return steps, training.best["score"], -training.best["divergence"]

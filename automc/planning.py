@@ -1,0 +1,136 @@
+"""How long to fine-tune for, and within which bounds: from epochs, or from the time that there is."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from torch import nn
+
+from automc.distil import Loss, Weights
+from automc.errors import InputError
+from automc.evaluate.data import sample_count
+from automc.prepare import Prepared
+from automc.protocols import Observer
+from automc.recover import LOSS_AT_FULL_RATE, NEAR, RATE
+from automc.student import Lesson, distance, samples
+from automc.training import Plan, examined
+
+__all__ = ["Effort", "Outcome", "fine_tuned", "seconds_per_step"]
+
+_TIMED_STEPS = 3
+_ROUNDS_IN_TIME = 9
+"""Examinations of the longest training where there is no time for as many epochs."""
+_STARTING_S = 10.0
+"""Ray and its processes take so long to start."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How hard to try.
+
+    Attributes:
+        epochs: of the longest training; None takes what `seconds` allow.
+        seconds: for all trainings together; None takes what the epochs need.
+        samples: trainings.
+        frozen: batch-norm statistics stay as they are; None decides by how near the model is to the dense one.
+        hints, attention: let the dense model's features and attention maps have a share of the loss.
+    """
+
+    epochs: int | None = None
+    seconds: float | None = None
+    samples: int = 6
+    workers: int = 1
+    frozen: bool | None = None
+    hints: bool = False
+    attention: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A fine-tuned model, and its scores on the validation samples in PyTorch."""
+
+    model: nn.Module
+    before: float
+    after: float
+
+
+def fine_tuned(model: nn.Module, prepared: Prepared, effort: Effort, folder: Path, observer: Observer) -> Outcome:
+    """`model` fine-tuned, never worse than it was; checkpoints in `folder`, whose trainings are gone on with.
+
+    Raises:
+        InputError: there is nothing to train on, or not so many CPUs.
+        AutomcError: no training could be begun.
+    """
+    from automc.tuning import Bounds, tune  # Ray takes a second to import
+
+    lesson = Lesson.of(prepared)
+    before = examined(model, lesson)
+    inputs, targets = next(samples(lesson, augmented=False))
+    usable = lesson.logits and targets is not None and lesson.data.train is not None
+    _tell(lesson, usable, observer)
+    share = min(1.0, max(0.01, distance(model, lesson) / LOSS_AT_FULL_RATE))
+    bounds = Bounds(RATE * share, effort.samples, usable, effort.hints, effort.attention)
+    frozen = before["divergence"] < NEAR if effort.frozen is None else effort.frozen
+    plan = _plan(model, lesson, effort, len(inputs[0]), frozen)
+    observer.stage("fine-tune", None)
+    layers = [layer.name for layer in prepared.traced.graph.layers]
+    found, tuned = tune(model, lesson, plan, bounds, layers, folder, workers=effort.workers, observer=observer)
+    return Outcome(tuned, before["score"], found["score"])
+
+
+def _tell(lesson: Lesson, labels: bool, observer: Observer) -> None:
+    if lesson.data.train is None:
+        observer.message(
+            "There are no training samples: fine-tuning distils on the calibration inputs, without labels."
+        )
+    elif not labels:
+        observer.message("Fine-tuning uses no labels: it distils from the dense model alone.")
+
+
+def _plan(model: nn.Module, lesson: Lesson, effort: Effort, batch: int, frozen: bool) -> Plan:
+    """Epochs as they are asked for; else as many steps as fit, in epochs or, where there are few, in parts of one."""
+    epoch = _steps_of_epoch(lesson, batch)
+    if effort.seconds is None:
+        rounds = effort.epochs or 1
+        return Plan(rounds, epoch, frozen, patience=max(3, rounds // 3), seed=effort.seed)
+    deadline = time.time() + effort.seconds
+    usable_s = max(1.0, effort.seconds - _STARTING_S)
+    steps = max(1, int(usable_s * effort.workers / (_all_trainings(effort.samples) * seconds_per_step(model, lesson))))
+    if effort.epochs is not None:
+        steps = min(steps, effort.epochs * epoch)
+    rounds = max(1, min(max(_ROUNDS_IN_TIME, steps // epoch), steps))
+    return Plan(rounds, -(-steps // rounds), frozen, patience=max(3, rounds // 3), seed=effort.seed, deadline=deadline)
+
+
+def _all_trainings(count: int) -> float:
+    """What all trainings take, as a multiple of the longest: ASHA stops two of three at 1/9 of it, and two of three at 1/3."""
+    return 1.0 + (count - 1) * (1 / 9 + (1 / 3 - 1 / 9) / 3)
+
+
+def seconds_per_step(model: nn.Module, lesson: Lesson) -> float:
+    """Of one training alone, measured."""
+    student = copy.deepcopy(model).requires_grad_(True)
+    loss = Loss(student, lesson.teacher, Weights(), logits=lesson.logits)
+    times = []
+    for inputs, targets in islice(samples(lesson), _TIMED_STEPS):
+        start = time.perf_counter()
+        loss(inputs, targets).backward()
+        times.append(time.perf_counter() - start)
+    return max(1e-4, min(times))
+
+
+def _steps_of_epoch(lesson: Lesson, batch: int) -> int:
+    """Batches of the training split, counted where it does not tell."""
+    split = lesson.data.train if lesson.data.train is not None else lesson.data.calibration
+    count = sample_count(split)
+    if count is None:
+        count = sum(1 for _ in split) * batch
+    if count == 0:
+        raise InputError("The training split is empty.", remedy="Give it inputs, or None to distil on calibration.")
+    return math.ceil(count / max(1, batch))
