@@ -110,7 +110,7 @@ class Torch:
         with _threads(self.threads), torch.inference_mode(), alone(cache_dir(), pin=self.threads == 1):
             for _ in range(repeats + 1):
                 ends = [time.perf_counter()]
-                session.program.walk(given, lambda *_, ends=ends: ends.append(time.perf_counter()))  # type: ignore[misc]
+                session.program.walk(given, lambda *_, ends=ends: ends.append(time.perf_counter()))
                 times.append(np.diff(ends))
         seconds = [quickest(list(column)) for column in np.array(times[1:]).T]
         return in_shape(session, given, seconds)

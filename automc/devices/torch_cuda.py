@@ -108,7 +108,7 @@ class TorchCuda:
         with torch.inference_mode(), alone(cache_dir(), pin=False):
             for _ in range(repeats + 1):
                 events = [_event()]
-                session.program.walk(given, lambda *_, events=events: events.append(_event()))  # type: ignore[misc]
+                session.program.walk(given, lambda *_, events=events: events.append(_event()))
                 torch.cuda.synchronize()
                 times.append([1e-3 * a.elapsed_time(b) for a, b in itertools.pairwise(events)])
         return in_shape(session, given, [quickest(column) for column in zip(*times[1:], strict=True)])
