@@ -101,7 +101,9 @@ def _plan(model: nn.Module, lesson: Lesson, effort: Effort, batch: int, frozen: 
         return Plan(rounds, epoch, frozen, patience=max(3, rounds // 3), seed=effort.seed)
     deadline = time.time() + effort.seconds
     usable_s = max(1.0, effort.seconds - _STARTING_S)
-    steps = max(1, int(usable_s * effort.workers / (_all_trainings(effort.samples) * seconds_per_step(model, lesson))))
+    longest_s = usable_s * effort.workers / _all_trainings(effort.samples)
+    longest_s = max(0.2 * longest_s, longest_s - _ROUNDS_IN_TIME * _seconds_of_examination(model, lesson))
+    steps = max(1, int(longest_s / seconds_per_step(model, lesson)))
     if effort.epochs is not None:
         steps = min(steps, effort.epochs * epoch)
     rounds = max(1, min(max(_ROUNDS_IN_TIME, steps // epoch), steps))
@@ -123,6 +125,12 @@ def seconds_per_step(model: nn.Module, lesson: Lesson) -> float:
         loss(inputs, targets).backward()
         times.append(time.perf_counter() - start)
     return max(1e-4, min(times))
+
+
+def _seconds_of_examination(model: nn.Module, lesson: Lesson) -> float:
+    start = time.perf_counter()
+    examined(model, lesson)
+    return 1.5 * (time.perf_counter() - start)  # batch-norm statistics are settled first
 
 
 def _steps_of_epoch(lesson: Lesson, batch: int) -> int:

@@ -1,6 +1,6 @@
 """One fine-tuning of a compressed model, round by round, with a checkpoint that any process can go on from.
 
-Weights and learned step sizes train by momentum SGD under a cosine schedule over all rounds. After each round the student is put
+Weights and learned step sizes train by momentum SGD under a cosine schedule over all rounds, or the time. After each round the student is put
 back into the form that is exported and scored on the validation samples; the best of these forms is what the training is worth.
 """
 
@@ -103,6 +103,7 @@ class Training:
         self._optimizer = self._sgd()
         self._batches = samples(lesson)
         self._diverged = False
+        self._began = time.time()
 
     @property
     def ended(self) -> bool:
@@ -173,7 +174,7 @@ class Training:
         return torch.optim.SGD(groups, lr=self.choices.rate, momentum=0.9, nesterov=True)
 
     def _step(self, step: int) -> float:
-        progress = step / (self.plan.rounds * self.plan.steps)
+        progress = max(step / (self.plan.rounds * self.plan.steps), self._time_spent())
         rate = self.choices.rate * min(1.0, (step + 1) / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * progress))
         for group in self._optimizer.param_groups:
             group["lr"] = rate
@@ -187,6 +188,12 @@ class Training:
         nn.utils.clip_grad_norm_(self.student.parameters(), _CLIP)
         self._optimizer.step()
         return value
+
+    def _time_spent(self) -> float:
+        """The share of its time that the training has had, so that the rate has come down when time is over; 0 without a deadline."""
+        if self.plan.deadline is None:
+            return 0.0
+        return min(1.0, (time.time() - self._began) / max(1e-3, self.plan.deadline - self._began))
 
     def _examine(self) -> dict[str, float]:
         """Score and divergence of the student in the form that is exported; those of the best where they are not finite."""
