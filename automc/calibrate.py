@@ -35,6 +35,8 @@ RANGE_BITS = (8, 7, 6, 5, 4)
 _COLUMNS_PER_FEATURE = 24
 _MIN_COLUMNS = 20_000
 _ROUNDING = 1e-6
+_BLOCK = 576
+"""Rows of a second moment that are summed together."""
 
 
 @dataclass(frozen=True)
@@ -82,15 +84,19 @@ class _Accumulator:
     def add(self, columns: Tensor, keep: Tensor) -> None:
         """`columns` is (count, features), `keep` the numbers of those to remember."""
         self.total += columns.sum(0)
-        self.moment += _gram(columns) if self.moment.dim() == 2 else columns.square().sum(0)
+        if self.moment.dim() == 1:
+            self.moment += columns.square().sum(0)
+        for start in range(0, len(self.moment) if self.moment.dim() == 2 else 0, _BLOCK):  # the upper triangle alone
+            rows = slice(start, start + _BLOCK)
+            self.moment[rows, start:].addmm_(columns[:, rows].T, columns[:, start:])
         self.columns += len(columns)
         self.kept.append(columns[keep])
 
     def finish(self) -> LayerStats:
         self.total = self.total[self.order]
-        self.moment = self.moment[self.order]
         if self.moment.dim() == 2:
-            self.moment = self.moment[:, self.order]
+            self.moment = (self.moment.triu() + self.moment.triu(1).T)[:, self.order]
+        self.moment = self.moment[self.order]
         self.kept = [rows[:, self.order] for rows in self.kept]
         mean = self.total / self.columns
         second = self.moment / self.columns
@@ -101,12 +107,6 @@ class _Accumulator:
         values = sample(kept)
         ranges = {bits: best_range(values, bits) for bits in RANGE_BITS}
         return LayerStats(covariance, mean, self.columns, kept, ranges)
-
-
-def _gram(columns: Tensor) -> Tensor:
-    """(features, features) columns^T columns: NumPy knows that it is symmetric, which halves the work."""
-    values = columns.numpy()
-    return torch.from_numpy(values.T @ values)
 
 
 def calibrate(
