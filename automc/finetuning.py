@@ -150,7 +150,7 @@ class _Session:
         predicted = None if known is None else known.predicted_latency_s
         kept = dataclasses.replace(new.finalist, before_recovery=before, predicted_latency_s=predicted)
         new = dataclasses.replace(new, finalist=kept)
-        summary = keep(self.folder, self.summary, new, prepared, self.observer)
+        summary = keep(self.folder, self.summary, new, prepared, self.observer, metrics=self.task.settings.metrics)
         return Tuned(summary, old.finalist, kept, True)
 
 
@@ -214,7 +214,8 @@ def _job(folder: RunDir, runs: str) -> Job:
     config["tracking_uri"] = config.pop("tracking", None)
     fields = {field.name for field in dataclasses.fields(Job)}
     found = {key: value for key, value in config.items() if key in fields}
-    return Job(**{**found, "budget": tuple(found["budget"]), "runs": str(runs), "timeout": None})
+    several = {name: tuple(found.get(name, ())) for name in ("budget", "objective")}  # YAML has lists
+    return Job(**{**found, **several, "runs": str(runs), "timeout": None})
 
 
 def _refuse_others(folder: RunDir, task: Task) -> None:

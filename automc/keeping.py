@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from automc import registry
@@ -18,8 +19,19 @@ from automc.weights import pack
 __all__ = ["keep"]
 
 
-def keep(folder: RunDir, summary: Summary, new: Certified, prepared: Prepared, observer: Observer) -> Summary:
+def keep(
+    folder: RunDir,
+    summary: Summary,
+    new: Certified,
+    prepared: Prepared,
+    observer: Observer,
+    *,
+    metrics: Sequence[str],
+) -> Summary:
     """The summary with the model in it, as it was written; what is better of the same policy takes the other's place.
+
+    Args:
+        metrics: those of the front.
 
     Raises:
         DiskError: a file cannot be written.
@@ -37,7 +49,7 @@ def keep(folder: RunDir, summary: Summary, new: Certified, prepared: Prepared, o
         _write_best(folder, new, prepared, observer)
     folder.write_summary(summary)
     points = _points(folder, [*trials, trial])
-    folder.write_front([*points, trial], tuple(summary.limits))
+    folder.write_front([*points, trial], metrics)
     registry.load("figures", "plotly").write_report(summary, folder.trials(), folder.report)
     return summary
 

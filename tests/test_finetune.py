@@ -29,6 +29,7 @@ SEARCH: dict[str, Any] = {
     "recover": "0",
     "device": "eyeriss",
     "budget": "15%",
+    "objective": ("size",),
     "batch_size": 16,
 }
 
@@ -86,9 +87,15 @@ def histories(folder: Path) -> dict[str, int]:
     return found
 
 
+def no_worse(point: dict[str, Any], other: dict[str, Any]) -> bool:
+    """In score, latency and size, which the front is drawn in."""
+    costs = ((point["cost"][metric], other["cost"][metric]) for metric in ("latency_s", "size_bytes"))
+    return point["score"] >= other["score"] and all(a <= b for a, b in costs)
+
+
 def test_a_better_model_takes_the_place_of_the_winner(runs: Path) -> None:
     run = RunDir.open(runs, "run")
-    before = run.summary().best
+    before, front = run.summary().best, run.front()
     assert before is not None
     with pytest.raises(KeyboardInterrupt):
         tune(runs, observer=Impatient())
@@ -107,6 +114,7 @@ def test_a_better_model_takes_the_place_of_the_winner(runs: Path) -> None:
     assert run.certificate().latency_s == best.cost.latency_s
     assert run.trials()[-1].stage == "recovered"
     assert any(point["stage"] == "recovered" for point in run.front())
+    assert all(any(no_worse(point, other) for point in run.front()) for other in front)
     assert (run.path / "best" / "model.onnx").read_bytes() == run.model_path(best).read_bytes()
     assert "before recovery" in run.report.read_text()
     assert not (run.path / "finetune").exists()
@@ -119,6 +127,7 @@ def test_a_better_model_takes_the_place_of_the_winner(runs: Path) -> None:
     assert again.is_kept == (after.validation > best.validation)
 
 
+@pytest.mark.slow
 def test_a_trial_of_the_search_is_tuned_without_labels_or_training_samples(runs: Path) -> None:
     run = RunDir.open(runs, "run")
     winner = run.summary().best
@@ -176,6 +185,7 @@ def test_a_run_that_is_being_written_is_left_alone(runs: Path, monkeypatch: pyte
         tune(runs)
 
 
+@pytest.mark.slow
 def test_a_search_fine_tunes_its_winner(tmp_path: Path) -> None:
     options = {**SEARCH, "finetune_epochs": 2}
     summary = automc.compress(trained(), data=data(), runs=str(tmp_path), **options).summary
