@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -73,6 +73,18 @@ class Measurement:
         if half == 0:
             return float("nan")
         return float(np.mean([_split(values[:, rng.permutation(values.shape[1])], half) for _ in range(_SPLITS)]))
+
+    def continued(self, more: Measurement, names: Sequence[str]) -> Measurement:
+        """The rounds of both for `names`; those of the second alone where the first was disturbed and the second was not."""
+        if self.noisy and not more.noisy:
+            return replace(more, rounds_s={name: more.rounds_s[name] for name in names})
+        return Measurement(
+            {name: (*self.rounds_s[name], *more.rounds_s[name]) for name in names},
+            self.noisy or more.noisy,
+            tuple(dict.fromkeys((*self.notes, *more.notes))),
+            (*self.sentinel_s, *more.sentinel_s),
+            self.seed,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
