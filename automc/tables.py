@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from automc.policy import SCHEMA_VERSION, Policy, Spec
@@ -42,6 +42,7 @@ class Tables:
         loss: what each choice alone loses, in nats of divergence from the dense model's outputs; infinite where unknown.
         layers: names, in the order of the model.
         layers_s: policy digest -> (layers,) predicted seconds of each layer's kernels, for dense, the front and the finalists.
+        layers_j: the same in joules; empty where nothing is known of energy.
     """
 
     domains: tuple[Domain, ...]
@@ -49,6 +50,11 @@ class Tables:
     anchors: tuple[Anchor, ...]
     layers: tuple[str, ...]
     layers_s: Mapping[str, tuple[float, ...]]
+    layers_j: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    def by_layer(self, metric: str) -> Mapping[str, tuple[float, ...]]:
+        """Policy digest -> (layers,) predicted seconds or joules; empty for a metric that is not told by layer."""
+        return {"latency_s": self.layers_s, "energy_j": self.layers_j}.get(metric, {})
 
     def policy(self, codes: Sequence[int]) -> Policy:
         """The policy of (domains,) codes."""
@@ -69,6 +75,7 @@ class Tables:
             "anchors": [{"codes": a.codes, "cost": a.cost.to_json(), "changed": dict(a.changed)} for a in self.anchors],
             "layers": self.layers,
             "layers_s": dict(self.layers_s),
+            "layers_j": dict(self.layers_j),
         }
 
     @classmethod
@@ -83,6 +90,7 @@ class Tables:
             ),
             layers=tuple(data["layers"]),
             layers_s={digest: tuple(seconds) for digest, seconds in data["layers_s"].items()},
+            layers_j={digest: tuple(joules) for digest, joules in data.get("layers_j", {}).items()},
         )
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from automc.policy import Policy
+from automc.predict.roofline import Floats
 from automc.predict.simulated import Pricer
 from automc.prepare import Prepared
 from automc.solver import smallest, solve
@@ -42,7 +43,8 @@ def tabulate(prepared: Prepared, predictor: Pricer, policies: Iterable[Policy]) 
         loss=tuple(tuple(float(value) for value in curve) for curve in prepared.sensitivity),
         anchors=tuple(_anchor(predictor, row, space.cardinalities) for row in space.encode(chosen)),
         layers=tuple(layer.name for layer in prepared.traced.graph.layers),
-        layers_s={p.digest: _rounded(s) for p, s in zip(inside, predictor.layers_s(space.encode(inside)), strict=True)},
+        layers_s=_by_digest(inside, predictor.layers_s(space.encode(inside))),
+        layers_j=_by_digest(inside, predictor.layers_j(space.encode(inside))),
     )
     for metric in ("latency_s", "size_bytes"):
         tables = _with_rungs(tables, predictor, space, metric, min(MOST_RUNGS, affordable // 4))
@@ -85,6 +87,11 @@ def _anchor(predictor: Pricer, codes: Codes, cardinalities: Codes) -> Anchor:
     return Anchor(tuple(codes.tolist()), costs[0], changed)
 
 
-def _rounded(values: Sequence[float] | np.ndarray[tuple[int], np.dtype[np.float64]]) -> tuple[float, ...]:
+def _by_digest(policies: Sequence[Policy], values: Floats | None) -> dict[str, tuple[float, ...]]:
+    """Policy digest -> its row; empty where there are no values."""
+    return {} if values is None else {p.digest: _rounded(row) for p, row in zip(policies, values, strict=True)}
+
+
+def _rounded(values: Sequence[float] | Floats) -> tuple[float, ...]:
     """Six significant digits: a tenth of the file, and far below what predictions are good for."""
     return tuple(float(f"{value:.6g}") for value in values)

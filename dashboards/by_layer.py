@@ -1,4 +1,4 @@
-"""Figures by layer: where the time goes, dense against compressed, and how much each choice alone hurts."""
+"""Figures by layer: where time and energy go, dense against compressed, and how much each choice alone hurts."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from automc.tables import Tables
 
 from . import figures
 
-__all__ = ["latency", "latency_rows", "sensitivity", "sensitivity_rows"]
+__all__ = ["cost_rows", "energy", "latency", "sensitivity", "sensitivity_rows"]
 
 _KNOBS = {"prune": "prune", "low_rank": "factorise", "sparsify": "thin out", "quantize": "quantise"}
 
 
-def latency_rows(tables: Tables, policy: Policy) -> list[tuple[str, float, float]]:
-    """(layer, dense seconds, seconds now), in the order of the model; empty where the run did not record the policy."""
-    dense, now = tables.layers_s.get(Policy().digest), tables.layers_s.get(policy.digest)
+def cost_rows(tables: Tables, policy: Policy, metric: str = "latency_s") -> list[tuple[str, float, float]]:
+    """(layer, dense, now) in seconds or joules, in the order of the model; empty where the run did not record the policy."""
+    known = tables.by_layer(metric)
+    dense, now = known.get(Policy().digest), known.get(policy.digest)
     if dense is None or now is None:
         return []
     return list(zip(tables.layers, dense, now, strict=True))
@@ -27,16 +28,24 @@ def latency_rows(tables: Tables, policy: Policy) -> list[tuple[str, float, float
 
 def latency(tables: Tables, policy: Policy) -> go.Figure:
     """Predicted milliseconds of each layer's kernels, dense and compressed, the first layer on top."""
-    rows = latency_rows(tables, policy)
+    return _bars(cost_rows(tables, policy), "predicted latency of the layer's kernels (ms)", "ms")
+
+
+def energy(tables: Tables, policy: Policy) -> go.Figure:
+    """Millijoules of each layer, dense and compressed, the first layer on top."""
+    return _bars(cost_rows(tables, policy, "energy_j"), "energy of the layer (mJ)", "mJ")
+
+
+def _bars(rows: Sequence[tuple[str, float, float]], title: str, unit: str) -> go.Figure:
     figure = go.Figure(layout=figures.layout())
     names = [name for name, _, _ in rows]
-    dense, now = [1e3 * seconds for _, seconds, _ in rows], [1e3 * seconds for _, _, seconds in rows]
-    for times_ms, name, color in ((dense, "dense", figures.BLACK), (now, "compressed", figures.SKY)):
+    dense, now = [1e3 * value for _, value, _ in rows], [1e3 * value for _, _, value in rows]
+    for values, name, color in ((dense, "dense", figures.BLACK), (now, "compressed", figures.SKY)):
         figure.add_bar(
-            y=names, x=times_ms, orientation="h", name=name, marker={"color": color},
-            hovertemplate="%{y}<br>%{x:.3g} ms " + name + "<extra></extra>",
+            y=names, x=values, orientation="h", name=name, marker={"color": color},
+            hovertemplate=f"%{{y}}<br>%{{x:.3g}} {unit} {name}<extra></extra>",
         )  # fmt: skip
-    figure.update_xaxes(title_text="predicted latency of the layer's kernels (ms)")
+    figure.update_xaxes(title_text=title)
     figure.update_yaxes(autorange="reversed", automargin=True)
     return figure.update_layout(height=120 + 26 * max(1, len(rows)), barmode="group", bargap=0.25)
 

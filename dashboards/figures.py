@@ -5,6 +5,7 @@ Okabe and Ito 2008, "Color Universal Design". Shapes repeat what the colours say
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -315,8 +316,17 @@ def score_range(summary: Summary, tried: Sequence[Trial]) -> tuple[float, float]
 def in_percent(figure: go.Figure, summary: Summary) -> go.Figure:
     """The figure with a vertical axis in percent where the score is a share."""
     if words.is_share(summary):
-        figure.layout.yaxis.tickformat = ".1%"
+        figure.layout.yaxis.tickformat = f".{_decimals(figure)}%"
     return figure
+
+
+def _decimals(figure: go.Figure) -> int:
+    """Digits that tell the ticks of a vertical axis of shares apart: Plotly sets at most about six."""
+    axis = figure.layout.yaxis.range
+    own = [t.y for t in figure.data if t.y is not None and t.yaxis in (None, "y")]
+    shown = [value for value in (axis or [y for ys in own for y in ys]) if value is not None]
+    step = (max(shown) - min(shown)) / 6 if shown else 0.0
+    return min(3, max(1, math.ceil(-math.log10(step)) - 2)) if step > 0 else 1
 
 
 def layout() -> go.Layout:

@@ -83,8 +83,10 @@ def layers(summary: Summary, tables: Tables | None) -> None:
             st.plotly_chart(figures.policy_map(summary), key="policy")
             _policy_table(chosen.policy, summary)
     with right:
-        if tables is not None and chosen is not None and by_layer.latency_rows(tables, chosen.policy):
+        if tables is not None and chosen is not None and by_layer.cost_rows(tables, chosen.policy):
             st.plotly_chart(by_layer.latency(tables, chosen.policy), key="latency")
+            if by_layer.cost_rows(tables, chosen.policy, "energy_j"):
+                st.plotly_chart(by_layer.energy(tables, chosen.policy), key="energy")
     if tables is not None:
         with st.expander("How much each choice alone hurts"):
             st.plotly_chart(by_layer.sensitivity(tables), key="sensitivity")

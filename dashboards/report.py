@@ -277,6 +277,7 @@ class Plotly:
     policy_map = staticmethod(figures.policy_map)
     predicted_vs_measured = staticmethod(figures.predicted_vs_measured)
     latency_by_layer = staticmethod(by_layer.latency)
+    energy_by_layer = staticmethod(by_layer.energy)
     sensitivity = staticmethod(by_layer.sensitivity)
     fronts = staticmethod(comparison.fronts)
     agents = staticmethod(comparison.agents)

@@ -8,6 +8,7 @@ import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import plotly.graph_objects as go
 import pytest
 from records import LIMIT_S, make_summary, make_tables, make_trials
 
@@ -20,6 +21,7 @@ from automc.errors import DiskError
 from automc.pareto import front
 from automc.policy import Policy, Quantize
 from automc.result import Finalist, Summary
+from automc.tables import Tables
 from automc.trial import Cost, Trial
 
 TRIALS = make_trials()
@@ -158,7 +160,25 @@ def test_latency_by_layer_is_drawn_in_milliseconds() -> None:
     dense, now = by_layer.latency(tables, SUMMARY.best.policy).data
     assert list(dense.x) == pytest.approx([1e3 * s for s in tables.layers_s[Policy().digest]])
     assert list(now.x) == pytest.approx([1e3 * s for s in tables.layers_s[SUMMARY.best.policy.digest]])
-    assert by_layer.latency_rows(tables, Policy.of([("fc", Quantize(8, 8))])) == []
+    assert by_layer.cost_rows(tables, Policy.of([("fc", Quantize(8, 8))])) == []
+
+
+def test_energy_by_layer_is_drawn_where_it_is_known() -> None:
+    assert SUMMARY.best is not None
+    timed = make_tables([SUMMARY.best.policy])
+    assert "Where the energy goes" not in render(SUMMARY, TRIALS, Path("runs/one"), timed)
+    joules = {digest: tuple(2.0 * s for s in seconds) for digest, seconds in timed.layers_s.items()}
+    tables = Tables.from_json(dataclasses.replace(timed, layers_j=joules).to_json())
+    assert list(by_layer.energy(tables, SUMMARY.best.policy).data[1].x) == pytest.approx(
+        [1e3 * j for j in joules[SUMMARY.best.policy.digest]]
+    )
+    assert "Where the energy goes" in render(SUMMARY, TRIALS, Path("runs/one"), tables)
+
+
+@pytest.mark.parametrize(("low", "high", "decimals"), [(0.5, 1.0, 1), (0.98, 1.0, 1), (0.997, 1.0, 2), (1.0, 1.0, 1)])
+def test_ticks_of_shares_differ(low: float, high: float, decimals: int) -> None:
+    figure = figures.in_percent(go.Figure(go.Scatter(x=[0, 1], y=[low, high])), SUMMARY)
+    assert figure.layout.yaxis.tickformat == f".{decimals}%"
 
 
 def test_sensitivity_shows_every_known_loss() -> None:

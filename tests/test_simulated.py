@@ -116,6 +116,9 @@ def test_policies_cost_what_their_layers_cost(predictor: SimulatedPredictor) -> 
         alone = predictor.predict(codes[index : index + 1])
         assert together[index] == alone[0]
     assert set(together[0].source.values()) == {"simulated"}
+    joules = predictor.layers_j(codes)
+    assert joules is not None
+    assert joules.sum(1) == pytest.approx(together.energy_j)
     dense = predictor.predict(BY_BITS.dense[None])
     assert dense.macs[0] == GRAPH.macs
     assert dense.size_bytes[0] == pytest.approx(len(DENSE), rel=1e-6)

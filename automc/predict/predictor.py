@@ -83,6 +83,10 @@ class LearnedPredictor:
         rows = self.model.setting.space.check(self.narrowing.widen(codes) if self.narrowing else codes)
         return self.model.price(rows).layers_s
 
+    def layers_j(self, codes: Codes) -> Floats | None:
+        """(count, layers) joules of each layer's kernels at the device's power; None where energy is not asked for."""
+        return None if self.watts is None else self.watts * self.layers_s(codes)
+
     def narrowed(self, space: SearchSpace) -> LearnedPredictor:
         """The same predictor for codes of `space`, all of whose choices the space of the fit offers."""
         return replace(self, narrowing=Narrowing.of(space, self.model.setting.space))

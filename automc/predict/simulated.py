@@ -63,8 +63,11 @@ class SimulatedPredictor:
 
     def layers_s(self, codes: Codes) -> Floats:
         """(count, layers) seconds of each layer."""
-        rows = self.space.check(self.narrowing.widen(codes) if self.narrowing else codes)
-        return np.ascontiguousarray(self._by_layer(rows)[:, :, 0].T)
+        return self._column(codes, 0)
+
+    def layers_j(self, codes: Codes) -> Floats | None:
+        """(count, layers) joules of each layer."""
+        return self._column(codes, 1)
 
     def narrowed(self, space: SearchSpace) -> SimulatedPredictor:
         """The same predictor for codes of `space`, all of whose choices the wider space offers."""
@@ -73,6 +76,10 @@ class SimulatedPredictor:
     def corrected(self, measured: Sequence[tuple[Policy, float]]) -> SimulatedPredictor:
         """The same: a simulation cannot be put right by itself."""
         return self
+
+    def _column(self, codes: Codes, column: int) -> Floats:
+        rows = self.space.check(self.narrowing.widen(codes) if self.narrowing else codes)
+        return np.ascontiguousarray(self._by_layer(rows)[:, :, column].T)
 
     def _by_layer(self, rows: Codes) -> Floats:
         """(layers, count, 4) seconds, joules, macs and bytes."""
