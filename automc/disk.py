@@ -1,16 +1,21 @@
-"""Writing files so that a reader never sees half of one: a temporary name first, then renamed."""
+"""Writing files so that a reader never sees half of one (a temporary name first, then renamed), and reading a run's back."""
 
 from __future__ import annotations
 
+import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
-from automc.errors import DiskError
+from automc.errors import DiskError, InputError
 
-__all__ = ["explained", "write_atomic"]
+__all__ = ["decoded", "dump", "explained", "read_json", "read_text", "write_atomic"]
+
+D = TypeVar("D")
+T = TypeVar("T")
 
 
 def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> Path:
@@ -48,4 +53,47 @@ def explained(path: str | os.PathLike[str]) -> Iterator[None]:
         raise DiskError(
             f"Cannot write {os.fspath(path)}: {reason}.",
             remedy="Free some space, or choose a folder that you may write to.",
+        ) from error
+
+
+def dump(data: Any) -> bytes:
+    """JSON as people read it."""
+    return (json.dumps(data, indent=1) + "\n").encode()
+
+
+def read_text(path: Path) -> str:
+    """A file of a run.
+
+    Raises:
+        InputError: it is not there.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(
+            f"There is no {path}.", remedy="Its search has not got that far, or nothing held the budget."
+        ) from None
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file of a run holds.
+
+    Raises:
+        InputError: it is not there, or is no JSON.
+    """
+    return decoded(path, read_text(path), json.loads)
+
+
+def decoded(where: object, data: D, decode: Callable[[D], T]) -> T:
+    """decode(data), whatever is wrong with the record turned into a sentence that names the file.
+
+    Raises:
+        InputError: `decode` cannot read it.
+    """
+    try:
+        return decode(data)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise InputError(
+            f"{where} is damaged or of another version of automc ({type(error).__name__}: {error}).",
+            remedy="Choose another run, or another name for a new one.",
         ) from error

@@ -66,7 +66,7 @@ def _write_best(folder: RunDir, new: Certified, prepared: Prepared, observer: Ob
         pt2 = build_pt2(new.candidate.model, prepared.example)
     except AutomcError as error:
         observer.message(str(error), "warning")
-    folder.write_best(
+    folder.best.write(
         new.finalist, new.onnx, new.certificate, model_digest=config["model_digest"],
         device_digest=prepared.device.key, predicted=new.candidate.predicted, pt2=pt2,
     )  # fmt: skip

@@ -171,9 +171,9 @@ def _kept(run: RunDir, standing: Standing, texts: Sequence[str], prepared: Prepa
     best, nearest = standing.best, standing.smallest
     folder = None
     if best is not None:
-        folder = run.write_best(
+        folder = run.solved(texts).write(
             best.finalist, best.onnx, best.certificate, model_digest=model_digest(task.model),
-            device_digest=prepared.device.key, into=run.solved(texts),
+            device_digest=prepared.device.key,
         )  # fmt: skip
     measured = tuple(c.finalist for c in standing.certified)
     return Resolved(best.finalist if best else None, nearest.finalist if nearest else None, measured, folder)

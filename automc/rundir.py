@@ -18,7 +18,6 @@ report.html              the same for people
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,14 +26,15 @@ from typing import IO, Any, TypeVar
 
 import yaml
 
-from automc.disk import explained, write_atomic
+from automc.disk import decoded, dump, explained, read_json, read_text, write_atomic
 from automc.errors import InputError, RunConflictError, UnknownNameError
+from automc.journal import Journal
 from automc.pareto import front
-from automc.policy import Policy
 from automc.progress import Progress
-from automc.result import Certificate, Finalist, Summary
+from automc.result import Finalist, Summary
 from automc.tables import Tables
-from automc.trial import Cost, Trial
+from automc.trial import Trial
+from automc.winner import Winner
 
 try:
     import fcntl
@@ -43,7 +43,6 @@ except ImportError:  # Windows: two searches under one name are then the user's 
 
 __all__ = ["MAY_DIFFER", "RunDir", "runs_in"]
 
-D = TypeVar("D")
 T = TypeVar("T")
 
 MAY_DIFFER = frozenset(
@@ -80,7 +79,7 @@ class RunDir:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._lock: IO[str] | None = None
-        self._tail_checked = False
+        self._journal = Journal(self.path / "trials.jsonl")
 
     def __repr__(self) -> str:
         return f"RunDir({str(self.path)!r})"
@@ -144,7 +143,7 @@ class RunDir:
         Raises:
             InputError: no run here, or its config.yaml is not readable.
         """
-        text = self._read("config.yaml")
+        text = read_text(self.path / "config.yaml")
         try:
             data = yaml.safe_load(text)
         except yaml.YAMLError as error:
@@ -169,36 +168,12 @@ class RunDir:
             self._lock = None
 
     def append(self, trial: Trial) -> None:
-        """Add one trial to trials.jsonl; it is on disk when this returns.
-
-        Raises:
-            DiskError: it cannot be written; the file is as it was before.
-        """
-        path = self.path / "trials.jsonl"
-        line = (json.dumps(trial.to_json()) + "\n").encode()
-        with explained(path):
-            if not self._tail_checked:
-                _drop_half_line(path)
-                self._tail_checked = True
-            size = path.stat().st_size if path.exists() else 0
-            try:
-                _append(path, line)
-            except OSError:
-                if path.exists():
-                    os.truncate(path, size)
-                raise
+        """Add one trial to trials.jsonl; see `Journal`."""
+        self._journal.append(trial)
 
     def trials(self) -> list[Trial]:
-        """The trials so far, in the order in which they ended. A half-written last line is ignored.
-
-        Raises:
-            InputError: a line is not a trial; names it.
-        """
-        path = self.path / "trials.jsonl"
-        if not path.exists():
-            return []
-        lines = path.read_bytes()[: _whole_lines(path)].splitlines()
-        return [_trial(line, f"line {number} of {path}") for number, line in enumerate(lines, start=1)]
+        """The trials so far, in the order in which they ended; see `Journal`."""
+        return self._journal.trials()
 
     def write_front(self, trials: Iterable[Trial], metrics: Sequence[str] = ("latency_s",)) -> None:
         """Write front.json: the trials that no other beats in score and `metrics`, cheapest first."""
@@ -225,7 +200,7 @@ class RunDir:
         Raises:
             InputError: there is none yet (the search did not end), or it is of another version.
         """
-        return _decoded(self.path / "summary.json", self._read_json("summary.json"), Summary.from_json)
+        return decoded(self.path / "summary.json", self._read_json("summary.json"), Summary.from_json)
 
     def write_tables(self, tables: Tables) -> None:
         """Write tables.json."""
@@ -265,100 +240,26 @@ class RunDir:
         """Where the exported model of a finalist stands, or would: before and after recovery are two files."""
         return self.path / "models" / f"{finalist.policy.digest}-{finalist.stage}.onnx"
 
-    def clear_best(self) -> None:
-        """Take away the winner's files of an earlier attempt.
+    @property
+    def best(self) -> Winner:
+        """The folder of the winner."""
+        return Winner(self.path / "best")
 
-        Raises:
-            DiskError: they cannot be removed.
-        """
-        with explained(self.path / "best"):
-            for name in ("policy.json", "certificate.json", "model.onnx", "model.pt2"):
-                (self.path / "best" / name).unlink(missing_ok=True)
-
-    def write_best(
-        self,
-        finalist: Finalist,
-        onnx: bytes,
-        certificate: Certificate,
-        *,
-        model_digest: str,
-        device_digest: str,
-        predicted: Cost | None = None,
-        pt2: bytes | None = None,
-        into: str = "best",
-    ) -> Path:
-        """Write the winner's folder and return it. policy.json comes last and carries the digests of the other files.
-
-        Args:
-            into: the folder within the run, another one for the answer to another budget.
-
-        Raises:
-            DiskError: a file cannot be written.
-        """
-        best = self.path / into
-        files = {"model.onnx": onnx, "certificate.json": _dump(certificate.to_json())}
-        if pt2 is not None:
-            files["model.pt2"] = pt2
-        else:
-            with explained(best):
-                (best / "model.pt2").unlink(missing_ok=True)
-        for name, data in files.items():
-            write_atomic(best / name, data)
-        policy = {
-            **finalist.policy.to_json(),
-            "digest": finalist.policy.digest,
-            "model": model_digest,
-            "device": device_digest,
-            "validation": finalist.validation,
-            "test": finalist.test,
-            "predicted": predicted.to_json() if predicted else {"latency_s": finalist.predicted_latency_s},
-            "measured": finalist.cost.to_json(),
-            "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
-        }
-        self._write_json(f"{into}/policy.json", policy)
-        return best
-
-    @staticmethod
-    def solved(budget: Sequence[str]) -> str:
-        """The folder within a run for the answer to another budget: solved/30ms-400kB."""
-        return "solved/" + "-".join(limit.replace("%", "pct").replace(" ", "").replace("/", "") for limit in budget)
-
-    def best_policy(self) -> Policy:
-        """The winner's policy.
-
-        Raises:
-            InputError: the run has no winner, or the file is of another version.
-        """
-        return Policy.from_json(self._read_json("best/policy.json"))
-
-    def certificate(self) -> Certificate:
-        """The winner's certificate.
-
-        Raises:
-            InputError: the run has no winner, or the file is of another version.
-        """
-        name = "best/certificate.json"
-        return _decoded(self.path / name, self._read_json(name), Certificate.from_json)
-
-    def _read(self, name: str) -> str:
-        try:
-            return (self.path / name).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise InputError(
-                f"The run {self.name!r} has no {name}.",
-                remedy="Its search has not got that far, or nothing held the budget.",
-            ) from None
+    def solved(self, budget: Sequence[str]) -> Winner:
+        """The folder of the answer to another budget: solved/30ms-400kB."""
+        name = "-".join(limit.replace("%", "pct").replace(" ", "").replace("/", "") for limit in budget)
+        return Winner(self.path / "solved" / name)
 
     def _read_json(self, name: str) -> Any:
-        return _decoded(self.path / name, self._read(name), json.loads)
+        return read_json(self.path / name)
 
     def _optional(self, name: str, decode: Callable[[Any], T]) -> T | None:
         if not (self.path / name).is_file():
             return None
-        return _decoded(self.path / name, self._read_json(name), decode)
+        return decoded(self.path / name, self._read_json(name), decode)
 
     def _write_json(self, name: str, data: Any) -> None:
-        write_atomic(self.path / name, _dump(data))
+        write_atomic(self.path / name, dump(data))
 
     def _refuse_difference(self, new: Mapping[str, Any]) -> None:
         old = self.config()
@@ -395,31 +296,6 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(dict(value), default=str))
 
 
-def _dump(data: Any) -> bytes:
-    return (json.dumps(data, indent=1) + "\n").encode()
-
-
-def _append(path: Path, line: bytes) -> None:
-    with path.open("ab") as file:
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _whole_lines(path: Path) -> int:
-    """Size in bytes of the part of a file that ends with a line end."""
-    return path.read_bytes().rfind(b"\n") + 1
-
-
-def _drop_half_line(path: Path) -> None:
-    if path.exists() and _whole_lines(path) != path.stat().st_size:
-        os.truncate(path, _whole_lines(path))
-
-
-def _trial(line: bytes, where: str) -> Trial:
-    return _decoded(where, line, lambda text: Trial.from_json(json.loads(text)))
-
-
 def _point(trial: Trial) -> dict[str, Any]:
     cost = trial.cost.to_json()
     source = cost.pop("source")
@@ -431,14 +307,3 @@ def _point(trial: Trial) -> dict[str, Any]:
         "cost": cost,
         "source": source,
     }
-
-
-def _decoded(where: object, data: D, decode: Callable[[D], T]) -> T:
-    """decode(data), whatever is wrong with the record turned into a sentence that names the file."""
-    try:
-        return decode(data)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise InputError(
-            f"{where} is damaged or of another version of automc ({type(error).__name__}: {error}).",
-            remedy="Choose another run, or another name for a new one.",
-        ) from error

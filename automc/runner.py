@@ -227,9 +227,9 @@ class Run:
         self._kept = len(engine.standing.certified)
         best = engine.standing.best
         if best is None:
-            folder.clear_best()
+            folder.best.clear()
         elif best is not self.best or pt2 is not None:
-            folder.write_best(
+            folder.best.write(
                 best.finalist, best.onnx, best.certificate, model_digest=self.model_digest, device_digest=self.device.key,
                 predicted=best.candidate.predicted, pt2=pt2,
             )  # fmt: skip

@@ -200,5 +200,5 @@ def write_run(folder: Path, trials: Sequence[Trial], summary: Summary | None, **
         for finalist in finalists:
             run.write_model(finalist, f"onnx of {finalist.policy.digest}".encode())
         if summary.best is not None:
-            run.write_best(summary.best, b"onnx", make_certificate(summary), model_digest="m", device_digest="d")
+            run.best.write(summary.best, b"onnx", make_certificate(summary), model_digest="m", device_digest="d")
     return run

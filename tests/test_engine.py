@@ -93,8 +93,8 @@ def test_everything_is_on_disk(finished: tuple[automc.Compressed, Path]) -> None
     result, folder = finished
     run_dir = RunDir(folder)
     assert run_dir.summary() == Summary.from_json(json.loads(json.dumps(result.summary.to_json())))
-    assert run_dir.best_policy() == result.policy
-    assert run_dir.certificate() == result.certificate
+    assert run_dir.best.policy() == result.policy
+    assert run_dir.best.certificate() == result.certificate
     assert (folder / "best" / "model.onnx").read_bytes() == result.onnx
     assert (folder / "report.html").stat().st_size > 1000
     numbers = [trial.number for trial in run_dir.trials()]

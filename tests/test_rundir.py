@@ -127,14 +127,14 @@ def test_summary_and_front_survive_the_disk(run: RunDir) -> None:
 def test_best_holds_what_a_stranger_needs(run: RunDir) -> None:
     summary = make_summary()
     assert summary.best is not None
-    run.write_best(summary.best, b"onnx", make_certificate(summary), model_digest="m1", device_digest="d1")
+    run.best.write(summary.best, b"onnx", make_certificate(summary), model_digest="m1", device_digest="d1")
     policy: dict[str, Any] = json.loads((run.path / "best" / "policy.json").read_text())
     assert policy["schema"] == 1
     assert (policy["model"], policy["device"]) == ("m1", "d1")
     assert policy["measured"]["source"]["latency_s"] == "measured"
     assert policy["predicted"]["latency_s"] == summary.best.predicted_latency_s
-    assert run.best_policy() == summary.best.policy
-    assert run.certificate() == make_certificate(summary)
+    assert run.best.policy() == summary.best.policy
+    assert run.best.certificate() == make_certificate(summary)
     assert (run.path / "best" / "model.onnx").read_bytes() == b"onnx"
 
 
@@ -151,12 +151,12 @@ def test_the_files_of_an_earlier_winner_go_with_it(run: RunDir) -> None:
     summary = make_summary()
     assert summary.best is not None
     certificate = make_certificate(summary)
-    run.write_best(summary.best, b"onnx", certificate, model_digest="m1", device_digest="d1", pt2=b"pt2")
-    run.write_best(summary.best, b"onnx", certificate, model_digest="m1", device_digest="d1")
+    run.best.write(summary.best, b"onnx", certificate, model_digest="m1", device_digest="d1", pt2=b"pt2")
+    run.best.write(summary.best, b"onnx", certificate, model_digest="m1", device_digest="d1")
     assert not (run.path / "best" / "model.pt2").exists()
-    run.clear_best()
+    run.best.clear()
     assert not list((run.path / "best").iterdir())
-    run.clear_best()
+    run.best.clear()
 
 
 def test_runs_are_listed_newest_first_and_found_by_name(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_no_runs_where_there_is_no_folder(tmp_path: Path) -> None:
 
 
 def test_what_is_not_there_yet_is_said(run: RunDir) -> None:
-    with pytest.raises(InputError, match=r"has no summary\.json"):
+    with pytest.raises(InputError, match=r"There is no .*summary\.json"):
         run.summary()
     (run.path / "summary.json").write_text("{")
     with pytest.raises(InputError, match="damaged"):

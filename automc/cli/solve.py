@@ -21,7 +21,7 @@ from automc.cli.complete import run_names
 from automc.cli.options import duration
 from automc.cli.report import print_json, stdout
 from automc.cli.screen import screen
-from automc.disk import write_atomic
+from automc.disk import dump, write_atomic
 from automc.errors import BudgetUnreachableError, InputError
 from automc.result import Finalist
 from automc.rundir import RunDir
@@ -154,7 +154,7 @@ def _write_answer(run: RunDir, texts: Sequence[str], answer: Answer) -> dict[str
         "estimated": dict(answer.costs),
         "loss": answer.loss,
     }
-    path = write_atomic(run.path / run.solved(texts) / "policy.json", json.dumps(record, indent=1) + "\n")
+    path = write_atomic(run.solved(texts).folder / "policy.json", dump(record))
     return {**record, "path": str(path)}
 
 
