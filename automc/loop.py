@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -152,10 +153,11 @@ class _Course:
 
 
 def _ended(trial: Trial, outcome: Outcome) -> Trial:
-    score, seconds = outcome.score, outcome.seconds
+    trial = replace(trial, seconds=outcome.seconds, ended=time.time())
+    score = outcome.score
     if score is None:
-        return replace(trial, reason=outcome.reason, seconds=seconds)
+        return replace(trial, reason=outcome.reason)
     if not np.isfinite(score):
-        return replace(trial, reason=f"the score is {score}", seconds=seconds)
+        return replace(trial, reason=f"the score is {score}")
     samples = score.samples if isinstance(score, Estimate) else None
-    return replace(trial, score=float(score), state="complete", reason="", seconds=seconds, samples=samples)
+    return replace(trial, score=float(score), state="complete", reason="", samples=samples)

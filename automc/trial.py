@@ -90,6 +90,8 @@ class Trial:
     state: State = "complete"
     reason: str = ""
     seconds: float = 0.0
+    ended: float | None = None
+    """When its evaluation ended, in seconds since 1970; with `seconds` also when it began."""
     stage: Literal["search", "finalist", "recovered"] = "search"
     samples: int | None = None
     """How many samples the score was estimated from when trials that cost no more had beaten it; None where all were run."""
@@ -111,6 +113,7 @@ class Trial:
             "cost": self.cost.to_json(),
             "reason": self.reason,
             "seconds": round(self.seconds, 4),
+            "ended": None if self.ended is None else round(self.ended, 3),
             "stage": self.stage,
             "samples": self.samples,
             "policy": self.policy.to_json(),
@@ -132,6 +135,7 @@ class Trial:
             state=data["state"],
             reason=data["reason"],
             seconds=data["seconds"],
+            ended=data.get("ended"),
             stage=data["stage"],
             samples=data.get("samples"),
         )

@@ -1,4 +1,4 @@
-"""The tracker that records nothing: for `--no-mlflow`, for tests, and the interface that a tracker has beyond `log`."""
+"""The tracker that records nothing: for `--tracking-uri ""`, for tests, and the interface that a tracker has beyond `log`."""
 
 from __future__ import annotations
 

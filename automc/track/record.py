@@ -34,6 +34,7 @@ class Progress:
     _front: list[Trial] = field(default_factory=list)
     _evaluated: int = 0
     _seconds: float = 0.0
+    _until: float = 0.0
 
     def add(self, trial: Trial) -> dict[str, float]:
         """The step metrics of one more trial."""
@@ -41,8 +42,7 @@ class Progress:
         self._front = front([*self._front, trial], (metric,))
         metrics = cost_metrics(trial.cost)
         if trial.stage == "search" and trial.seconds > 0:
-            self._evaluated, self._seconds = self._evaluated + 1, self._seconds + trial.seconds
-            metrics["evaluations_per_second"] = self._evaluated / self._seconds
+            metrics["evaluations_per_second"] = self._pace(trial)
         if trial.score is not None:
             metrics["score"] = trial.score
             if self.budget.holds(trial.cost):
@@ -53,6 +53,14 @@ class Progress:
         if dense_cost:
             metrics["hypervolume"] = dominated_share(self._front, metric, (dense_cost, self.dense_score))
         return metrics
+
+    def _pace(self, trial: Trial) -> float:
+        """Evaluations per second of the time in which at least one worker evaluated: breaks of a resumed search do not count."""
+        self._evaluated += 1
+        ended = self._until + trial.seconds if trial.ended is None else trial.ended
+        self._seconds += max(0.0, ended - max(self._until, ended - trial.seconds))
+        self._until = max(self._until, ended)
+        return self._evaluated / self._seconds
 
     @property
     def budget(self) -> Budget:
