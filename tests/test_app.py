@@ -6,10 +6,8 @@ import dataclasses
 import importlib.util
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 
 import pytest
 from records import LIMIT_S, make_summary, make_trials, write_run
+from servers import free_port, wait_for
 
 from automc.dashboards.answers import answers, repeat_command, search_command
 from automc.dashboards.provisional import read
@@ -72,9 +71,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     runs = tmp_path_factory.mktemp("work") / "runs"
     write_run(runs / "other", TRIALS[:40], dataclasses.replace(make_summary(TRIALS[:40]), name="other")).close()
     write_run(runs / "digits-50ms", TRIALS, SUMMARY).close()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "automc", "dashboard", "--runs", str(runs), "--port", str(port), "--no-browser"]
     environment = {
         **os.environ,
@@ -83,7 +80,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     }
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
     try:
-        _wait_until_it_answers(port, server)
+        wait_for(lambda: _answers(port, server), bool)
         yield from _opened(port, runs)
     finally:
         server.terminate()
@@ -106,16 +103,13 @@ def _opened(port: int, runs: Path) -> Iterator[App]:
         assert complaints == []
 
 
-def _wait_until_it_answers(port: int, server: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        assert server.poll() is None, server.stderr.read() if server.stderr else ""
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=1):
-                return
-        except OSError:
-            time.sleep(0.1)
-    raise AssertionError("the app does not answer")
+def _answers(port: int, server: subprocess.Popen[bytes]) -> bool:
+    assert server.poll() is None, server.stderr.read() if server.stderr else ""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=1):
+            return True
+    except OSError:
+        return False
 
 
 class TestInABrowser:
@@ -160,6 +154,20 @@ class TestInABrowser:
         chooser.press("Escape")  # an open list hides the rest of the page from roles
         app.page.get_by_role("heading", name="Side by side").wait_for()
         app.page.get_by_text("other, winner").first.wait_for()
+
+    def test_a_running_search_is_watched_to_its_end(self, app: App) -> None:
+        running = write_run(app.runs / "now", TRIALS[:7], None)
+        app.page.reload()  # the run that was started last is shown
+        app.page.get_by_text("; 7 trials.").wait_for()
+        for trial in TRIALS[7:]:
+            running.append(trial)
+        app.page.get_by_text(f"; {len(TRIALS)} trials.").wait_for()
+        points = app.page.locator(".js-plotly-plot").first.locator(".scatterlayer .point")
+        app.page.wait_for_function("least => document.querySelectorAll('.scatterlayer .point').length > least", arg=40)
+        assert points.count() > 40
+        shutil.rmtree(app.runs / "now" / "best", ignore_errors=True)
+        write_run(app.runs / "now", [], SUMMARY).close()
+        app.page.get_by_text("The winner holds 50.0 ms as measured").wait_for()
 
     def test_the_folders_of_the_runs_are_left_as_they_were(self, app: App) -> None:
         names = {path.name for path in (app.runs / "digits-50ms").iterdir()}

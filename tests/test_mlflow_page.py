@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from records import make_summary, make_trials, write_run
+import tiny_run
 
-from automc.track.mlflow import recorded_as, upload
+from automc import job
+from automc.dashboards import words
+from automc.result import Summary
+from automc.rundir import RunDir
+from automc.track.mlflow import recorded_as
 
 TOOLS = runpy.run_path(str(Path(__file__).parents[1] / "docs" / "screenshots.py"))
-TRIALS = make_trials(12)
-SUMMARY = make_summary(TRIALS)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
     pytest.mark.browser,
@@ -27,30 +29,49 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """The page of a finished search; errors of the page itself fail the test, what MLflow logs does not."""
-    folder, broken = tmp_path_factory.mktemp("mlflow"), list[str]()
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where a search was run that recorded itself."""
+    made = tmp_path_factory.mktemp("mlflow")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTOMC_CACHE", str(made / "cache"))
+        job.run(tiny_run.job(made, tracking_uri=_store(made)))
+        yield made
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> RunDir:
+    return RunDir(folder / "runs" / "tiny")
+
+
+@pytest.fixture(scope="module")
+def summary(run: RunDir) -> Summary:
+    return run.summary()
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path, run: RunDir) -> Iterator[Any]:
+    """The page of the search; errors of the page itself fail the test, what MLflow logs does not."""
+    broken = list[str]()
+    command = ["mlflow", "server", "--backend-store-uri", _store(folder), "--workers", "1", "--port"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-        run = write_run(folder / "runs" / "digits-50ms", TRIALS, SUMMARY)
-        shutil.rmtree(run.path / "models")  # made-up files, which are no models
-        run.report.write_text("<html><body>the report</body></html>")
-        uri = f"sqlite:///{folder}/mlflow.db"
-        assert upload(run, uri)
-        command = ["mlflow", "server", "--backend-store-uri", uri, "--workers", "1", "--port"]
         with TOOLS["browser"]() as opened, TOOLS["server"](command, "/health") as address:
             shown = opened.new_page(viewport={"width": 1400, "height": 1600})
             shown.on("pageerror", lambda error: broken.append(str(error)))
-            TOOLS["open_mlflow"](shown, address, uri, recorded_as(run)[0])
+            TOOLS["open_mlflow"](shown, address, _store(folder), recorded_as(run)[0])
             yield shown
     assert broken == []
 
 
-def test_the_page_says_which_policy_won_and_how_sure_its_latency_is(page: Any) -> None:
-    assert SUMMARY.best is not None
-    page.get_by_text("The winner holds 50.0 ms as measured").first.wait_for()
-    page.get_by_text(SUMMARY.best.policy.digest).first.wait_for()
+def _store(folder: Path) -> str:
+    return f"sqlite:///{folder}/mlflow.db"
+
+
+def test_the_page_says_which_policy_won_and_how_sure_its_latency_is(page: Any, summary: Summary) -> None:
+    assert summary.best is not None
+    page.get_by_text(words.verdict(summary).partition(":")[0]).first.wait_for()
+    page.get_by_text(summary.best.policy.digest).first.wait_for()
     for metric in ("best/latency_low_ms", "best/latency_high_ms", "best/test_score", "speedup"):
         assert page.get_by_text(metric, exact=True).count() > 0
 

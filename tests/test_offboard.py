@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from servers import free_port
 
 from automc.cli.main import main
 from automc.devices.cpu import Cpu
@@ -177,9 +178,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     for name in ("host", "user"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
     shutil.copy(folder / "user.pub", folder / "authorized_keys")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     Path("/run/sshd").mkdir(exist_ok=True)
     (folder / "sshd_config").write_text(
         f"ListenAddress 127.0.0.1:{port}\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized_keys\n"

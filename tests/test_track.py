@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,17 +18,20 @@ import pytest
 import records
 from onnx import TensorProto, helper
 from records import DENSE, LIMIT_S, make_certificate, make_summary, make_trials
+from servers import free_port, wait_for
 
 from automc.cli.main import main
 from automc.errors import InputError, MissingError
 from automc.pareto import front
+from automc.policy import Policy
 from automc.rundir import RunDir
 from automc.track.children import children
-from automc.track.mlflow import MARKER, MLflowTracker, download, recorded_as, tracking_uri, ui_command, upload
+from automc.track.mlflow import MLflowTracker, download, recorded_as, tracking_uri, ui_command
 from automc.track.models import chosen_models
 from automc.track.null import NullTracker
 from automc.track.record import Progress, policy_params, summary_metrics, trial_table
 from automc.track.worker import Worker
+from automc.trial import Cost, Trial
 
 TRIALS = make_trials(30)
 SUMMARY = make_summary(TRIALS)
@@ -67,7 +68,7 @@ def write_run(folder: Path) -> RunDir:
         run.write_model(finalist, tiny_onnx(finalist.policy.digest))
     assert SUMMARY.best is not None
     data = tiny_onnx(SUMMARY.best.policy.digest)
-    run.write_best(SUMMARY.best, data, make_certificate(SUMMARY), model_digest="m", device_digest="d")
+    run.best.write(SUMMARY.best, data, make_certificate(SUMMARY), model_digest="m", device_digest="d")
     run.report.write_text("<html></html>")
     return run
 
@@ -208,6 +209,15 @@ def test_pace_and_errors_of_the_predictor_are_step_metrics(recorded: Recorded) -
     assert pace[-1].value == pytest.approx(len(spent) / sum(spent))
 
 
+def test_two_workers_make_twice_the_pace_and_a_break_does_not_count() -> None:
+    cost = Cost(latency_s=1.0)
+    progress = Progress(cost, 1.0, {})
+    ends = (10.0, 10.5, 12.0, 12.5, 100.0)
+    trials = [Trial(i, Policy(), cost, 0.5, seconds=2.0, ended=ended) for i, ended in enumerate(ends)]
+    paces = [progress.add(trial)["evaluations_per_second"] for trial in trials]
+    assert paces == pytest.approx([1 / 2, 2 / 2.5, 3 / 4, 4 / 4.5, 5 / 6.5])
+
+
 def test_the_best_models_are_registered_and_run_as_they_are(recorded: Recorded) -> None:
     import mlflow
 
@@ -242,7 +252,7 @@ def test_what_cannot_be_exported_from_mlflow_is_said(recorded: Recorded, tmp_pat
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         with pytest.raises(MissingError, match="cannot be read"):
-            download("0" * 32, tmp_path, f"http://127.0.0.1:{_free_port()}")
+            download("0" * 32, tmp_path, f"http://127.0.0.1:{free_port()}")
     assert main(["export", "--out", str(tmp_path)]) == 2
 
 
@@ -283,55 +293,8 @@ def test_a_search_that_is_killed_is_recorded_as_killed_and_prints_nothing(record
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == -signal.SIGKILL
     assert done.stderr == ""
-    run = _wait_for(lambda: recorded.client.get_run(done.stdout.strip()), lambda run: run.info.status == "KILLED")
+    run = wait_for(lambda: recorded.client.get_run(done.stdout.strip()), lambda run: run.info.status == "KILLED")
     assert len(recorded.client.get_metric_history(run.info.run_id, "latency_ms")) == 5
-
-
-def test_nobody_at_the_address_is_told_once_and_kept_for_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    run = write_run(tmp_path / "one")
-    warnings: list[str] = []
-    tracker = track(run, f"http://127.0.0.1:{_free_port()}", warnings)
-    assert not tracker.close(60.0)
-    assert "cannot be written" in warnings[0]
-    assert f"automc track --run one --runs {tmp_path}" in warnings[1]
-    assert len(warnings) == 2
-    assert json.loads((run.path / MARKER).read_text())["complete"] is False
-
-
-@pytest.mark.slow
-def test_a_server_that_dies_in_mid_search_is_made_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    port, run = _free_port(), write_run(tmp_path / "runs" / "one")
-    uri, warnings = f"http://127.0.0.1:{port}", list[str]()
-    server = _serve(tmp_path, port)
-
-    def kill() -> None:
-        _wait_for(lambda: run.path / MARKER, lambda marker: marker.exists())
-        _stop(server)
-
-    tracker = track(run, uri, warnings, between=kill)
-    assert not tracker.close(90.0)
-    assert len(warnings) == 2
-    again = _serve(tmp_path, port)
-    try:
-        assert upload(RunDir(run.path))
-        from mlflow import MlflowClient
-
-        client = MlflowClient(uri)
-        assert tracker.run_id is not None
-        complete = Recorded(client, run, tracker, warnings)
-        assert complete.parent.info.status == "FINISHED"
-        assert complete.parent.data.params["agent"] == "ilp"
-        steps = {point.step for point in client.get_metric_history(tracker.run_id, "latency_ms")}
-        assert steps == {trial.number for trial in TRIALS}
-        assert "front.html" in complete.files
-        assert tracker.run_url is not None
-        assert tracker.run_url.endswith(tracker.run_id)
-        assert json.loads((run.path / MARKER).read_text())["complete"] is True
-    finally:
-        _stop(again)
 
 
 def test_a_helper_that_cannot_start_is_an_event() -> None:
@@ -389,46 +352,3 @@ def test_the_null_tracker_takes_everything(tmp_path: Path) -> None:
     tracker.finish(None, tmp_path, "KILLED")
     assert tracker.close()
     assert list(tmp_path.iterdir()) == []
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
-def _serve(folder: Path, port: int) -> subprocess.Popen[bytes]:
-    """A real MLflow server, once it answers."""
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    store = [
-        "--backend-store-uri",
-        f"sqlite:///{folder}/server.db",
-        "--artifacts-destination",
-        str(folder / "artifacts"),
-    ]
-    log = (folder / "server.log").open("ab")
-    server = subprocess.Popen([*command, *store], stdout=log, stderr=log, start_new_session=True, cwd=folder)
-
-    def answers() -> bool:
-        assert server.poll() is None, (folder / "server.log").read_text()
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1) as reply:
-                return bool(reply.status == 200)
-        except OSError:
-            return False
-
-    _wait_for(answers, bool)
-    return server
-
-
-def _stop(server: subprocess.Popen[bytes]) -> None:
-    os.killpg(server.pid, signal.SIGKILL)
-    server.wait()
-
-
-def _wait_for(value: Callable[[], Any], good: Callable[[Any], bool], seconds: float = 90.0) -> Any:
-    end = time.monotonic() + seconds
-    while not good(current := value()):
-        assert time.monotonic() < end, f"still {current!r} after {seconds} s"
-        time.sleep(0.1)
-    return current
