@@ -19,7 +19,7 @@ import automc
 
 
 def build() -> nn.Module:
-    """Four convolutions, two of them with a shortcut around."""
+    """Three convolutions and a linear layer."""
     return nn.Sequential(
         nn.Conv2d(1, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
         nn.Conv2d(32, 64, 3, padding=1, stride=2), nn.BatchNorm2d(64), nn.ReLU(),

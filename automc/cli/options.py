@@ -63,7 +63,7 @@ _RAY_ENV = "runtime_env of the workers, as `py_modules: [dist/automc.whl]` for a
 _TRIAL_TIMEOUT = "Time for one evaluation, on workers; after it, it is tried once more on another worker."
 _SYNC = "Let workers wait for each other: the same seed then gives the same trials."
 _WARM_START = "A run whose policies are tried first, or a JSON or YAML file with a policy of another tool."
-_TRACKING = "MLflow server or store. Default: $MLFLOW_TRACKING_URI, or sqlite:///mlflow.db here."
+_TRACKING = "MLflow server or store; '' records nothing. Default: $MLFLOW_TRACKING_URI, or sqlite:///mlflow.db here."
 _REGISTER = "Name in MLflow's model registry for the best models, with the aliases best and knee."
 
 JOB_OPTIONS = (
