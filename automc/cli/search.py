@@ -69,7 +69,7 @@ def _show(summary: Summary, job: Job, folder: Path) -> None:
     console.print()
     console.print(heading(summary))
     console.print(result_table(summary))
-    for line in (*budget_lines(summary), *_left_alone(summary)):
+    for line in (*budget_lines(summary), *_left_alone(summary, job)):
         console.print(line)
     console.print(f"\nFiles in {folder}:")
     for name, path in _paths(folder).items():
@@ -83,20 +83,27 @@ def _paths(folder: Path) -> dict[str, str]:
     return {name: str(folder / path) for name, path in _FILES.items() if (folder / path).is_file()}
 
 
-def _left_alone(summary: Summary) -> list[str]:
+def _left_alone(summary: Summary, job: Job) -> list[str]:
     if not summary.left_alone:
         return []
     return [
-        f"{len(summary.left_alone)} layers or knobs were left alone; `automc show {summary.name}` says which and why."
+        f"{len(summary.left_alone)} layers or knobs were left alone; `{_show_command(summary, job)}` says which and why."
     ]
+
+
+def _show_command(summary: Summary, job: Job) -> str:
+    return f"automc show {summary.name}{_runs(job)}"
+
+
+def _runs(job: Job) -> str:
+    return "" if job.runs == "runs" else f" --runs {job.runs}"
 
 
 def _next(summary: Summary, job: Job) -> list[str]:
     from automc.track.mlflow import tracking_uri, ui_command
 
-    runs = "" if job.runs == "runs" else f" --runs {job.runs}"
-    look = [f"automc show {summary.name}{runs}"]
+    look = [_show_command(summary, job)]
     if job.tracking_uri != "":  # nothing was recorded there
         look.append(ui_command(tracking_uri(job.tracking_uri)))
-    take = f"automc export --run {summary.name}{runs} --format onnx --out deploy"
+    take = f"automc export --run {summary.name}{_runs(job)} --format onnx --out deploy"
     return [*look, take] if summary.best else look
