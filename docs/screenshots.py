@@ -52,12 +52,15 @@ def main(name: str, runs: Path, images: Path) -> None:
 
 
 def open_mlflow(page: Any, address: str, uri: str, run_id: str) -> None:
-    """MLflow's page of a run, once its metrics are shown."""
+    """MLflow's page of a run, once its metrics are shown, without the panel of its assistant."""
     import mlflow
 
     experiment = mlflow.MlflowClient(uri).get_run(run_id).info.experiment_id
     page.goto(f"{address}/#/experiments/{experiment}/runs/{run_id}")
     page.get_by_text("best/latency_ms").first.wait_for(timeout=120_000)
+    assistant = page.get_by_role("button", name="Close")
+    if assistant.count():
+        assistant.first.click()
 
 
 @contextlib.contextmanager
