@@ -19,6 +19,7 @@ from automc.trial import Trial
 from automc.units import METRICS
 
 from . import by_layer, comparison, figures, page, png, svg, words
+from .note import note
 from .report_layers import layer_sections
 
 __all__ = ["PLOTLY", "Plotly", "write_report"]
@@ -272,6 +273,7 @@ class Plotly:
     """What the registry offers as figures "plotly": the outcome in a sentence, figures, an SVG picture, the report."""
 
     verdict = staticmethod(words.verdict)
+    note = staticmethod(note)
     pareto = staticmethod(figures.pareto)
     hypervolume = staticmethod(figures.hypervolume)
     policy_map = staticmethod(figures.policy_map)

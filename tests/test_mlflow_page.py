@@ -72,6 +72,8 @@ def test_the_page_says_which_policy_won_and_how_sure_its_latency_is(page: Any, s
     assert summary.best is not None
     page.get_by_text(words.verdict(summary).partition(":")[0]).first.wait_for()
     page.get_by_text(summary.best.policy.digest).first.wait_for()
+    page.get_by_text("The 95 % interval of its latency is").first.wait_for()
+    page.get_by_text("now, predicted").first.wait_for()
     for metric in ("best/latency_low_ms", "best/latency_high_ms", "best/test_score", "speedup"):
         assert page.get_by_text(metric, exact=True).count() > 0
 

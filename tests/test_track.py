@@ -127,7 +127,10 @@ def test_the_parent_run_says_how_it_was_made(recorded: Recorded) -> None:
     assert run.data.params == {"agent": "ilp", "budget": '["50ms"]', "seed": "0"}
     assert SUMMARY.best is not None
     assert run.data.tags["best_policy"] == SUMMARY.best.policy.digest
-    assert "The winner holds 50.0 ms as measured" in run.data.tags["mlflow.note.content"]
+    note = run.data.tags["mlflow.note.content"]
+    assert "The winner holds 50.0 ms as measured" in note
+    assert f"automc export --mlflow-run {run.info.run_id}" in note
+    assert all(f"| {target} |" in note for target, _ in SUMMARY.best.policy)
     assert (run.data.tags["device"], run.data.tags["budget_held"]) == (SUMMARY.device, "true")
 
 

@@ -15,6 +15,7 @@ from automc import registry
 from automc.devices.device import cache_dir
 from automc.result import Summary
 from automc.rundir import RunDir
+from automc.tables import Tables
 from automc.track.children import children, write_child
 from automc.track.models import log_models
 from automc.track.record import Progress, summary_metrics, trial_table
@@ -109,7 +110,8 @@ class Store:
         summary = Summary.from_json(message["summary"]) if message["summary"] else None
         if summary is not None:
             self._log_metrics(self._run_id, summary_metrics(summary))
-            self._log_tags(self._run_id, _summary_tags(summary))
+            tables = RunDir(folder).tables() if folder is not None else None
+            self._log_tags(self._run_id, _summary_tags(summary, tables, self._run_id))
             self._log_errors(summary)
             self._log_children(summary)
         if folder is not None:
@@ -212,7 +214,7 @@ class Store:
             self._client.log_artifact(self._run_id, str(picture))
 
 
-def _summary_tags(summary: Summary) -> dict[str, str]:
+def _summary_tags(summary: Summary, tables: Tables | None, run_id: str) -> dict[str, str]:
     tags = {
         "model": summary.model,
         "device": summary.device,
@@ -221,9 +223,8 @@ def _summary_tags(summary: Summary) -> dict[str, str]:
     }
     if summary.best is not None:
         tags["best_policy"] = summary.best.policy.digest
-    tags["mlflow.note.content"] = registry.load("figures", "plotly").verdict(
-        summary
-    )  # the description on the run's page
+    note = registry.load("figures", "plotly").note(summary, tables, run_id)
+    tags["mlflow.note.content"] = note  # the description on the run's page
     return {**tags, "budget_held": str(summary.best is not None).lower()}
 
 
