@@ -165,7 +165,6 @@ class TestInABrowser:
         points = app.page.locator(".js-plotly-plot").first.locator(".scatterlayer .point")
         app.page.wait_for_function("least => document.querySelectorAll('.scatterlayer .point').length > least", arg=40)
         assert points.count() > 40
-        shutil.rmtree(app.runs / "now" / "best", ignore_errors=True)
         write_run(app.runs / "now", [], SUMMARY).close()
         app.page.get_by_text("The winner holds 50.0 ms as measured").wait_for()
 

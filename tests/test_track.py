@@ -23,7 +23,7 @@ from servers import free_port, wait_for
 from automc.cli.main import main
 from automc.errors import InputError, MissingError
 from automc.pareto import front
-from automc.policy import Policy
+from automc.policy import Policy, Quantize
 from automc.rundir import RunDir
 from automc.track.children import children
 from automc.track.mlflow import MLflowTracker, download, recorded_as, tracking_uri, ui_command
@@ -206,10 +206,22 @@ def test_all_trials_are_nested_runs_when_asked_for() -> None:
     assert len(names) == len(set(names)) == len(TRIALS) + len(SUMMARY.finalists)
 
 
-def test_pace_and_errors_of_the_predictor_are_step_metrics(recorded: Recorded) -> None:
+def test_the_pace_is_a_step_metric(recorded: Recorded) -> None:
     pace = recorded.client.get_metric_history(recorded.tracker.run_id, "evaluations_per_second")
     spent = [trial.seconds for trial in TRIALS if trial.seconds > 0]
     assert pace[-1].value == pytest.approx(len(spent) / sum(spent))
+
+
+def test_a_measured_trial_tells_how_far_its_prediction_was_off() -> None:
+    predicted, measured = (
+        Cost(latency_s=0.9, source={"latency_s": "predicted"}),
+        Cost(latency_s=1.0, source={"latency_s": "measured"}),
+    )
+    progress = Progress(measured, 1.0, {})
+    assert "predictor_error" not in progress.add(Trial(0, Policy(), predicted, 0.5))
+    assert progress.add(Trial(1, Policy(), measured, 0.5, stage="finalist"))["predictor_error"] == pytest.approx(0.1)
+    unknown = Policy.of([("fc", Quantize(8, 8))])
+    assert "predictor_error" not in progress.add(Trial(2, unknown, measured, 0.5, stage="finalist"))
 
 
 def test_two_workers_make_twice_the_pace_and_a_break_does_not_count() -> None:

@@ -35,6 +35,7 @@ class Progress:
     _evaluated: int = 0
     _seconds: float = 0.0
     _until: float = 0.0
+    _predicted_s: dict[str, float] = field(default_factory=dict)
 
     def add(self, trial: Trial) -> dict[str, float]:
         """The step metrics of one more trial."""
@@ -43,6 +44,9 @@ class Progress:
         metrics = cost_metrics(trial.cost)
         if trial.stage == "search" and trial.seconds > 0:
             metrics["evaluations_per_second"] = self._pace(trial)
+        error = self._error(trial)
+        if error is not None:
+            metrics["predictor_error"] = error
         if trial.score is not None:
             metrics["score"] = trial.score
             if self.budget.holds(trial.cost):
@@ -53,6 +57,15 @@ class Progress:
         if dense_cost:
             metrics["hypervolume"] = dominated_share(self._front, metric, (dense_cost, self.dense_score))
         return metrics
+
+    def _error(self, trial: Trial) -> float | None:
+        """How far the latency of a measured policy was from what its trial was priced at, as a fraction; None of others."""
+        digest, latency_s = trial.policy.digest, trial.cost.latency_s
+        if latency_s and trial.cost.source.get("latency_s") != "measured":
+            self._predicted_s[digest] = latency_s
+            return None
+        predicted_s = self._predicted_s.get(digest)
+        return abs(predicted_s / latency_s - 1.0) if predicted_s and latency_s else None
 
     def _pace(self, trial: Trial) -> float:
         """Evaluations per second of the time in which at least one worker evaluated: breaks of a resumed search do not count."""

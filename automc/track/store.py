@@ -50,7 +50,6 @@ class Store:
         self._logged: set[int] = set()
         self._finish: Mapping[str, Any] | None = None
         self._children: set[str] = set()
-        self._errors_logged = False
 
     def add(self, message: Mapping[str, Any]) -> None:
         """Take one message of the parent's."""
@@ -112,7 +111,6 @@ class Store:
             self._log_metrics(self._run_id, summary_metrics(summary))
             tables = RunDir(folder).tables() if folder is not None else None
             self._log_tags(self._run_id, _summary_tags(summary, tables, self._run_id))
-            self._log_errors(summary)
             self._log_children(summary)
         if folder is not None:
             self._log_files(folder, summary)
@@ -162,21 +160,6 @@ class Store:
             if name not in known or name not in self._children:
                 write_child(self._mlflow, self._client, self._experiment_id, self._run_id, child, known.get(name))
                 self._children.add(name)
-
-    def _log_errors(self, summary: Summary) -> None:
-        """How far predictions were off, at the step of each measured trial."""
-        predicted = {f.policy.digest: f.predicted_latency_s for f in summary.finalists}
-        now, metric = now_ms(), self._entities.Metric
-        errors = [
-            metric("predictor_error", abs(before / after - 1.0), now, trial.number)
-            for trial in self._all_trials()
-            if trial.stage != "search"
-            and (before := predicted.get(trial.policy.digest))
-            and (after := trial.cost.latency_s)
-        ]
-        if errors and not self._errors_logged:
-            self._client.log_batch(self._run_id, metrics=errors)
-        self._errors_logged = True
 
     def _all_trials(self) -> list[Trial]:
         return [trial for trial, _ in sorted(self._trials.values(), key=lambda pair: pair[0].number)]
