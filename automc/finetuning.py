@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import nn
 
-from automc.compression.carriers import set_between
 from automc.certify import Candidate, Certified, Certifier, Failed
+from automc.compression.carriers import set_between
 from automc.errors import AutomcError, InputError
 from automc.evaluate.models import model_digest
 from automc.export.run import chosen

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from automc.calibrate import LayerStats
+from automc.compression.carriers import Carriers, attach, dense_samples, set_ranges
 from automc.compression.criteria import Pruning
 from automc.compression.database import Database
 from automc.compression.evidence import Evidence
 from automc.compression.flow import Flow, read_flow
 from automc.compression.norms import recalibrate, recalibrate_folded
 from automc.compression.prune import dropped, remove_channels
-from automc.compression.carriers import Carriers, attach, dense_samples, set_ranges
 from automc.compression.quantize import Quantized
 from automc.compression.ranges import best_range
 from automc.compression.refine import refine

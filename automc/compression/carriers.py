@@ -65,8 +65,9 @@ class Carriers:
         for name, first in self.chain.shared.items():
             layer, source = (_ends(model.get_submodule(each))[0] for each in (name, first))
             layer.scale, layer.zero = source.scale.clone(), source.zero.clone()
-        for layer in filter(_is_integer, model.modules()):
-            layer.round_bias()
+        for module in model.modules():
+            if isinstance(module, Quantized) and _is_integer(module):
+                module.round_bias()
 
     def set_grids(self, ranges: Mapping[str, tuple[float, float]]) -> None:
         """Give each step of `own` the grid that covers its range, which contains zero."""

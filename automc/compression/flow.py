@@ -29,7 +29,18 @@ _KEEP = frozenset(
     )
 )  # fmt: skip
 _MIX = frozenset(
-    ("__add__", "__iadd__", "__radd__", "adaptive_avg_pool2d", "add", "add_", "avg_pool2d", "cat", "concat", "concatenate")
+    (
+        "__add__",
+        "__iadd__",
+        "__radd__",
+        "adaptive_avg_pool2d",
+        "add",
+        "add_",
+        "avg_pool2d",
+        "cat",
+        "concat",
+        "concatenate",
+    )
 )
 _ACTIVATIONS = frozenset(("clamp", "clamp_", "clip", "clip_", "hardtanh", "hardtanh_", "relu", "relu6", "relu_"))
 

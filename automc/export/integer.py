@@ -112,7 +112,9 @@ def _cuts(node: onnx.NodeProto, encode: onnx.NodeProto, constants: Mapping[str, 
     scale, zero = (float(numpy_helper.to_array(constants[name]).reshape(())) for name in encode.input[1:3])
     if node.op_type == "Relu":
         return zero == 0
-    ends = [numpy_helper.to_array(constants[name]).reshape(()) if name in constants else None for name in node.input[1:3]]
+    ends = [
+        numpy_helper.to_array(constants[name]).reshape(()) if name in constants else None for name in node.input[1:3]
+    ]
     if len(ends) < 2 or any(end is None for end in ends):
         return False
     low, high = (float(end) for end in ends if end is not None)

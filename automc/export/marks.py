@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
@@ -62,8 +63,6 @@ def _scale(number: int) -> float:
 
 def _without_marks(graph: onnx.GraphProto, marks: Sequence[str]) -> dict[str, list[str]]:
     """Take the marks out of a graph; step -> the tensors that it writes."""
-    constants = {node.output[0]: node.attribute[0].t for node in graph.node if node.op_type == "Constant"}
-    constants |= {tensor.name: tensor for tensor in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output}
     outputs = {output.name for output in graph.output}
     names: dict[str, str] = {}
@@ -71,7 +70,7 @@ def _without_marks(graph: onnx.GraphProto, marks: Sequence[str]) -> dict[str, li
     gone = []
     for node in [node for node in graph.node if node.op_type == "DequantizeLinear"]:
         encode = makers[node.input[0]]
-        scale = float(numpy_helper.to_array(constants[node.input[1]]).reshape(()))
+        scale = float(_constant(node.input[1], graph, makers).reshape(()))
         found.append((marks[round((scale - 1.0) * 2**22) - 1], node.output[0]))
         names[node.output[0]] = encode.input[0]
         gone += [encode, node]
@@ -85,13 +84,23 @@ def _without_marks(graph: onnx.GraphProto, marks: Sequence[str]) -> dict[str, li
     for node in graph.node:
         node.input[:] = [_resolved(name, names) for name in node.input]
         node.output[:] = [_resolved(name, names) for name in node.output]
-    used = {name for node in graph.node for name in node.input}
-    for node in [node for node in graph.node if node.op_type == "Constant" and node.output[0] not in used]:
-        graph.node.remove(node)
+    for kind in ("Cast", "Constant"):
+        used = {name for node in graph.node for name in node.input} | outputs
+        for node in [node for node in graph.node if node.op_type == kind and node.output[0] not in used]:
+            graph.node.remove(node)
     written: dict[str, list[str]] = {}
     for key, name in found:
         written.setdefault(key, []).append(_resolved(name, names))
     return written
+
+
+def _constant(name: str, graph: onnx.GraphProto, makers: Mapping[str, onnx.NodeProto]) -> NDArray[Any]:
+    """The value of a constant, which may stand behind a cast."""
+    while name in makers and makers[name].op_type == "Cast":
+        name = makers[name].input[0]
+    if name in makers:
+        return numpy_helper.to_array(makers[name].attribute[0].t)
+    return numpy_helper.to_array(next(tensor for tensor in graph.initializer if tensor.name == name))
 
 
 def _resolved(name: str, names: Mapping[str, str]) -> str:
