@@ -110,7 +110,7 @@ class Carriers:
         if key not in self.chain.read_by:
             return None
         layer = _ends(model.get_submodule(self.chain.read_by[key]))[0]
-        return (layer.scale, layer.zero) if layer.rounds_input else None
+        return (layer.scale, layer.zero) if isinstance(layer, Quantized) and layer.rounds_input else None
 
 
 def _each(result: Any, change: Callable[[Tensor], Tensor]) -> Any:
