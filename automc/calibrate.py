@@ -50,7 +50,6 @@ class LayerStats:
         columns: how many input columns were seen.
         sample: (rows, features) some of those columns, for what moments do not tell: the ranges inside a factorised layer.
         ranges: bits -> (low, high) of the layer's input that those bits should cover, in the dense model.
-        fisher: (outputs,) mean squared gradient of the loss with respect to each output channel; None where not asked for.
     """
 
     covariance: Tensor
@@ -58,7 +57,6 @@ class LayerStats:
     columns: int
     sample: Tensor | None = None
     ranges: Mapping[int, tuple[float, float]] = field(default_factory=dict)
-    fisher: Tensor | None = None
 
     @property
     def full(self) -> bool:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from automc.budget import Budget
+from automc.compression.carriers import detach
 from automc.compression.quantize import float_model
 from automc.compression.recurrent import bake
 from automc.devices.measure import Measurement
@@ -238,6 +239,7 @@ def count_macs(model: nn.Module, prepared: Prepared) -> float:
     """Multiply-accumulates of one sample, counted by thop on the model as it stands, factors and all."""
     sample = tuple(tensor[:1] for tensor in prepared.example)
     plain = float_model(model)
+    detach(plain)
     bake(plain)
     with torch.inference_mode():
         macs, _ = thop.profile(plain, inputs=sample, verbose=False)

@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from automc.certify import Candidate, Certified, Certifier, Failed
+from automc.compression.carriers import set_between
 from automc.errors import AutomcError, InputError
 from automc.evaluate.models import model_digest
 from automc.export.run import chosen
@@ -120,7 +121,10 @@ class _Session:
         """The model as the run has it; stitched anew where the run has no tensors of it."""
         model = prepared.stitcher.finish(prepared.stitcher.apply(policy))
         path = None if known is None else self.folder.weights_path(known)
-        return unpack(model, path.read_bytes()) if path is not None and path.is_file() else model
+        if path is not None and path.is_file():
+            model = unpack(model, path.read_bytes())
+            set_between(model, prepared.ranges)
+        return model
 
     def _key(self, policy: Policy, model: nn.Module) -> str:
         """Names what is trained and how, so that only the same call goes on with what it left."""

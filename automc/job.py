@@ -27,8 +27,9 @@ class Job:
     Attributes:
         model, weights, data, evaluate: as in `automc search --help`; None takes the built-in demo.
         batch_size: samples per inference; None takes 1, or the demo's own.
-        criterion: which channels are pruned first: "obs", which also refits the layers that read them, or a criterion of the
-            literature ("l1", "l2", "bn", "taylor", "fpgm", "apoz", "lamp", "random"), followed by the same refit.
+        criterion: which channels are pruned first: "obs", which also refits the layers that read them, "fisher", which weighs
+            their errors by what they cost, or a criterion of the literature ("l1", "l2", "bn", "taylor", "fpgm", "apoz", "lamp", "random"),
+            followed by the same refit.
         timeout, recover, profile: durations such as "10m": of the whole search, of fine-tuning ("0" is off), and of measuring
             the device the first time.
         fidelity: "on" tells candidates apart by short distillations in a part of that time, "auto" where the winner lost much.

@@ -100,7 +100,7 @@ class Prepared:
 
     def build(self, model: nn.Module) -> bytes:
         """The ONNX file of a compressed model, as deployed on this device."""
-        return _builder(self.device, self.example, self.ranges)(model)
+        return _builder(self.device, self.example)(model)
 
 
 def prepare(
@@ -154,10 +154,11 @@ def prepare(
         traced, Lazily(lambda: calibrate(traced, batches, count)), ranges,
         reduce_range=device.capabilities().reduce_range,
         closure=_Closure(None if simulated else dense),
+        carries=not simulated,
         folder=cache_dir() / "databases" / digest(__version__, repr(pruning), model_digest(traced.model), *map(_bytes, inputs)),
         pruning=pruning, evidence=evidence,
     )  # fmt: skip
-    build = _builder(device, example, ranges)
+    build = _builder(device, example)
     clock.start("profile")
     arrays = [tensor.numpy() for tensor in example]
     predictor = _predictor(
@@ -250,9 +251,9 @@ def _watts(joules: Joules, dense_onnx: bytes, observer: Observer) -> float:
     return max(energy.power_w, 1e-3)
 
 
-def _builder(device: Device, example: Sequence[Tensor], ranges: Sequence[Tensor]) -> Callable[[nn.Module], bytes]:
+def _builder(device: Device, example: Sequence[Tensor]) -> Callable[[nn.Module], bytes]:
     reduce_range, integers = device.capabilities().reduce_range, not isinstance(device, Simulated)
-    return lambda model: build_onnx(model, example, ranges, reduce_range=reduce_range, integers=integers)
+    return lambda model: build_onnx(model, example, reduce_range=reduce_range, integers=integers)
 
 
 def _bytes(tensor: Tensor) -> bytes:

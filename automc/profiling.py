@@ -73,7 +73,7 @@ class Subject:
         stats = calibrate(traced, [self.example], len(self.example[0]), memory_bytes=0)
         pruning = Pruning("l1", compensate=False)
         stitcher = Stitcher(traced, stats, self.example, reduce_range=reduce_range, pruning=pruning)
-        return lambda policy: build_onnx(stitcher.apply(policy), self.example, self.example, reduce_range=reduce_range)
+        return lambda policy: build_onnx(stitcher.apply(policy), self.example, reduce_range=reduce_range)
 
 
 def device_path(device: Device) -> Path:

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from automc.compression.quantize import requantize, set_ranges
+from automc.compression.carriers import set_ranges
+from automc.compression.quantize import requantize
 from automc.errors import AutomcError
 from automc.evaluate.divergence import distillation_loss
 from automc.policy import Policy

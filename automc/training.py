@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from automc.compression.carriers import set_between
 from automc.compression.learned import fix_steps, learn_steps
 from automc.disk import write_atomic
 from automc.distil import Loss, Weights, hint_layers
@@ -215,6 +216,7 @@ class Training:
         settle(form, self._normed, self.lesson)
         for name in self._normed:
             fold(form, name)
+        set_between(form, self.lesson.ranges)
         return form.requires_grad_(False)
 
     def _momentum(self) -> list[tuple[int, Tensor]]:

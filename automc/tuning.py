@@ -31,6 +31,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import BasicVariantGenerator
 from torch import nn
 
+from automc.compression.carriers import set_between
 from automc.errors import AutomcError, InputError
 from automc.execute.parallel import Parallel, check_room, local_cpus
 from automc.execute.ray import by_value, connect
@@ -148,7 +149,9 @@ def tune(
     found = best_state(folder)
     if found is None:
         raise AutomcError(f"Fine-tuning failed: {error or 'no training began'}.", remedy="Give it more time.")
-    return found[0], adopt(model, found[1])
+    best = adopt(model, found[1])
+    set_between(best, lesson.ranges)
+    return found[0], best
 
 
 def _fit(task: bytes, plan: Plan, bounds: Bounds, folder: Path, workers: int, observer: Observer) -> str:

@@ -110,7 +110,7 @@ def _builder(offered: Offer, device: Cpu, example: torch.Tensor) -> Callable[[Po
     reduce_range = device.capabilities().reduce_range
     pruning = Pruning("l1", compensate=False)
     stitcher = Stitcher(offered.traced, stats, (example,), reduce_range=reduce_range, pruning=pruning)
-    return lambda policy: build_onnx(stitcher.apply(policy), (example,), (example,), reduce_range=reduce_range)
+    return lambda policy: build_onnx(stitcher.apply(policy), (example,), reduce_range=reduce_range)
 
 
 def _network(source: str) -> nn.Module:

@@ -5,7 +5,7 @@
 Pruning at a share of the MACs: channels of the smallest L1 norm go (of the filters as they were before folding) and batch norms are
 recalibrated; the same channels, and the layers that read them refitted by least squares; the database; the database refined; for the
 uniform policy and for the one that the `ilp` agent finds with losses of single choices. Then int8 and 4-bit weights everywhere, calibrated
-on several random halves of the samples.
+on several random halves of the samples: as simulated in PyTorch, and the exported file in ONNX Runtime beside it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ from automc.calibrate import calibrate
 from automc.compression.apply import Stitcher
 from automc.compression.criteria import Pruning
 from automc.compression.evidence import Evidence
+from automc.devices.cpu import Cpu, has_vnni
+from automc.evaluate.accuracy import Deployed
 from automc.evaluate.divergence import sensitivities
+from automc.export.onnx import build_onnx
+from automc.export.verify import relative_error
 from automc.job import Silent
 from automc.policy import Policy, Quantize
 from automc.protocols import Problem
@@ -59,7 +63,10 @@ def main() -> None:
     for bits in (8, 4):
         everywhere = Policy.of((layer.name, Quantize(bits, 8)) for layer in graph.layers if layer.quantize)
         for seed in range(arguments.halves):
-            show(given, f"{bits}-bit weights, 8-bit activations, half {seed}", half(given, seed).apply(everywhere))
+            stitched = half(given, seed)
+            model = stitched.finish(stitched.apply(everywhere))
+            show(given, f"{bits}-bit weights, 8-bit activations, half {seed}", model)
+            show_file(given, model, stitched.reduce_range)
 
 
 def show(given: setting.Setting, name: str, model: nn.Module) -> None:
@@ -69,6 +76,21 @@ def show(given: setting.Setting, name: str, model: nn.Module) -> None:
     print(f"  {name:<36} {found:6.2f} %  {lost:+6.2f} points  {given.divergence(model):.4f} nats", flush=True)
 
 
+def show_file(given: setting.Setting, model: nn.Module, reduce_range: bool) -> None:
+    """One row: the exported file beside its simulation, on the test samples and, for their number, the validation inputs."""
+    file = build_onnx(model, tuple(t[: setting.BATCH] for t in given.calibration), reduce_range=reduce_range)
+    session = Deployed(Cpu(torch.get_num_threads()).session(file), setting.BATCH)
+    inputs = torch.cat([given.test[0], given.validation[0]])
+    simulated, found = (setting.outputs(each, (inputs,)) for each in (model, session))
+    differs = int((simulated.argmax(1) != found.argmax(1)).sum())
+    print(
+        f"    its file in ONNX Runtime           {given.accuracy(session):6.2f} %  {differs} of {len(inputs)} answers differ;"
+        f" logits by {float((simulated - found).abs().max()):.3f} at most of {float(simulated.abs().max()):.1f},"
+        f" {100 * relative_error(found, simulated):.2f} % (RMS)",
+        flush=True,
+    )
+
+
 def half(given: setting.Setting, seed: int) -> Stitcher:
     """Calibrated on a random half of the samples."""
     count = len(given.calibration[0])
@@ -76,8 +98,9 @@ def half(given: setting.Setting, seed: int) -> Stitcher:
     inputs = tuple(tensor[chosen] for tensor in given.calibration)
     batches = [tuple(t[i : i + setting.BATCH] for t in inputs) for i in range(0, len(chosen), setting.BATCH)]
     return Stitcher(
-        given.traced, calibrate(given.traced, batches, len(chosen)), tuple(tensor[:128] for tensor in inputs)
-    )
+        given.traced, calibrate(given.traced, batches, len(chosen)), tuple(tensor[:128] for tensor in inputs),
+        reduce_range=not has_vnni(),
+    )  # fmt: skip
 
 
 def searched(given: setting.Setting, stitcher: Stitcher, share: float, leave: list[str]) -> Policy:

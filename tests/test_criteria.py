@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from automc.calibrate import calibrate
 from automc.compression.apply import Stitcher
-from automc.compression.criteria import CRITERIA, Pruning, channel_order, channel_scores, fallbacks
+from automc.compression.criteria import CRITERIA, SWEPT, Pruning, channel_order, channel_scores, fallbacks
 from automc.compression.evidence import Evidence, producers, tp_group
 from automc.errors import InputError, UnknownNameError
 from automc.graph import ChannelGroup, Member
 from automc.policy import Policy, Prune
 from automc.trace import Traced, trace
 
-LITERATURE = [criterion for criterion in CRITERIA if criterion != "obs"]
+LITERATURE = [criterion for criterion in CRITERIA if criterion not in SWEPT]
 SILENT = {("plain", "bn"): ("1",), ("mobile", "bn"): ("squeeze",), ("dense", "apoz"): ("third.0",)}
 """Groups without a batch norm, and one that is only read after it was averaged, so that nothing is zero."""
 
@@ -250,6 +250,24 @@ def test_compensation_comes_nearer_to_the_dense_model(criterion: str) -> None:
         with torch.no_grad():
             errors.append(float((model(*inputs) - found.model(*inputs)).square().mean()))
     assert errors[0] < errors[1]
+
+
+def test_fisher_weighs_errors_by_what_they_cost() -> None:
+    """Two channels are read by one output each: the one that the loss hardly depends on goes first, though its error is larger."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 2), nn.Linear(2, 2, bias=False), nn.Linear(2, 4, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(2, 6))
+        model[1].weight.copy_(torch.diag(torch.tensor([2.0, 1.0])))
+        model[2].weight[:, 0] *= 0.01
+    inputs = torch.randn(64, 6)
+    found = trace(model, (inputs[:2],))
+    stats = calibrate(found, [(inputs,)], 64)
+    orders = [
+        Stitcher(found, stats, (inputs,), pruning=Pruning(criterion)).order(found.graph.group["0"])
+        for criterion in SWEPT
+    ]
+    assert orders == [[1, 0], [0, 1]]
 
 
 def test_an_unknown_criterion_is_named_with_its_closest_match() -> None:

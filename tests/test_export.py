@@ -12,15 +12,14 @@ from torch import nn
 
 from automc.calibrate import calibrate
 from automc.compression.apply import Stitcher
-from automc.compression.quantize import Quantized, best_range
+from automc.compression.quantize import Quantized
 from automc.devices.cpu import Cpu
 from automc.errors import AutomcError
 from automc.evaluate.accuracy import Deployed
 from automc.export.floating import export_float, layer_of
 from automc.export.onnx import build_onnx
-from automc.export.ranges import tensor_values
 from automc.export.torch_export import build_pt2
-from automc.export.verify import INTEGER_TOLERANCE, relative_error
+from automc.export.verify import relative_error
 from automc.policy import LowRank, Policy, Prune, Quantize
 from automc.trace import trace
 
@@ -42,7 +41,7 @@ def test_the_file_computes_what_the_pruned_and_factorised_model_computes(name: s
     choices: list[tuple[str, Prune | LowRank]] = [(g.name, Prune(max(1, g.width // 2))) for g in graph.groups]
     choices += [(layer.name, LowRank(4)) for layer in graph.layers if layer.low_rank]
     model = stitch.apply(Policy.of(choices))
-    file = build_onnx(model, (images(4),), (images(32),), reduce_range=False)
+    file = build_onnx(model, (images(4),), reduce_range=False)
     np.testing.assert_allclose(run(file, images(4)), model(images(4)).numpy(), atol=1e-3)
 
 
@@ -52,7 +51,7 @@ def test_integer_layers_run_on_integers_and_stay_close(name: str, tmp_path: obje
     stitch.reduce_range = True  # exact on processors with and without VNNI
     layers = [layer.name for layer in stitch.traced.graph.layers if layer.quantize]
     model = stitch.apply(Policy.of((layer, Quantize(8, 8)) for layer in layers))
-    file = build_onnx(model, (images(4),), (images(32),), reduce_range=True)
+    file = build_onnx(model, (images(4),), reduce_range=True)
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = f"{tmp_path}/optimised.onnx"
     onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
@@ -62,14 +61,13 @@ def test_integer_layers_run_on_integers_and_stay_close(name: str, tmp_path: obje
     kernels = [node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node]
     integer = [k for k in kernels if k in ("QLinearConv", "QGemm", "MatMulIntegerToFloat", "QLinearMatMul")]
     assert len(integer) >= 0.8 * len(layers), kernels
-    reference = stitch.traced.model(images(4)).numpy()
-    assert np.abs(run(file, images(4)) - reference).max() <= 0.15 * np.abs(reference).max()
+    assert relative_error(torch.from_numpy(run(file, images(4))), model(images(4))) <= 1e-4
 
 
 @pytest.mark.parametrize("name", ["residual", "lists"])
 def test_nodes_are_named_after_the_modules_they_come_from(name: str) -> None:
     stitch = stitcher(name)
-    file = onnx.load_from_string(build_onnx(stitch.traced.model, (images(4),), (images(4),), reduce_range=False))
+    file = onnx.load_from_string(build_onnx(stitch.traced.model, (images(4),), reduce_range=False))
     layers = {layer_of(node) for node in file.graph.node if node.op_type in ("Conv", "Gemm")}
     assert layers == set(stitch.traced.graph.layer)
 
@@ -91,7 +89,7 @@ def test_only_the_layer_that_the_policy_names_becomes_integer() -> None:
     stitch = stitcher("lists")
     for layer in ("layers.1.0", "blocks.0.1.0", "left.conv.0", "right.conv.0"):
         model = stitch.apply(Policy.of([(layer, Quantize(8, 8))]))
-        graph = onnx.load_from_string(build_onnx(model, (images(4),), (images(32),), reduce_range=False)).graph
+        graph = onnx.load_from_string(build_onnx(model, (images(4),), reduce_range=False)).graph
         decoded = {name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output}
         layers = [node for node in graph.node if node.op_type in ("Conv", "Gemm")]
         assert [layer_of(node) for node in layers if node.input[1] in decoded] == [layer]
@@ -109,43 +107,28 @@ def test_an_integer_layer_without_a_node_is_an_error() -> None:
             return torch.einsum("oi,bihw->bohw", inner.weight.flatten(1), x)
 
     with pytest.raises(AutomcError, match="no node for the integer layer 'layer'"):
-        build_onnx(Bypassed(), (images(4),), (images(4),), reduce_range=False)
-
-
-def test_integer_ranges_come_from_all_samples_whatever_the_batch_size() -> None:
-    model = make("plain")
-    inputs = images(32) * torch.linspace(0.1, 3.0, 32)[:, None, None, None]
-    values = {}
-    for batch in (1, 5, 32):
-        proto = export_float(model, (images(batch),))
-        tensors = [node.output[0] for node in proto.graph.node if node.op_type in ("Conv", "Gemm")]
-        values[batch] = [tensor_values(proto, ["input", *tensors], (inputs,))[name] for name in ("input", *tensors)]
-    for found in zip(values[1], values[5], values[32], strict=True):
-        assert len({(round(float(v.min()), 4), round(float(v.max()), 4)) for v in found}) == 1
-        assert max(len(v) for v in found) < 40_000
-        for low_high in found[:2]:
-            np.testing.assert_allclose(best_range(low_high), best_range(found[2]), atol=0.06 * float(np.ptp(found[2])))
+        build_onnx(Bypassed(), (images(4),), reduce_range=False)
 
 
 @pytest.mark.parametrize("bits", [(4, 6), (8, 4), (3, 3), (7, 32)])
 def test_layers_of_other_bits_are_exported_as_they_are_rounded_in_pytorch(bits: tuple[int, int]) -> None:
     model = stitcher("residual").apply(Policy.of([("a1.0", Quantize(*bits)), ("b2.0", Quantize(*bits))]))
-    file = build_onnx(model, (images(4),), (images(32),), reduce_range=False)
+    file = build_onnx(model, (images(4),), reduce_range=False)
     assert "QuantizeLinear" not in {node.op_type for node in onnx.load_from_string(file).graph.node}
     np.testing.assert_allclose(run(file, images(4)), model(images(4)).numpy(), atol=1e-3)
 
 
 def test_layers_of_other_bits_stand_beside_integer_ones() -> None:
     model = stitcher("residual").apply(Policy.of([("a1.0", Quantize(3, 6)), ("b2.0", Quantize(8, 8))]))
-    file = build_onnx(model, (images(4),), (images(32),), reduce_range=False)
+    file = build_onnx(model, (images(4),), reduce_range=False)
     assert "QuantizeLinear" in {node.op_type for node in onnx.load_from_string(file).graph.node}
     expected = model(images(4))
-    assert relative_error(torch.from_numpy(run(file, images(4))), expected) <= INTEGER_TOLERANCE
+    assert relative_error(torch.from_numpy(run(file, images(4))), expected) <= 1e-4
 
 
 def test_a_deployed_model_takes_any_number_of_samples() -> None:
     stitch = stitcher("plain")
-    file = build_onnx(stitch.traced.model, (images(4),), (images(4),), reduce_range=False)
+    file = build_onnx(stitch.traced.model, (images(4),), reduce_range=False)
     deployed = Deployed(Cpu().session(file), 4)
     for count in (1, 4, 9):
         torch.testing.assert_close(deployed(images(count)), stitch.traced.model(images(count)), atol=1e-4, rtol=1e-4)

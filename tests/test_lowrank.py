@@ -273,7 +273,7 @@ def test_exported_nodes_are_the_kernels_that_are_priced(name: str, method: str) 
 
 def _counted(model: nn.Module, graph: LayerGraph) -> dict[tuple[str, int], tuple[int, ...]]:
     """Per place the row of `Kernels` that its node of the exported file amounts to."""
-    file = build_onnx(model, (images(2),), (images(2),), reduce_range=False)
+    file = build_onnx(model, (images(2),), reduce_range=False)
     proto = onnx.shape_inference.infer_shapes(onnx.load_from_string(file)).graph
     weights = {t.name: tuple(t.dims) for t in proto.initializer}
     values = [*proto.input, *proto.value_info, *proto.output]

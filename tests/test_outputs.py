@@ -174,7 +174,7 @@ def test_detectors_are_traced_with_their_channels(name: str) -> None:
 def test_the_deployed_detector_returns_what_the_model_returns(name: str) -> None:
     found = trace(detector(name), (images(4),))
     model = stitcher(found).apply(policy(found))
-    file = build_onnx(model, (images(4),), (images(32),), reduce_range=True)
+    file = build_onnx(model, (images(4),), reduce_range=True)
     names = [output.name for output in onnx.load_from_string(file).graph.output]
     assert names == [f"output{n}" if n[0].isdigit() else n for n in OUTPUTS[name]]
     session = Cpu().session(file)
@@ -284,7 +284,7 @@ def test_a_model_with_named_inputs_and_outputs_goes_through_the_exports(answer: 
     assert [group.width for group in found.graph.groups] == [48]
     stitch = Stitcher(found, calibrate(found, [inputs_of(batch)], 8), inputs_of(batch))
     model = stitch.apply(Policy.of([("up", Prune(32)), ("down", Quantize(8, 8))]))
-    file = build_onnx(model, inputs_of(batch), inputs_of(batch), reduce_range=True)
+    file = build_onnx(model, inputs_of(batch), reduce_range=True)
     graph = onnx.load_from_string(file).graph
     assert [i.name for i in graph.input] == ["attention_mask", "input_ids"]
     assert [o.name for o in graph.output] == ["logits", "hidden_states_0"]
@@ -322,7 +322,7 @@ def test_control_flow_on_values_is_found_before_a_search() -> None:
             return self.first(x) if float(x.sum()) > 0 else self.second(x)
 
     model, ones = Branching().eval(), torch.ones(2, 3)
-    session = Cpu().session(build_onnx(model, (ones,), (ones,), reduce_range=False))
+    session = Cpu().session(build_onnx(model, (ones,), reduce_range=False))
     verify_dense(session, model, [(ones,), (2 * ones,)])
     with pytest.raises(AutomcError, match="depends on the values of its input"):
         verify_dense(session, model, [(ones,), (-ones,)])

@@ -10,7 +10,8 @@ import torch
 from networks import images, make
 from torch import Tensor, nn
 
-from automc.compression.quantize import Quantized, set_ranges
+from automc.compression.carriers import set_ranges
+from automc.compression.quantize import Quantized
 from automc.compression.ranges import RANGES, best_range
 from automc.compression.storage import as_run, file_bytes, runs_on_integers
 from automc.export.onnx import build_onnx
@@ -86,7 +87,7 @@ def test_inputs_are_rounded_to_their_bits(bits: int) -> None:
 @pytest.mark.parametrize("bits", [7, 4, 2])  # 8-bit weights may saturate on this processor
 def test_the_integer_file_agrees_with_the_simulation(name: str, bits: int) -> None:
     model = rounded(name, Quantize(bits, 8))
-    file = build_onnx(model, (images(64, seed=5),), (images(64),), reduce_range=False)
+    file = build_onnx(model, (images(64, seed=5),), reduce_range=False)
     x = images(64, seed=5)
     found, expected = run(file, x), model(x)
     assert relative_error(found, expected) < 0.03
@@ -96,7 +97,7 @@ def test_the_integer_file_agrees_with_the_simulation(name: str, bits: int) -> No
 @pytest.mark.parametrize("bits", [8, 4])
 def test_the_integer_file_holds_the_codes_and_scales_of_the_layers(bits: int) -> None:
     model = rounded("plain", Quantize(bits, 8))
-    file = onnx.load_from_string(build_onnx(model, (images(2),), (images(64),), reduce_range=False)).graph
+    file = onnx.load_from_string(build_onnx(model, (images(2),), reduce_range=False)).graph
     held = {tensor.name: onnx.numpy_helper.to_array(tensor).astype(float) for tensor in file.initializer}
     for module in model.modules():
         if isinstance(module, Quantized):
@@ -112,7 +113,7 @@ def test_the_integer_file_holds_the_codes_and_scales_of_the_layers(bits: int) ->
 def test_stored_weights_compute_the_same_and_take_fewer_bytes(name: str, spec: Quantize) -> None:
     model = rounded(name, spec)
     x = images(3, seed=5)
-    file, dense = (build_onnx(m, (x,), (x,), reduce_range=False) for m in (model, make(name)))
+    file, dense = (build_onnx(m, (x,), reduce_range=False) for m in (model, make(name)))
     np.testing.assert_allclose(run(file, x), model(x), atol=1e-4)
     layers = [module for module in model.modules() if isinstance(module, Quantized)]
     saved = sum(4 * m.inner.weight.numel() - file_bytes(spec, *m.inner.weight.flatten(1).shape) for m in layers)

@@ -149,11 +149,11 @@ def test_fewer_bits_lose_more_and_are_whole_numbers_of_steps(name: str) -> None:
 def test_the_exported_file_agrees_and_stores_bytes(name: str) -> None:
     stitch, example = stitcher(name), (inputs(name, 4),)
     layers = recurrent(stitch.traced)
-    dense = build_onnx(stitch.traced.model, example, example, reduce_range=False)
+    dense = build_onnx(stitch.traced.model, example, reduce_range=False)
     policy = Policy.of([spec for n in layers for spec in ((n, LowRank(8)), (n, Quantize(8, 32)))])
     for chosen in (policy, Policy.of((n, Quantize(4, 32)) for n in layers)):
         model = stitch.apply(chosen)
-        file = build_onnx(model, example, example, reduce_range=False)
+        file = build_onnx(model, example, reduce_range=False)
         assert verify(Cpu().session(file), model, example) < 1e-3
         kept = onnx.load_from_string(file).graph.initializer
         assert sum(t.data_type == onnx.TensorProto.INT8 for t in kept) >= 2 * len(layers)

@@ -172,8 +172,8 @@ def sparse_file(policy: Policy, name: str = "plain") -> tuple[bytes, bytes]:
     """The file of a policy, and what it would be with its zeros."""
     stitch = stitcher(name)
     model = stitch.apply(policy)
-    packed = build_onnx(model, (images(4),), (images(32),), reduce_range=True)
-    dense = build_onnx(stitch.traced.model, (images(4),), (images(32),), reduce_range=True)
+    packed = build_onnx(model, (images(4),), reduce_range=True)
+    dense = build_onnx(stitch.traced.model, (images(4),), reduce_range=True)
     return packed, dense
 
 
@@ -191,7 +191,7 @@ def run(model: bytes, optimised: Path | None = None) -> np.ndarray:
 def test_a_packed_file_is_small_and_runs_the_very_same_kernels(bits: tuple[tuple[str, Quantize], ...], tmp_path: Path) -> None:  # fmt: skip
     stitch = stitcher("plain")
     model = stitch.apply(Policy.of([("0.1.0", Sparsify(0.25)), *bits]))
-    packed = onnx.load_from_string(build_onnx(model, (images(4),), (images(32),), reduce_range=True))
+    packed = onnx.load_from_string(build_onnx(model, (images(4),), reduce_range=True))
     plain = unpacked(packed)
     onnx.checker.check_model(packed, full_check=True)
     ops = []
@@ -233,7 +233,7 @@ def test_sparse_files_compute_what_the_model_computes(name: str) -> None:
     model = stitch.apply(Policy.of((layer.name, Sparsify(0.25)) for layer in layers))
     with torch.no_grad():
         expected = model(images(4)).numpy()
-    found = run(build_onnx(model, (images(4),), (images(32),), reduce_range=True))
+    found = run(build_onnx(model, (images(4),), reduce_range=True))
     np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-3)
 
 

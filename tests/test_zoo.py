@@ -18,7 +18,7 @@ from automc.calibrate import calibrate
 from automc.compression.apply import Stitcher
 from automc.compression.prune import dropped, reading_order, remove_channels, zero_consumers
 from automc.export.onnx import build_onnx
-from automc.export.verify import FLOAT_TOLERANCE, INTEGER_TOLERANCE, relative_error
+from automc.export.verify import FLOAT_TOLERANCE, relative_error
 from automc.policy import LowRank, Policy, Prune, Quantize
 from automc.search_spaces.default import default
 from automc.trace import Traced, trace
@@ -47,7 +47,7 @@ def random_policy(name: str) -> Policy:
 def deployed(name: str, policy: Policy) -> tuple[torch.Tensor, torch.Tensor]:
     """(outputs of the compressed PyTorch model, outputs of its ONNX file in ONNX Runtime)."""
     model, inputs = stitcher(name).finish(stitcher(name).apply(policy)), ZOO[name].inputs(4)
-    file = build_onnx(model, (inputs,), (ZOO[name].inputs(32),), reduce_range=False)
+    file = build_onnx(model, (inputs,), reduce_range=False)
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     return model(inputs), torch.from_numpy(session.run(None, {"input": inputs.numpy()})[0])
 
@@ -128,13 +128,11 @@ def test_a_random_policy_of_pruning_and_low_rank_becomes_an_onnx_file_that_compu
 
 
 @families
-def test_a_random_policy_of_all_knobs_becomes_an_onnx_file_that_stays_close(name: str) -> None:
-    """Close for random weights: where channels cancel out, eight bits lose more than in trained networks."""
+def test_a_random_policy_of_all_knobs_becomes_an_onnx_file_that_computes_the_same(name: str) -> None:
     policy = random_policy(name)
     assert not traced(name).graph.layers or Quantize in {type(spec) for _, spec in policy}
     expected, found = deployed(name, policy)
-    # Norms that stand before their layer amplify what rounding the concatenation loses, which PyTorch does not simulate.
-    assert relative_error(found, expected) <= (7 if name == "densenet" else 2) * INTEGER_TOLERANCE
+    assert relative_error(found, expected) <= FLOAT_TOLERANCE
 
 
 def test_the_zoo_meets_every_knob() -> None:

@@ -51,7 +51,7 @@ def worker_count(text: str) -> int | str:
 _MODEL = "FILE.py:FUNCTION or MODULE:FUNCTION that returns the model, torchvision:NAME, timm:NAME. Default: demo."
 _DATA = "digits, npz:FILE, imagefolder:DIR, cifar10:DIR, or FILE.py:FUNCTION that returns the loaders. Default: digits."
 _EVALUATE = "FILE.py:FUNCTION of (model, loader) that returns a score, higher is better. Default: accuracy."
-_CRITERION = "Which channels are pruned first: obs, l1, l2, bn, taylor, fpgm, apoz, lamp, random."
+_CRITERION = "Which channels are pruned first: obs, fisher, l1, l2, bn, taylor, fpgm, apoz, lamp, random."
 _AGENT = "What proposes policies: ilp, auto, spdy, netadapt, evolution, tpe, nsga2, gp, cmaes, amc, haq, haq-joint, greedy-sensitivity, uniform, random."
 _RECOVER = "Time to fine-tune the finalists for, in all; 0 = off."
 _FIDELITY = "Tell candidates apart by short distillations, in a part of --recover; auto = where the winner lost much."

@@ -9,18 +9,24 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from automc.calibrate import LayerStats
+from automc.compression.carriers import Carriers, attach, dense_samples, set_ranges
 from automc.compression.criteria import Pruning
 from automc.compression.database import Database
 from automc.compression.evidence import Evidence
+from automc.compression.flow import Flow, read_flow
 from automc.compression.norms import recalibrate, recalibrate_folded
 from automc.compression.prune import dropped, remove_channels
-from automc.compression.quantize import Quantized, set_ranges
+from automc.compression.quantize import Quantized
+from automc.compression.ranges import best_range
 from automc.compression.refine import refine
 from automc.compression.sharing import sharing_copy
 from automc.compression.storage import as_run, runs_on_integers
@@ -43,6 +49,7 @@ class Stitcher:
         range_batch: inputs that set what depends on the whole model: ranges of finalists, statistics of norms that stay.
         reduce_range: integer weights use 7 bits, for processors whose 8-bit kernels saturate.
         closure: the layers that the runtime runs on 8-bit integers when those given do; they are rounded as well.
+        carries: the runtime runs what stands between integer layers on integers too; it is rounded as well.
         folder: where the database of layer variants is kept.
         pruning: which channels go first, and whether the layers that read them are refitted.
         evidence: what criteria other than "obs" look at.
@@ -56,6 +63,7 @@ class Stitcher:
         *,
         reduce_range: bool = False,
         closure: Callable[[frozenset[str]], frozenset[str]] = lambda layers: layers,
+        carries: bool = True,
         folder: Path | None = None,
         pruning: Pruning | None = None,
         evidence: Evidence | None = None,
@@ -67,6 +75,7 @@ class Stitcher:
         self.database = Database(traced, stats, folder, self.pruning, evidence)
         self.reduce_range = reduce_range
         self.closure = closure
+        self.carries = carries
         self._replaced = frozenset(
             spec.name for spec in traced.graph.layers if spec.groups == 1 and spec.kind != "recurrent"
         )
@@ -105,7 +114,25 @@ class Stitcher:
                 lost = {name: indices for (name, side), indices in gone.items() if side == "out"}
                 recalibrate_folded(model, self.traced.norms, lost, self.range_batch)
             set_ranges(model, [self.range_batch], only_unset=True)
+        if self.carries and any(runs_on_integers(spec) for spec in integer.values()):
+            self._carry(model)
         return model
+
+    def _carry(self, model: nn.Module) -> None:
+        """Round what stands between integer layers, by its ranges in the dense model."""
+        carriers = Carriers(self._flow)
+        carriers.plan(model)
+        carriers.share(model)
+        carriers.set_grids({key: best_range(self._between[key]) for key in carriers.own})
+        attach(model, carriers)
+
+    @cached_property
+    def _flow(self) -> Flow:
+        return read_flow(self.traced.model, tuple(tensor[:2] for tensor in self.range_batch))
+
+    @cached_property
+    def _between(self) -> dict[str, NDArray[np.float32]]:
+        return dense_samples(self.traced.model, self._flow, self.range_batch)
 
     def refine(self, policy: Policy, batches: Sequence[tuple[Tensor, ...]]) -> nn.Module:
         """The model of a policy, its layers solved again one after the other on `batches` of inputs; shares nothing."""

@@ -1,6 +1,7 @@
 """In which order the channels of a group go: the Optimal Brain Surgeon sweep, and the criteria of the literature.
 
     obs     error of the consumers after they are refitted (`automc.compression.obs`)
+    fisher  the same, errors of each output weighted by its Fisher information (`automc.calibrate.output_sensitivity`)
     l1, l2  norm of the filters that produce the channel; Li et al. 2017, arXiv 1608.08710, section 3.1
     bn      scale of its batch norm; Liu et al. 2017, "Network Slimming", arXiv 1708.06519
     taylor  mean over samples of (sum of gradient x weight)^2; Molchanov et al. 2019, arXiv 1906.10771, eq. 8
@@ -30,9 +31,11 @@ from automc.compression.evidence import Evidence, norms, producers, tp_group
 from automc.errors import InputError, UnknownNameError
 from automc.graph import ChannelGroup
 
-__all__ = ["CRITERIA", "FALLBACK", "Pruning", "channel_order", "channel_scores", "fallbacks"]
+__all__ = ["CRITERIA", "FALLBACK", "SWEPT", "Pruning", "channel_order", "channel_scores", "fallbacks"]
 
-CRITERIA = ("obs", "l1", "l2", "bn", "taylor", "fpgm", "apoz", "lamp", "random")
+CRITERIA = ("obs", "fisher", "l1", "l2", "bn", "taylor", "fpgm", "apoz", "lamp", "random")
+SWEPT = ("obs", "fisher")
+"""Ordered by a sweep that refits the consumers."""
 FALLBACK = "l1"
 """Ranks the groups about which the chosen criterion can say nothing."""
 
@@ -73,7 +76,7 @@ class Pruning:
 def channel_order(pruning: Pruning, group: ChannelGroup, evidence: Evidence) -> tuple[list[int], list[float]]:
     """The channels of a group from the first to go to the last, and the share of all importance gone after each.
 
-    The same form as `obs.elimination_order`, which serves the criterion "obs".
+    The same form as `obs.elimination_order`, which serves the criteria in SWEPT.
     """
     scores = channel_scores(pruning, group, evidence)
     order = torch.argsort(scores, stable=True)

@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from automc.calibrate import LayerStats
-from automc.compression.criteria import Pruning, channel_order
+from automc.compression.criteria import SWEPT, Pruning, channel_order
 from automc.compression.evidence import Evidence
 from automc.compression.frozen import freeze, is_freezable, thaw
 from automc.compression.obs import Consumer, elimination_order
@@ -86,7 +86,7 @@ class Database:
         return self._orders[group.name]
 
     def _ranked(self, group: ChannelGroup) -> Order:
-        if self.pruning.criterion != "obs":
+        if self.pruning.criterion not in SWEPT:
             assert self.evidence is not None
             return channel_order(self.pruning, group, self.evidence)
         consumers = [c for c in (self._consumer(group, m.module) for m in group.members if m.side == "in") if c]
@@ -179,7 +179,14 @@ class Database:
         taps = spec.kernel[0] * spec.kernel[1]
         channels = torch.tensor(member.index)  # (channels, times)
         blocks = (channels[:, :, None] * taps + torch.arange(taps)).flatten(1)
-        return Consumer(self._dense(name).module.weight.detach().flatten(1), stats, blocks)
+        return Consumer(self._dense(name).module.weight.detach().flatten(1), stats, blocks, self._importance(name))
+
+    def _importance(self, name: str) -> Tensor | None:
+        """(outputs,) of a layer, where the criterion weighs errors by it."""
+        if self.pruning.criterion != "fisher":
+            return None
+        assert self.evidence is not None
+        return self.evidence.sensitivity[name]
 
     def _keys(self, name: str, space: SearchSpace) -> Iterator[Key]:
         """The keys of a layer that policies of `space` can lead to, none where they are too many."""

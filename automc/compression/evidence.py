@@ -12,6 +12,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch_pruning.dependency import Dependency, Group, Node
 
+from automc.calibrate import output_sensitivity
 from automc.graph import ChannelGroup, Member
 from automc.outputs import logits_of, tensors_of
 from automc.trace import Traced
@@ -20,6 +21,9 @@ __all__ = ["Evidence", "norms", "producers", "tp_group"]
 
 SAMPLES = 64
 """Inputs from which gradients and activations are taken."""
+
+_BATCH = 16
+"""Of them at once."""
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -74,6 +78,16 @@ class Evidence:
             for hook in hooks:
                 hook.remove()
         return found
+
+    @cached_property
+    def sensitivity(self) -> dict[str, Tensor]:
+        """Layer -> (outputs,) the diagonal of the Fisher information of its outputs."""
+        rows = [
+            tuple(tensor[row : row + _BATCH].clone() for tensor in self.inputs) for row in range(0, SAMPLES, _BATCH)
+        ]
+        with torch.inference_mode(False):
+            batches = [batch for batch in rows if len(batch[0])]
+            return output_sensitivity(self.traced, batches, logits=self.logits, seed=self.seed)
 
     @cached_property
     def taylor(self) -> dict[str, Tensor]:

@@ -33,20 +33,27 @@ class Consumer:
         weight: (outputs, features) its weights.
         stats: what it reads.
         blocks: (channels, features per channel) which features belong to each channel of the group.
+        importance: (outputs,) what a squared error of each output costs; None where all cost the same.
     """
 
     weight: Tensor
     stats: LayerStats
     blocks: Tensor
+    importance: Tensor | None = None
 
 
 def elimination_order(consumers: Sequence[Consumer], width: int) -> tuple[list[int], list[float]]:
     """The channels of a group from the first to go to the last, and the error after each removal.
 
-    The error is relative: squared output error over output variance, summed over consumers. Wide groups are swept in at
-    most 128 steps of several channels each.
+    The error is relative: squared output error over output variance, summed over consumers; of consumers whose outputs have an
+    importance, all their weighted errors over all their weighted variances. Wide groups are swept in at most 128 steps of several
+    channels each.
     """
     sweeps = [_Sweep(consumer) for consumer in consumers]
+    if any(consumer.importance is not None for consumer in consumers):
+        total_scale = sum(sweep.scale for sweep in sweeps)
+        for sweep in sweeps:
+            sweep.scale = total_scale
     step = max(1, width // _MAX_STEPS)
     order: list[int] = []
     errors: list[float] = []
@@ -73,8 +80,9 @@ class _Sweep:
         self.blocks = consumer.blocks
         self.alive = torch.ones(len(self.blocks), dtype=torch.bool)
         covariance = _damped(consumer.stats)
-        self.scale = float((consumer.weight @ covariance * consumer.weight).sum()) + 1e-12
-        self.weight = consumer.weight.clone()
+        weights = 1.0 if consumer.importance is None else consumer.importance.sqrt()[:, None]
+        self.weight = consumer.weight * weights
+        self.scale = float((self.weight @ covariance * self.weight).sum()) + 1e-12
         self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
         self.left = torch.ones(len(covariance), dtype=torch.bool)
 

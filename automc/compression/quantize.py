@@ -8,7 +8,6 @@ arXiv 1308.3432).
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -17,12 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from automc.compression.grid import Grid
-from automc.compression.ranges import RangeRule, best_range
+from automc.compression.ranges import best_range
 from automc.compression.rounding import Rounded, round_weights
-from automc.compression.steps import stepped
+from automc.compression.steps import on_grid, stepped
 from automc.policy import Quantize
 
-__all__ = ["Quantized", "best_range", "float_model", "quantized_layers", "requantize", "sample", "set_ranges"]
+__all__ = ["Quantized", "best_range", "float_model", "quantized_layers", "requantize", "sample"]
 
 _SAMPLE = 16_384
 
@@ -86,6 +85,14 @@ class Quantized(nn.Module):
         self.zero.fill_(round(-low / scale))
         self.rounds_input = True
 
+    def round_bias(self) -> None:
+        """Move the bias to multiples of a product's step, which is what 8-bit kernels add up."""
+        bias = self.inner.bias
+        if bias is not None and self.rounds_input:
+            step = self.weight_scale.detach().flatten() * self.scale.detach()
+            rounded = (bias.detach() / step).round() * step
+            self.inner.bias = nn.Parameter(rounded, requires_grad=bias.requires_grad)
+
     def requantize(self) -> None:
         """Move trained weights to the nearest values on the grid."""
         with torch.no_grad():
@@ -117,11 +124,8 @@ class Quantized(nn.Module):
             weight = self._stepped()
         elif weight.requires_grad:
             weight = weight + (self._on_grid() - weight).detach()
-        last = 2**self.activation_bits - 1
-        if self.rounds_input and self.scale.requires_grad:
-            inputs = stepped(inputs, self.scale, self.zero, 0, last)
-        elif self.rounds_input:
-            inputs = torch.fake_quantize_per_tensor_affine(inputs, self.scale, self.zero, 0, last)
+        if self.rounds_input:
+            inputs = on_grid(inputs, self.scale, self.zero, 0, 2**self.activation_bits - 1)
         if isinstance(self.inner, nn.Linear):
             return F.linear(inputs, weight, self.inner.bias)
         return self.inner._conv_forward(inputs, weight, self.inner.bias)
@@ -169,43 +173,6 @@ def sample(values: Tensor) -> NDArray[np.float32]:
     chosen = torch.cat([flat[::step], flat.min()[None], flat.max()[None]])
     result: NDArray[np.float32] = chosen.numpy().astype(np.float32)
     return result
-
-
-def set_ranges(
-    model: nn.Module,
-    batches: Iterable[Sequence[Tensor]],
-    rule: RangeRule = best_range,
-    *,
-    only_unset: bool = False,
-) -> None:
-    """Set the input range of every rounded layer from the inputs that it sees on `batches`, in floating point, in place.
-
-    Args:
-        only_unset: leave those alone that have a range already.
-    """
-    layers = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, Quantized) and module.activation_bits < 32 and not (only_unset and module.rounds_input)
-    }
-    if not layers:
-        return
-    seen: dict[str, list[NDArray[np.float32]]] = {name: [] for name in layers}
-    for layer in layers.values():
-        layer.rounds_input = False
-    hooks = [
-        layer.register_forward_pre_hook(lambda _, inputs, name=name: seen[name].append(sample(inputs[0])))
-        for name, layer in layers.items()
-    ]
-    try:
-        with torch.no_grad():
-            for inputs in batches:
-                model(*inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    for name, layer in layers.items():
-        layer.set_range(*rule(np.concatenate(seen[name]), layer.activation_bits))
 
 
 def float_model(model: nn.Module) -> nn.Module:

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
-__all__ = ["stepped"]
+__all__ = ["on_grid", "stepped"]
+
+
+def on_grid(values: Tensor, scale: Tensor | float, zero: Tensor | int, first: int, last: int) -> Tensor:
+    """`values` on one grid, scale * (code - zero); gradients reach `scale` where it asks for them."""
+    if isinstance(scale, Tensor) and isinstance(zero, Tensor):
+        if scale.requires_grad:
+            return stepped(values, scale, zero, first, last)
+        return torch.fake_quantize_per_tensor_affine(values, scale, zero, first, last)
+    return torch.fake_quantize_per_tensor_affine(values, float(scale), int(zero), first, last)
 
 
 def stepped(values: Tensor, step: Tensor, zero: Tensor, first: int, last: int) -> Tensor:

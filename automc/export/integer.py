@@ -1,21 +1,22 @@
-"""Layers of an ONNX model on integers, in ONNX Runtime's static QDQ format, and the operators that carry integers between them."""
+"""Layers of an ONNX model on integers, in ONNX Runtime's static QDQ format: int8 weights, int32 biases, and nothing in between.
+
+The activations are rounded by the model itself, whose rounding the exporter writes as pairs of QuantizeLinear and DequantizeLinear.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import onnx
-from onnxruntime.quantization import QDQQuantizer, QuantType
-from torch import Tensor
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
 
 from automc.compression.quantize import Quantized
 from automc.errors import AutomcError
-from automc.export.floating import layer_of, quiet
-from automc.export.ranges import tensor_ranges
+from automc.export.floating import layer_of
 
-__all__ = ["integer_closure", "quantize_proto"]
+__all__ = ["integer_closure", "store_integers"]
 
 _INTEGER_OPS = ("Conv", "Gemm", "MatMul")
 _CARRIER_OPS = (
@@ -25,92 +26,115 @@ _CARRIER_OPS = (
 """Operators that run on integers when all that they read is integer already, and so spare two conversions."""
 
 
-def quantize_proto(
-    proto: onnx.ModelProto, layers: Mapping[str, Quantized], calibration: Sequence[Tensor], *, reduce_range: bool
-) -> onnx.ModelProto:
-    """`proto` with the nodes of `layers`, and the carriers between them, in QDQ form.
-
-    Weights and the inputs of layers have the scales of `layers`; the other tensors those of their ranges on `calibration`.
+def store_integers(proto: onnx.ModelProto, layers: Mapping[str, Quantized]) -> onnx.ModelProto:
+    """`proto`, whose activations are rounded, with the weights of `layers` as 8-bit codes and their biases as 32-bit ones, in place.
 
     Raises:
         AutomcError: no node of the file belongs to one of `layers`.
     """
-    proto = _with_inferred_shapes(proto)
-    wanted = set(layers)
-    missing = wanted - {layer_of(node) for node in proto.graph.node if node.op_type in _INTEGER_OPS}
+    graph = proto.graph
+    found = {layer_of(node) for node in graph.node if node.op_type in _INTEGER_OPS}
+    missing = layers.keys() - found
     if missing:
         raise AutomcError(
             f"The exported model has no node for the integer layer {min(missing)!r}.",
             remedy="Exclude the layer from quantization, or call it as a module in the model's forward.",
         )
-    nodes = _integer_nodes(proto.graph, wanted)
-    tensors = {name for node in nodes for name in (*node.input, *node.output) if name}
-    ranges = tensor_ranges(proto, sorted(tensors - _constants(proto.graph)), calibration)
-    quantizer = QDQQuantizer(
-        proto,
-        per_channel=True,
-        reduce_range=reduce_range,
-        weight_qType=QuantType.QInt8,
-        activation_qType=QuantType.QUInt8,
-        tensors_range=ranges,
-        nodes_to_quantize=[node.name for node in nodes],
-        nodes_to_exclude=[],
-        op_types_to_quantize=sorted({node.op_type for node in nodes}),
-        extra_options={
-            "WeightSymmetric": True,
-            "ActivationSymmetric": False,
-            "TensorQuantOverrides": _decided(proto.graph, layers),
-        },
-    )
-    with quiet():
-        quantizer.quantize_model()
-        quantizer.model.topological_sort()
-    return _float_outputs(quantizer.model.model)
-
-
-def _decided(graph: onnx.GraphProto, layers: Mapping[str, Quantized]) -> dict[str, list[dict[str, Any]]]:
-    """The scales and zero points that layers hold, by tensor, as ONNX Runtime's quantiser takes them.
-
-    Behind a pool or a reshape it does not take them: there a tensor has the scale of the one that the operator reads.
-    """
-    constants = {initializer.name: len(initializer.dims) for initializer in graph.initializer}
-    found: dict[str, list[dict[str, Any]]] = {}
-    for node in graph.node:
+    _fold_constants(graph)
+    _drop_activations(graph)
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    decoded: dict[str, str] = {}
+    for node in list(graph.node):
         layer = layers.get(layer_of(node)) if node.op_type in _INTEGER_OPS else None
-        if layer is None:
+        if layer is None or node.input[1] not in weights:
             continue
-        scale, zero = layer.scale.numpy().reshape(()), layer.zero.numpy().astype(np.uint8).reshape(())
-        found.setdefault(node.input[0], [{"scale": scale, "zero_point": zero}])
-        if node.input[1] in constants:
-            axis = _output_axis(node)
-            scales = layer.weight_scale.numpy()
-            zero = np.zeros((), dtype=np.int8)
-            found[node.input[1]] = [{"axis": axis, "scale": s.reshape(()), "zero_point": zero} for s in scales]
-    return found
+        scales: NDArray[np.float32] = layer.weight_scale.numpy().reshape(-1)
+        axis = _output_axis(node)
+        weight, *bias = list(node.input)[1:]
+        if weight not in decoded:
+            decoded[weight] = _decoded(graph, weights[weight], scales, axis, np.int8)
+        node.input[1] = decoded[weight]
+        if bias and bias[0] in weights:
+            product = scales * layer.scale.numpy().astype(np.float32)
+            decoded.setdefault(bias[0], _decoded(graph, weights[bias[0]], product, 0, np.int32))
+            node.input[2] = decoded[bias[0]]
+    used = {name for node in graph.node for name in node.input}
+    for initializer in [i for i in graph.initializer if i.name not in used]:
+        graph.initializer.remove(initializer)
+    return proto
+
+
+def _decoded(
+    graph: onnx.GraphProto, tensor: onnx.TensorProto, scales: NDArray[np.float32], axis: int, kind: type
+) -> str:
+    """Store a tensor as codes, one scale per entry of its dimension `axis`, and decode them; the name of what that gives."""
+    values, name = numpy_helper.to_array(tensor), tensor.name
+    shape = [-1 if dimension == axis else 1 for dimension in range(values.ndim)]
+    codes = np.rint(values.astype(np.float64) / scales.reshape(shape).astype(np.float64))
+    limits = np.iinfo(kind)
+    stored = {
+        f"{name}_quantized": np.clip(codes, limits.min, limits.max).astype(kind),
+        f"{name}_scale": scales,
+        f"{name}_zero_point": np.zeros(scales.shape, dtype=kind),
+    }
+    graph.initializer.extend(numpy_helper.from_array(array, key) for key, array in stored.items())
+    node = f"{name}_DequantizeLinear"
+    graph.node.insert(0, helper.make_node("DequantizeLinear", list(stored), [f"{node}_Output"], name=node, axis=axis))
+    return f"{node}_Output"
+
+
+def _fold_constants(graph: onnx.GraphProto) -> None:
+    """Make initializers of constants: the runtime looks for scales among these alone."""
+    for node in [node for node in graph.node if node.op_type == "Constant" and node.attribute[0].name == "value"]:
+        tensor = node.attribute[0].t
+        tensor.name = node.output[0]
+        graph.initializer.append(tensor)
+        graph.node.remove(node)
+
+
+def _drop_activations(graph: onnx.GraphProto) -> None:
+    """Remove activations whose result is rounded to a grid that ends where they cut off."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    readers = _readers(graph)
+    makers = {name: node for node in graph.node for name in node.output}
+    for node in [node for node in graph.node if node.op_type in ("Relu", "Clip")]:
+        following = readers.get(node.output[0], [])
+        maker = makers.get(node.input[0])
+        if maker is None or len(readers[node.input[0]]) > 1 or any(f.op_type != "QuantizeLinear" for f in following):
+            continue
+        if following and all(_cuts(node, following_one, constants) for following_one in following):
+            maker.output[list(maker.output).index(node.input[0])] = node.output[0]
+            graph.node.remove(node)
+
+
+def _cuts(node: onnx.NodeProto, encode: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> bool:
+    """Whether rounding to the codes of `encode` cuts off all that the activation `node` does."""
+    scale, zero = (float(numpy_helper.to_array(constants[name]).reshape(())) for name in encode.input[1:3])
+    if node.op_type == "Relu":
+        return zero == 0
+    ends = [
+        numpy_helper.to_array(constants[name]).reshape(()) if name in constants else None for name in node.input[1:3]
+    ]
+    if len(ends) < 2 or any(end is None for end in ends):
+        return False
+    low, high = (float(end) for end in ends if end is not None)
+    return -zero * scale >= low - 1e-6 and (255 - zero) * scale <= high * (1 + 1e-6)
+
+
+def _readers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    for output in graph.output:
+        readers.setdefault(output.name, []).append(onnx.NodeProto(op_type="Output"))
+    return readers
 
 
 def _output_axis(node: onnx.NodeProto) -> int:
     """The axis of a layer's weight that counts its outputs."""
     transposed = any(a.name == "transB" and a.i for a in node.attribute)
     return 0 if node.op_type == "Conv" or transposed else 1
-
-
-def _float_outputs(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Let matrix products that end the model put out floats: rounding the scores themselves would only lose them."""
-    graph = proto.graph
-    maker = {name: node for node in graph.node for name in node.output}
-    for output in graph.output:
-        decode = maker[output.name]
-        encode = maker.get(decode.input[0]) if decode.op_type == "DequantizeLinear" else None
-        last = maker.get(encode.input[0]) if encode is not None and encode.op_type == "QuantizeLinear" else None
-        if encode is not None and last is not None and last.op_type in ("Gemm", "MatMul"):
-            last.output[0] = output.name
-            graph.node.remove(encode)
-            graph.node.remove(decode)
-    used = {name for node in graph.node for name in node.input}
-    for initializer in [i for i in graph.initializer if i.name not in used]:
-        graph.initializer.remove(initializer)
-    return proto
 
 
 def _integer_nodes(graph: onnx.GraphProto, layers: set[str]) -> list[onnx.NodeProto]:
@@ -137,10 +161,7 @@ def integer_closure(proto: onnx.ModelProto, layers: Iterable[str]) -> frozenset[
     Args:
         proto: the dense model in floating point.
     """
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in proto.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
+    readers = _readers(proto.graph)
     closed = frozenset(layers)
     while True:
         integer = {n for node in _integer_nodes(proto.graph, set(closed)) for n in (*node.input, *node.output)}
@@ -170,9 +191,3 @@ def _constants(graph: onnx.GraphProto) -> set[str]:
         if constants.issuperset(name for name in node.input if name):
             constants.update(node.output)
     return constants
-
-
-def _with_inferred_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
-    for number, node in enumerate(proto.graph.node):
-        node.name = node.name or f"{node.op_type}_{number}"
-    return onnx.shape_inference.infer_shapes(proto)

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from automc.compression.carriers import carriers_of, detach
 from automc.compression.quantize import Quantized, float_model
 from automc.compression.recurrent import bake
 from automc.compression.storage import runs_on_integers
 from automc.export import recurrent, stored
 from automc.export.floating import export_float, layer_of
-from automc.export.integer import quantize_proto
+from automc.export.integer import store_integers
 from automc.export.sparse import pack_zeros
 
 __all__ = ["build_onnx"]
@@ -22,7 +23,6 @@ __all__ = ["build_onnx"]
 def build_onnx(
     model: nn.Module,
     example: Sequence[Tensor],
-    calibration: Sequence[Tensor],
     *,
     reduce_range: bool,
     integers: bool = True,
@@ -36,7 +36,6 @@ def build_onnx(
     Args:
         model: what `Stitcher.apply` or recovery returned.
         example: inputs with the batch size of the deployment.
-        calibration: inputs that set the ranges of the integer tensors that no layer rounds.
         integers: use integer kernels; without, every layer computes what PyTorch does, in floating point.
 
     Raises:
@@ -51,13 +50,38 @@ def build_onnx(
     }
     plain = float_model(model)
     recurrent_bits = bake(plain)
+    covered = _fixed(plain, model) if integer else set()
+    if not integer:
+        detach(plain)
+    for name in integer.keys() - covered:
+        plain.get_submodule(name).register_forward_pre_hook(_Encoded(layers[name]))
     for name in layers.keys() - integer.keys():
         if layers[name].rounds_input:
             plain.set_submodule(name, _Rounded(layers[name]).eval())
     proto = recurrent.store_codes(export_float(plain, example), recurrent_bits, layer_of)
     if integer:
-        proto = quantize_proto(proto, integer, calibration, reduce_range=reduce_range)
+        proto = store_integers(proto, integer)
     return pack_zeros(stored.store_codes(proto, layers, layer_of)).SerializeToString()
+
+
+def _fixed(plain: nn.Module, model: nn.Module) -> set[str]:
+    """Let `plain` round between layers as `model` does; the rounded layers whose inputs that rounds."""
+    carriers = carriers_of(plain)
+    if carriers is None:
+        return set()
+    carriers.fix(model)
+    inside = (model.get_submodule(name).named_modules(prefix=name) for name in carriers.chain.covered)
+    return {next(name for name, module in modules if isinstance(module, Quantized)) for modules in inside}
+
+
+class _Encoded:
+    """Rounds what a layer reads, in an operator that becomes QuantizeLinear and DequantizeLinear."""
+
+    def __init__(self, layer: Quantized) -> None:
+        self.scale, self.zero = float(layer.scale), int(layer.zero)
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (torch.fake_quantize_per_tensor_affine(inputs[0], self.scale, self.zero, 0, 255), *inputs[1:])
 
 
 class _Rounded(nn.Module):

@@ -14,8 +14,10 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from automc.compression.carriers import carriers_of
 from automc.errors import AutomcError
-from automc.export.floating import export_float, layer_of
+from automc.export.floating import layer_of
+from automc.export.marks import export_marked, round_tensors
 from automc.export.nodes import Part, layer_part, to_proto
 
 __all__ = ["Template"]
@@ -45,7 +47,7 @@ class Template:
         plain = copy.deepcopy(model)
         _make_distinct(plain)
         two = tuple(torch.cat([tensor[:1], tensor[:1]]) for tensor in example)
-        self._frame = export_float(plain, two, editable=True)
+        self._frame, self._written = export_marked(plain, two)
         graph = self._frame.graph
         self._known = set(_tensors(model))
         self._baked = [i for i in graph.initializer if i.name not in self._known]
@@ -72,10 +74,20 @@ class Template:
         proto = onnx.ModelProto()
         proto.CopyFrom(self._frame)
         self._put_nodes(proto.graph, parts, model)
+        self._round(proto.graph, model)
         proto.graph.initializer.extend(self._baked)
         proto.graph.initializer.extend(to_proto(name, given[name]) for name in wanted)
         proto.graph.initializer.extend(i for part in parts.values() for i in part.initializers)
         return proto
+
+    def _round(self, graph: onnx.GraphProto, model: nn.Module) -> None:
+        """Round what the model's carriers round between layers."""
+        carriers = carriers_of(model)
+        grids = carriers.fixed_grids(model) if carriers is not None else {}
+        missing = sorted(grids.keys() - self._written.keys())
+        if missing:
+            raise AutomcError(f"What {missing[0]!r} puts out has no tensor in the dense model's graph.")
+        round_tensors(graph, {name: grid for key, grid in grids.items() for name in self._written[key]})
 
     def _parts(self, model: nn.Module) -> dict[str, Part]:
         """The layers that need nodes of their own: all but those whose tensors have changed and nothing else."""
