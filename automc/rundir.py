@@ -71,7 +71,10 @@ MAY_DIFFER = frozenset(
         "workers",
     }
 )  # fmt: skip
-"""Settings that a rerun under the same name may change: they say how long to search, not what for."""
+"""Settings that a rerun under the same name may change: they say how long to search, not what for.
+
+What decides which policies are proposed (agent, seed, warm_start) is not among them: config.yaml has to repeat the trials beside it.
+"""
 
 
 class RunDir:
