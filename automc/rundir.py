@@ -73,7 +73,7 @@ MAY_DIFFER = frozenset(
 )  # fmt: skip
 """Settings that a rerun under the same name may change: they say how long to search, not what for.
 
-What decides which policies are proposed (agent, seed, warm_start) is not among them: config.yaml has to repeat the trials beside it.
+The agent, its seed and where it starts (warm_start) are not among them: config.yaml has to repeat the trials beside it.
 """
 
 
