@@ -24,6 +24,7 @@ from .ilp import ILP
 from .knapsack import Knapsack
 from .ledger import Ledger
 from .sensitivities import single_losses
+from .swept import sweeping
 from .variation import Variation
 
 __all__ = ["Auto", "auto"]
@@ -39,8 +40,8 @@ _MOST = 200
 
 
 def auto(problem: Problem, seed: int) -> Agent:
-    """`Auto`, or evolution where no sensitivities were measured."""
-    return Evolution(problem, seed) if problem.sensitivity is None else Auto(problem, seed)
+    """`Auto`, or evolution where no sensitivities were measured; swept along the objectives."""
+    return sweeping(Evolution if problem.sensitivity is None else Auto, problem, seed)
 
 
 class Auto:

@@ -29,4 +29,4 @@ def cmaes(problem: Problem, seed: int) -> Study:
         sampler = optuna.samplers.CmaEsSampler(
             seed=seed, n_startup_trials=STARTUP, with_margin=True, warn_independent_sampling=False
         )
-    return Study(problem, seed, sampler, "cmaes", constrained=False)
+    return Study(problem, seed, sampler, "cmaes", constrained=False, multiple=False)

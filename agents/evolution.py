@@ -46,10 +46,7 @@ class Evolution:
 
     def ask(self, count: int) -> Sequence[Policy]:
         """`count` new policies inside the budget; once broods bring nothing new, what lies next to those known."""
-        asked: list[Policy] = []
-        while len(asked) < count and (row := self._new()) is not None:
-            asked.append(self._ledger.propose(row))
-        return asked
+        return self._ledger.fill(count, self._new)
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Note the scores and choose the parents: the best of those that hold the budget."""
@@ -73,7 +70,7 @@ class Evolution:
         """The first new child that holds the budget; a child outside is shrunk where none does."""
         inside = self._pricing.holds(brood)
         shrunk = [] if inside.any() else [self._pricing.shrink(brood[0], self._rng)]
-        return next((row for row in [*brood[inside], *shrunk] if self._ledger.is_new(row)), None)
+        return self._ledger.first_new([*brood[inside], *shrunk])
 
     def _first(self) -> Codes | None:
         """A new row of the opening, None where it is used up."""

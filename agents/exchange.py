@@ -35,31 +35,28 @@ class Exchange:
 
         None where repair gets stuck outside the target.
         """
-        usage = self._pricing.usage(row[None])[0]
         for _ in range(_ROUNDS):
-            step = self._step(row, usage, loss, target)
+            step = self._step(row, loss, target)
             if step is None:
                 break
-            row, usage = step
-        return row if usage.max() <= target else None
+            row = step
+        return row if self._pricing.priced_around(row)[2].max() <= target else None
 
-    def _step(self, row: Codes, usage: Array, loss: Array, target: float) -> tuple[Codes, Array] | None:
-        moves = self._pricing.around(row)
+    def _step(self, row: Codes, loss: Array, target: float) -> Codes | None:
+        moves, used, usage = self._pricing.priced_around(row)
         if not len(moves):
             return None
-        used = self._pricing.usage(moves)
         change = self._knapsack.at(loss, moves).sum(axis=1) - self._knapsack.at(loss, row).sum()
         if usage.max() > target:
             return _repair(moves, used, change, usage, target)
         single = np.where(used.max(axis=1) <= target, change, np.inf)
         best = int(np.argmin(single))
         if single[best] < -_GAIN:
-            return moves[best], used[best]
+            step: Codes = moves[best]
+            return step
         return self._swap(row, usage, moves, used - usage, change, target)
 
-    def _swap(
-        self, row: Codes, usage: Array, moves: Codes, delta: Array, change: Array, target: float
-    ) -> tuple[Codes, Array] | None:
+    def _swap(self, row: Codes, usage: Array, moves: Codes, delta: Array, change: Array, target: float) -> Codes | None:
         """The best pair of moves, shortlisted as if their costs added and then priced together."""
         gains, pays = np.flatnonzero(change < -_GAIN), np.flatnonzero((delta < 0.0).any(axis=1))
         total = change[gains][:, None] + change[pays][None]
@@ -74,14 +71,14 @@ class Exchange:
         if not len(pairs):
             return None
         used = self._pricing.usage(pairs)
-        inside = np.flatnonzero(used.max(axis=1) <= target)
-        return (pairs[inside[0]], used[inside[0]]) if len(inside) else None
+        inside = pairs[used.max(axis=1) <= target]
+        return inside[0] if len(inside) else None
 
 
-def _repair(moves: Codes, used: Array, change: Array, usage: Array, target: float) -> tuple[Codes, Array] | None:
+def _repair(moves: Codes, used: Array, change: Array, usage: Array, target: float) -> Codes | None:
     """The move that takes most excess off per loss added; None where none takes any off."""
     excess = np.maximum(usage - target, 0.0).sum()
     relief = excess - np.maximum(used - target, 0.0).sum(axis=1)
     worth = np.where(relief > 1e-12, relief / np.maximum(change, 1e-9), -np.inf)
     best = int(np.argmax(worth))
-    return (moves[best], used[best]) if np.isfinite(worth[best]) else None
+    return moves[best] if np.isfinite(worth[best]) else None

@@ -67,9 +67,7 @@ class GaussianProcess:
                 asked.append(self._ledger.propose(row))
         if len(self._ledger.scored) >= _FEWEST:
             asked.extend(self._ledger.propose(row) for row in self._improving(count - len(asked)))
-        while len(asked) < count and (near := self._frontier.next()) is not None:
-            asked.append(self._ledger.propose(near))
-        return asked
+        return [*asked, *self._ledger.fill(count - len(asked), self._frontier.next)]
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Note the scores."""

@@ -43,17 +43,14 @@ class GreedySensitivity:
 
     def ask(self, count: int) -> Sequence[Policy]:
         """The next `count` policies of the walk that hold the budget, then those one change away from any of them."""
-        asked: list[Policy] = []
-        while len(asked) < count and (row := self._new()) is not None:
-            asked.append(self._ledger.propose(row))
-        return asked
+        return self._ledger.fill(count, self._new)
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Note what needs no proposing again; nothing is learned."""
         self._ledger.record(trials)
 
     def _new(self) -> Codes | None:
-        fresh = next((row for row in self._walk if self._ledger.is_new(row)), None)
+        fresh = self._ledger.first_new(self._walk)
         return self._frontier.next() if fresh is None else fresh
 
     def _inside(self) -> Iterator[Codes]:
@@ -67,11 +64,10 @@ class GreedySensitivity:
 
     def _step(self, row: Codes) -> Codes | None:
         """The best of the single changes that take something off the usage; None where none does."""
-        moves = self._pricing.around(row)
+        moves, used, usage = self._pricing.priced_around(row)
         if not len(moves):
             return None
-        usage = self._pricing.usage(row[None])[0]
-        saved = usage[int(usage.argmax())] - self._pricing.usage(moves)[:, int(usage.argmax())]
+        saved = usage[int(usage.argmax())] - used[:, int(usage.argmax())]
         added = self._knapsack.at(self._loss, moves).sum(axis=1) - self._knapsack.at(self._loss, row).sum()
         worth = np.where(saved > 0.0, saved / np.maximum(added, _LEAST_LOSS), 0.0)
         best = int(np.argmax(worth))

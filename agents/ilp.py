@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from automc.policy import Policy
 from automc.pricing import Pricing
-from automc.protocols import Problem
+from automc.protocols import Agent, Problem
 from automc.space import Codes
 from automc.trial import Trial
 
@@ -24,9 +24,10 @@ from .frontier import Frontier
 from .ledger import Ledger
 from .relinearise import Solver
 from .sensitivities import single_losses
+from .swept import sweeping
 from .variation import Variation
 
-__all__ = ["ILP"]
+__all__ = ["ILP", "ilp"]
 
 Array = NDArray[np.float64]
 _TIGHTER = (0.97, 0.93, 0.9, 0.85, 0.8, 0.7, 0.6)
@@ -39,6 +40,11 @@ _NEAR = 4
 _ELITE = 6
 _TIE = 1e-3
 _FIRST_ROUNDS, _LATER_ROUNDS = 8, 2
+
+
+def ilp(problem: Problem, seed: int) -> Agent:
+    """`ILP`, swept along the objectives."""
+    return sweeping(ILP, problem, seed)
 
 
 class ILP:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
+from automc.pricing import Pricing
 from automc.space import Codes
 
 __all__ = ["Knapsack"]
@@ -46,6 +47,14 @@ class Knapsack:
         """(..., domains) the entries of (choices,) `flat` that (..., domains) codes choose."""
         chosen: Array = flat[self.first + codes]
         return chosen
+
+    def marginal(self, pricing: Pricing, row: Codes) -> tuple[Array, Array]:
+        """((limits,) usage of `row`, (choices, limits) change in usage that each single choice makes to it)."""
+        moves, used, usage = pricing.priced_around(row)
+        domain = (moves != row).argmax(axis=1)
+        marginal = np.zeros((len(self.domain), len(usage)))
+        marginal[self.first[domain] + moves[np.arange(len(moves)), domain]] = used - usage
+        return usage, marginal
 
     def solve(self, loss: Array, usage: Array, room: Array, centre: Codes, radius: int, *, exact: bool) -> Codes | None:
         """(domains,) codes of least summed loss, or None where the limits leave nothing.

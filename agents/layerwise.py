@@ -77,9 +77,7 @@ class Layerwise:
 
     def ask(self, count: int) -> Sequence[Policy]:
         """`count` new policies inside the budget; where episodes repeat, what lies next to those known."""
-        asked: list[Policy] = []
-        while len(asked) < count and (row := self._new()) is not None:
-            asked.append(self._ledger.propose(row))
+        asked = self._ledger.fill(count, self._new)
         self._asked += len(asked)
         return asked
 

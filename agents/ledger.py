@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -35,6 +35,17 @@ class Ledger:
         """The policy of `row`, marked as proposed."""
         self._note(row)
         return self._space.decode(row[None])[0]
+
+    def fill(self, count: int, draw: Callable[[], Codes | None]) -> list[Policy]:
+        """`count` policies of the new rows that `draw` gives, marked as proposed; fewer where it gives None."""
+        asked: list[Policy] = []
+        while len(asked) < count and (row := draw()) is not None:
+            asked.append(self.propose(row))
+        return asked
+
+    def first_new(self, rows: Iterable[Codes]) -> Codes | None:
+        """The first of `rows` that was neither proposed nor told."""
+        return next((row for row in rows if self.is_new(row)), None)
 
     def record(self, trials: Iterable[Trial]) -> list[tuple[Codes, Trial]]:
         """Note trials and return them with their rows; trials of policies that the space does not offer are passed over."""

@@ -71,9 +71,7 @@ class NetAdapt:
                 break
             else:
                 self._advance()
-        while not asked and (near := self._frontier.next()) is not None:
-            asked.append(self._ledger.propose(near))
-        return asked
+        return asked or self._ledger.fill(1, self._frontier.next)
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Note the scores that the step is chosen by."""
@@ -128,13 +126,12 @@ class NetAdapt:
 
     def _propose(self, row: Codes, reduction: float) -> list[Codes]:
         """The rows that take `reduction` off by one domain, least harmful first; half of it, and so on, where few do."""
-        usage = self._usage(row)
-        moves = self._pricing.around(row)
+        moves, priced, own = self._pricing.priced_around(row)
         if not len(moves):
             return []
+        usage, used = float(own.max()), priced.max(axis=1)
         domain = (moves != row).argmax(axis=1)
         stronger = moves[np.arange(len(moves)), domain] > row[domain]
-        used = self._pricing.usage(moves).max(axis=1)
         ceiling = self._pricing.ceiling
         lowest = ceiling if usage > ceiling else 0.0
         while reduction > _FINEST * ceiling:

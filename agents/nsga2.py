@@ -1,6 +1,6 @@
 """NSGA-II through Optuna: Deb et al. 2002, "A fast and elitist multiobjective genetic algorithm: NSGA-II".
 
-Two objectives, the score and the usage of the budget, so that a generation spreads along the front below the budget;
+Objectives are the score, the usage of the budget, so that a generation spreads along the front below the budget, and those of the problem;
 constrained domination (section VI of the paper) keeps it inside.
 """
 

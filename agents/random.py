@@ -41,10 +41,7 @@ class Random:
 
     def ask(self, count: int) -> Sequence[Policy]:
         """`count` new random policies inside the budget, then what is left next to them; the smallest where there are none."""
-        asked: list[Policy] = []
-        while len(asked) < count and (row := self._new()) is not None:
-            asked.append(self._ledger.propose(row))
-        return asked
+        return self._ledger.fill(count, self._new)
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Note what needs no proposing again; nothing is learned."""
@@ -52,7 +49,7 @@ class Random:
 
     def _new(self) -> Codes | None:
         drawn = (self._draw() for _ in range(_PATIENCE))
-        fresh = next((row for row in drawn if self._ledger.is_new(row)), None)
+        fresh = self._ledger.first_new(drawn)
         return self._frontier.next() if fresh is None else fresh
 
     def _draw(self) -> Codes:

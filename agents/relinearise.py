@@ -8,7 +8,7 @@ region shrinks. (Fletcher and Sainz de la Maza 1989, "Nonlinear programming and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +18,16 @@ from automc.space import Codes
 
 from .exchange import Exchange
 from .knapsack import Knapsack
+from .lagrange import relaxed
 
 __all__ = ["Solver"]
 
 Array = NDArray[np.float64]
 _GAIN = 1e-9
+_APPROACH = 4
+_SHARPNESS = 8
+"""Several limits are weighed by this power of their usage: the one that binds counts."""
+_LEAST = 1e-12
 
 
 class Solver:
@@ -40,7 +45,12 @@ class Solver:
             loss: (choices,) loss of each choice of each domain.
             rounds: linear programmes per start at most; `exact` adds an integer one around the best.
         """
-        found = [row for start in starts if (row := self._descend(start, loss, target, rounds)) is not None]
+        distinct = {start.tobytes(): start for start in starts}.values()
+        if exact:
+            distinct = {
+                row.tobytes(): row for start in distinct for row in self._approached(start, loss, target)
+            }.values()
+        found = [row for start in distinct if (row := self._descend(start, loss, target, rounds)) is not None]
         if not found:
             return None
         best = min(found, key=lambda row: self.loss(loss, row))
@@ -52,6 +62,22 @@ class Solver:
     def loss(self, loss: Array, row: Codes) -> float:
         """The summed loss of (domains,) codes."""
         return float(self.knapsack.at(loss, row).sum())
+
+    def _approached(self, start: Codes, loss: Array, target: float) -> Iterator[Codes]:
+        """Where a few relaxed programmes lead from `start`, each around the one before; `start` itself where they lead nowhere.
+
+        They take few prices to come near the target, where greedy steps take hundreds.
+        """
+        row = start
+        for _ in range(_APPROACH if len(start) else 0):
+            usage, marginal = self.knapsack.marginal(self._pricing, row)
+            weights = usage**_SHARPNESS / np.maximum(usage**_SHARPNESS, _LEAST).sum()
+            room = np.array([target - float(usage @ weights)])
+            other = relaxed(self.knapsack, loss[None], (marginal @ weights)[None], room)[0]
+            if (other == row).all():
+                break
+            row = other
+        yield row
 
     def _descend(self, start: Codes, loss: Array, target: float, rounds: int) -> Codes | None:
         row = self._exchange.improve(start, loss, target)
@@ -68,12 +94,6 @@ class Solver:
         return row
 
     def _linearised(self, row: Codes, loss: Array, target: float, radius: int, *, exact: bool) -> Codes | None:
-        usage = self._pricing.usage(row[None])[0]
-        moves = self._pricing.around(row)
-        domain = (moves != row).argmax(axis=1)
-        marginal = np.zeros((len(loss), len(usage)))
-        marginal[self.knapsack.first[domain] + moves[np.arange(len(moves)), domain]] = (
-            self._pricing.usage(moves) - usage
-        )
+        usage, marginal = self.knapsack.marginal(self._pricing, row)
         solved = self.knapsack.solve(loss, marginal, target - usage, row, radius, exact=exact)
         return None if solved is None else self._exchange.improve(solved, loss, target)

@@ -22,7 +22,6 @@ from .frontier import Frontier
 from .knapsack import Knapsack
 from .ledger import Ledger
 from .sensitivities import single_losses
-from .variation import Variation
 
 __all__ = ["SPDY", "cheapest"]
 
@@ -32,6 +31,8 @@ _RANDOM_SHARE = 0.25
 _SHARE = 0.1
 """Share of the coefficients drawn anew at first in the local search (the paper's shrinking neighbourhood)."""
 _PATIENCE = 6
+_CLOSE = 0.02
+"""Share of the budget that an answer may leave unused."""
 
 
 class SPDY:
@@ -44,17 +45,13 @@ class SPDY:
         self._rng = np.random.default_rng(seed)
         self._frontier = Frontier(self._pricing, self._ledger, self._rng)
         self._knapsack = Knapsack(problem.space.cardinalities)
-        self._variation = Variation(self._pricing, self._knapsack, self._rng)
         self._loss = single_losses(problem, "spdy")
         self._asked: dict[bytes, Array] = {}
         self._best: tuple[float, Codes, Array] | None = None
 
     def ask(self, count: int) -> Sequence[Policy]:
         """`count` new policies inside the budget; once coefficients bring nothing new, what lies next to those known."""
-        asked: list[Policy] = []
-        while len(asked) < count and (row := self._new()) is not None:
-            asked.append(self._ledger.propose(row))
-        return asked
+        return self._ledger.fill(count, self._new)
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Keep the best scored policy inside the budget, and the coefficients that led to it."""
@@ -91,14 +88,17 @@ class SPDY:
         return coefficients
 
     def _answer(self, coefficients: Array) -> Codes:
-        """The programme's answer around the best known policy and once more around itself, shrunk into the budget."""
+        """The programme's answer around the best known policy; where that is off the budget, once more around itself, and shrunk into it."""
         loss = self._loss * coefficients[self._knapsack.domain]
-        row = self._pricing.space.dense if self._best is None else self._best[1]
-        for _ in range(2):
-            usage, marginal = self._variation.marginal(row)
-            weights = np.maximum(usage, 1e-9) ** 8 / (np.maximum(usage, 1e-9) ** 8).sum()
-            row = cheapest(self._knapsack, loss, marginal @ weights, float(1.0 - usage @ weights))
-        return self._pricing.shrink(row, self._rng)
+        row = self._around(self._pricing.space.dense if self._best is None else self._best[1], loss)
+        if not self._ledger.is_new(row) or 1.0 - _CLOSE <= self._pricing.priced_around(row)[2].max() <= 1.0:
+            return row
+        return self._pricing.shrink(self._around(row, loss), self._rng)
+
+    def _around(self, row: Codes, loss: Array) -> Codes:
+        usage, marginal = self._knapsack.marginal(self._pricing, row)
+        weights = np.maximum(usage, 1e-9) ** 8 / (np.maximum(usage, 1e-9) ** 8).sum()
+        return cheapest(self._knapsack, loss, marginal @ weights, float(1.0 - usage @ weights))
 
 
 def cheapest(knapsack: Knapsack, loss: Array, usage: Array, room: float) -> Codes:

@@ -44,10 +44,14 @@ class Study:
     `problem.options["storage"]` is a file, or a database's URL, that `optuna-dashboard` opens; each study there has a name of
     its own. Without it the study is kept in memory.
 
+    Attributes:
+        study: Optuna's.
+
     Args:
         name: of the study; a number follows it.
         startup: policies of the opening, before the sampler is asked.
-        front: whether usage of the budget is a second objective, to be minimised.
+        front: whether usage of the budget is an objective, to be minimised.
+        multiple: whether the sampler takes several objectives: then those of the problem are minimised too, as shares of the dense model's.
         constrained: whether the sampler takes constraints.
     """
 
@@ -60,9 +64,11 @@ class Study:
         *,
         startup: int = STARTUP,
         front: bool = False,
+        multiple: bool = True,
         constrained: bool = True,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._problem = problem
         self._pricing = Pricing(problem)
         self._ledger = Ledger(problem.space)
         self._rng = np.random.default_rng(seed)
@@ -70,9 +76,11 @@ class Study:
         self._front, self._constrained = front, constrained
         self._startup, self._repeated = startup, 0
         self._opening: list[Codes] | None = None
+        self._objectives = {metric: _dense(problem, metric) for metric in problem.objectives} if multiple else {}
         storage = _storage(problem.options.get("storage"))
-        directions: list[Literal["maximize", "minimize"]] = ["maximize", "minimize"] if front else ["maximize"]
-        self._study = optuna.create_study(
+        directions: list[Literal["maximize", "minimize"]] = ["maximize"]
+        directions += ["minimize"] * (front + len(self._objectives))
+        self.study = optuna.create_study(
             directions=directions, sampler=sampler, storage=storage, study_name=_free(storage, name)
         )
         self._distributions = parameters(problem)
@@ -102,15 +110,15 @@ class Study:
             usage = self._usage(row)
             if pending is not None:
                 self._constrain(pending, usage)
-                values = self._values(trial, usage) if is_scored(trial) else None
-                self._study.tell(pending, values, state=_state(trial))
+                values = self._values(trial, usage, row) if is_scored(trial) else None
+                self.study.tell(pending, values, state=_state(trial))
             elif is_scored(trial):
                 self._add(row, trial, usage)
 
     def _add(self, row: Codes, trial: Trial, usage: float) -> None:
-        self._study.add_trial(
+        self.study.add_trial(
             optuna.create_trial(
-                values=self._values(trial, usage),
+                values=self._values(trial, usage, row),
                 params=self._parameters(row),
                 distributions=dict(self._distributions),
                 constraints={"budget": usage - self._pricing.ceiling} if self._constrained else None,
@@ -119,7 +127,7 @@ class Study:
 
     def _draw(self) -> Codes:
         """A proposal of Optuna, shrunk into the budget where it is outside."""
-        trial = self._study.ask(dict(self._distributions))
+        trial = self.study.ask(dict(self._distributions))
         row = self._pricing.space.dense
         for name, value in trial.params.items():
             row[int(name)] = value
@@ -129,7 +137,7 @@ class Study:
             self._pending[row.tobytes()] = trial
             return row
         self._constrain(trial, usage)
-        self._study.tell(trial, state=TrialState.PRUNED if outside else TrialState.FAIL)
+        self.study.tell(trial, state=TrialState.PRUNED if outside else TrialState.FAIL)
         return self._pricing.shrink(row, self._rng)
 
     def _constrain(self, trial: optuna.Trial, usage: float) -> None:
@@ -139,19 +147,25 @@ class Study:
     def _propose(self, row: Codes) -> Policy:
         """Propose `row`, and have Optuna run a trial there unless it proposed it itself."""
         if row.tobytes() not in self._pending:
-            self._study.enqueue_trial(self._parameters(row))
-            self._pending[row.tobytes()] = self._study.ask(dict(self._distributions))
+            self.study.enqueue_trial(self._parameters(row))
+            self._pending[row.tobytes()] = self.study.ask(dict(self._distributions))
         return self._ledger.propose(row)
 
-    def _values(self, trial: Trial, usage: float) -> list[float]:
+    def _values(self, trial: Trial, usage: float, row: Codes) -> list[float]:
         assert trial.score is not None
-        return [trial.score, usage] if self._front else [trial.score]
+        costs = self._problem.predictor.predict(row[None])
+        shares = [float(costs.array(metric)[0]) / dense for metric, dense in self._objectives.items()]
+        return [trial.score, *([usage] if self._front else []), *shares]
 
     def _parameters(self, row: Codes) -> dict[str, int]:
         return {name: int(row[int(name)]) for name in self._distributions}
 
     def _usage(self, row: Codes) -> float:
         return float(self._pricing.usage(row[None]).max())
+
+
+def _dense(problem: Problem, metric: str) -> float:
+    return float(problem.predictor.predict(problem.space.dense[None]).array(metric)[0]) or 1.0
 
 
 def parameters(problem: Problem) -> dict[str, IntDistribution]:

@@ -1,7 +1,7 @@
 """Tree-structured Parzen estimator through Optuna: Bergstra et al. 2011, "Algorithms for hyper-parameter optimization".
 
 Multivariate (Falkner et al. 2018, 1807.01774), with constraints (Watanabe and Hutter 2022, 2211.14411), and with running trials
-counted as bad (constant liar).
+counted as bad (constant liar). The problem's objectives are minimised as well, by non-domination ranks (Ozaki et al. 2020).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -30,24 +30,21 @@ class Uniform:
         self._ledger = Ledger(problem.space)
         self._pricing = Pricing(problem)
         self._frontier = Frontier(self._pricing, self._ledger, np.random.default_rng(seed))
-        self._rows: list[Codes] | None = None
+        self._rows: Iterator[Codes] | None = None
 
     def ask(self, count: int) -> Sequence[Policy]:
         """`count` even policies inside the budget, least compressed first; once all were proposed, those one change away."""
-        if self._rows is None:
-            self._rows = list(even(self._pricing))
-        asked: list[Policy] = []
-        while self._rows and len(asked) < count:
-            row = self._rows.pop(0)
-            if self._ledger.is_new(row):
-                asked.append(self._ledger.propose(row))
-        while len(asked) < count and (near := self._frontier.next()) is not None:
-            asked.append(self._ledger.propose(near))
-        return asked
+        return self._ledger.fill(count, self._new)
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Note what needs no proposing again; nothing is learned."""
         self._ledger.record(trials)
+
+    def _new(self) -> Codes | None:
+        if self._rows is None:
+            self._rows = iter(even(self._pricing))
+        fresh = self._ledger.first_new(self._rows)
+        return self._frontier.next() if fresh is None else fresh
 
 
 def even(pricing: Pricing) -> Codes:

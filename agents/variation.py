@@ -26,13 +26,12 @@ _SLACK = (-0.03, 0.05)
 
 
 class Variation:
-    """Makes candidates near parents; marginal costs are remembered for each parent."""
+    """Makes candidates near parents."""
 
     def __init__(self, pricing: Pricing, knapsack: Knapsack, rng: np.random.Generator) -> None:
         self._pricing = pricing
         self._knapsack = knapsack
         self._rng = rng
-        self._known: dict[bytes, tuple[Array, Array]] = {}
 
     def around(self, parents: Sequence[Codes], losses: Array, target: float) -> tuple[Codes, Array]:
         """(rows, domains) different candidates around `parents`, and their (rows,) largest usage.
@@ -51,7 +50,7 @@ class Variation:
 
     def _answers(self, parent: Codes, losses: Array, target: float) -> Codes:
         """(count, domains) relaxed answers as if costs added, the limits weighed at random where there are several."""
-        usage, marginal = self.marginal(parent)
+        usage, marginal = self._knapsack.marginal(self._pricing, parent)
         weights = self._rng.dirichlet(np.ones(len(usage)), size=len(losses))
         aim = target * (1.0 + self._rng.uniform(*_SLACK, size=len(losses)))
         return relaxed(self._knapsack, losses, weights @ marginal.T, aim - weights @ usage)
@@ -67,17 +66,3 @@ class Variation:
             drawn = self._rng.integers(0, self._knapsack.cardinalities[moved])
             rows[at, moved] = np.where(keep, rows[at, moved], drawn)
         return rows
-
-    def marginal(self, row: Codes) -> tuple[Array, Array]:
-        """((limits,) usage of `row`, (choices, limits) change in usage that each single choice makes to it)."""
-        key = row.tobytes()
-        if key not in self._known:
-            usage = self._pricing.usage(row[None])[0]
-            moves = self._pricing.around(row)
-            domain = (moves != row).argmax(axis=1)
-            marginal = np.zeros((len(self._knapsack.domain), len(usage)))
-            marginal[self._knapsack.first[domain] + moves[np.arange(len(moves)), domain]] = (
-                self._pricing.usage(moves) - usage
-            )
-            self._known[key] = usage, marginal
-        return self._known[key]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import kendalltau
+from torch import nn
 
 from automc import __version__, registry
 from automc.aim import Aim, Expected
@@ -102,7 +103,7 @@ class Arena:
         return course
 
     def recover(self, seconds: float, observer: Observer) -> None:
-        """Fine-tune the winner of every course for `seconds`, each policy once, and score it on the test samples.
+        """Score the winner of every course on the test samples, each policy once, and again after fine-tuning it for `seconds`.
 
         Raises:
             InputError: the data have no test samples.
@@ -110,16 +111,14 @@ class Arena:
         if self.prepared.data.test is None:
             raise InputError("There are no test samples to judge recovery by.", remedy="Use --recover 0.")
         path = self.folder / f"recovered-{self.key}-{seconds:g}s.jsonl"
-        known = {
-            str(line["digest"]): Recovered(float(line["before"]), float(line["after"])) for line in read_lines(path)
-        }
+        known = {str(line["digest"]): _read_recovered(line) for line in read_lines(path)}
         winners = [w.policy for c in self.courses if (w := self.league.winner(c)) is not None]
-        observer.stage("recover the winners", len(set(winners)) * seconds)
+        observer.stage("recover the winners" if seconds else "score the winners", len(set(winners)) * (seconds or 1.0))
         for policy in dict.fromkeys(winners):
             if policy.digest not in known:
                 known[policy.digest] = found = self._recovered(policy, seconds)
-                append_line(path, {"digest": policy.digest, "before": found.before, "after": found.after})
-            observer.advance(seconds)
+                append_line(path, {"digest": policy.digest, **found.to_json()})
+            observer.advance(seconds or 1.0)
         self.recovered.update(known)
 
     def correlations(self) -> dict[str, tuple[float, int]]:
@@ -131,9 +130,11 @@ class Arena:
             "the same inside the budget": _tau([(-self.losses[d], t.score or 0.0) for d, t in inside.items()]),
         }
         if self.recovered:
-            after = [(d, r) for d, r in self.recovered.items() if d in trials]
-            found["the score with the recovered one"] = _tau([(trials[d].score or 0.0, r.after) for d, r in after])
-            found["summed losses with the recovered score"] = _tau([(-self.losses[d], r.after) for d, r in after])
+            known = [(d, r.before, r.after) for d, r in self.recovered.items() if d in trials]
+            after = [(d, score) for d, _, score in known if score is not None]
+            found["the score with the held-out one"] = _tau([(trials[d].score or 0.0, score) for d, score, _ in known])
+            found["the score with the recovered one"] = _tau([(trials[d].score or 0.0, score) for d, score in after])
+            found["summed losses with the recovered score"] = _tau([(-self.losses[d], score) for d, score in after])
         return found
 
     def _problem(self, evaluations: int) -> Problem:
@@ -151,11 +152,17 @@ class Arena:
     def _recovered(self, policy: Policy, seconds: float) -> Recovered:
         stitcher = self.prepared.stitcher
         model = stitcher.finish(stitcher.apply(policy))
-        tuned = recover(model, self.prepared, seconds=seconds, seed=self.task.settings.seed)
-        before, after = (self.certifier.scores(self.prepared.build(one))[1] for one in (model, tuned))
-        assert before is not None
-        assert after is not None
-        return Recovered(before, after)
+        before = self._held_out(model)
+        if seconds == 0:
+            return Recovered(before)
+        return Recovered(
+            before, self._held_out(recover(model, self.prepared, seconds=seconds, seed=self.task.settings.seed))
+        )
+
+    def _held_out(self, model: nn.Module) -> float:
+        score = self.certifier.scores(self.prepared.build(model))[1]
+        assert score is not None
+        return score
 
 
 def open_arena(job: Job, folder: Path, observer: Observer, *, live: bool = False, known: Sequence[Trial] = ()) -> Arena:
@@ -214,6 +221,10 @@ def run_course(
     except Exception as error:  # an agent's fault must not cost the others their comparison
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
     return Course(agent, seed, tuple(trials), timed.seconds if timed else 0.0, reason)
+
+
+def _read_recovered(line: Mapping[str, float | str]) -> Recovered:
+    return Recovered(float(line["before"]), float(line["after"]) if "after" in line else None)
 
 
 def _tau(pairs: Sequence[tuple[float, float]]) -> tuple[float, int]:

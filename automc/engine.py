@@ -243,6 +243,7 @@ class Engine:
             dense_score=self.dense.validation,
             n_trials=self.settings.trials,
             features=layer_features(self.prepared.traced.graph, self.prepared.space),
+            objectives=tuple(m for m in self.settings.objectives if m not in self.settings.budget.metrics),
             options=self.options,
         )
         seed = self.settings.seed + attempt

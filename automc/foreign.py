@@ -2,12 +2,14 @@
 
 | reader | what it reads |
 |---|---|
-| `from_torch_pruning` | Torch-Pruning's `pruning_ratio_dict`, by module name: the share of output channels taken away |
-| `from_nni` | NNI's `config_list`, of pruning (`sparsity`, `sparse_ratio`) and of quantisation (`quant_bits`, `quant_dtype`) |
-| `from_bits` | bits per layer: HAQ's list of [weight, activation] bits, HAWQ's mapping or list |
-| `from_channels` | AMC's lists: output channels of each convolution (whole numbers), or shares of input channels kept (0 to 1) |
+| `from_torch_pruning` | Torch-Pruning's `pruning_ratio_dict`, by name of a layer or block: the share of output channels taken away |
+| `from_nni` | NNI's `config_list`, of pruning and of quantisation, versions 2 and 3 (`foreign_nni.py`) |
+| `from_bits` | HAQ's list of [weight, activation] bits (-1 is float), HAWQ's `bit_config` by its own or by the model's names |
+| `from_channels` | AMC's `--channels` and `--ratios`: input channels of each layer that is not depthwise, as counts or as shares kept |
 
 What names no layer of the model, or a layer that cannot be compressed so, is passed over: a starting point need not be complete.
+Checked against the tools' own code: VainF/Torch-Pruning 1.6 (`base_pruner.py`), mit-han-lab/haq (`linear_quantize_env.py`), Zhen-Dong/HAWQ
+(`bit_config.py`, `q_resnet.py`), mit-han-lab/amc (`channel_pruning_env.py`, `amc_search.py`).
 """
 
 from __future__ import annotations
@@ -17,18 +19,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from automc.errors import InputError
+from automc.foreign_nni import FLOAT_BITS, read_config_list
 from automc.graph import ChannelGroup, LayerGraph
 from automc.policy import Policy, Prune, Quantize, Spec
 
 __all__ = ["from_bits", "from_channels", "from_nni", "from_torch_pruning", "read_foreign"]
 
-_SPARSITY_KEYS = ("sparsity", "sparse_ratio", "sparsity_per_layer", "op_sparsity", "total_sparsity")
-_OP_TYPES = {
-    "Conv2d": ("conv", "depthwise", "grouped"),
-    "Conv1d": ("conv", "depthwise", "grouped"),
-    "Linear": ("linear",),
-}
-_FLOAT_BITS = 32
+_HAWQ_WEIGHTS = re.compile(r"(?:.+\.)?quant_(?:init_block_convbn|init_convbn|convbn\d*|identity_convbn|output)")
+_HAWQ_ACTIVATIONS = re.compile(r"(?:.+\.)?quant_(?:input|act\d*|act_output)")
 _KEYS = "pruning_ratio_dict, config_list, bits, channels, choices"
 
 
@@ -47,6 +45,7 @@ def read_foreign(data: Any, graph: LayerGraph) -> Policy:
         return Policy.from_json(data)
     readers: dict[str, Callable[[Any, LayerGraph], Policy]] = {
         "pruning_ratio_dict": from_torch_pruning,
+        "ch_sparsity_dict": from_torch_pruning,
         "config_list": from_nni,
         "bits": from_bits,
         "channels": from_channels,
@@ -69,51 +68,72 @@ def read_foreign(data: Any, graph: LayerGraph) -> Policy:
 
 
 def from_torch_pruning(ratios: Mapping[str, float], graph: LayerGraph) -> Policy:
-    """Module name -> share of its output channels that is taken away; of a coupled group the mean over those named."""
-    return _pruned({name: 1.0 - _share(ratio) for name, ratio in ratios.items()}, graph)
+    """Name of a layer, or of a block for all layers in it -> share of the output channels that is taken away; later names override.
+
+    Of a coupled group the mean over the layers that are named.
+    """
+    kept: dict[str, float] = {}
+    for name, ratio in ratios.items():
+        inside = [one for one in (*graph.group, *graph.layer) if one.startswith(f"{name}.")]
+        kept.update(dict.fromkeys([name, *inside], 1.0 - _share(ratio)))
+    return _pruned(kept, graph)
 
 
 def from_nni(config: Sequence[Mapping[str, Any]], graph: LayerGraph) -> Policy:
-    """Later entries override earlier ones, and `exclude` takes layers out, as in NNI."""
-    kept: dict[str, float] = {}
-    bits: dict[str, tuple[int, int]] = {}
-    for entry in config:
-        for name in _named(entry, graph):
-            if entry.get("exclude"):
-                kept.pop(name, None)
-                bits.pop(name, None)
-            if (share := next((entry[key] for key in _SPARSITY_KEYS if key in entry), None)) is not None:
-                kept[name] = 1.0 - _share(share)
-            if (found := _nni_bits(entry)) is not None:
-                bits[name] = found
-    return Policy.of([*_pruned(kept, graph), *_quantised(bits, graph)])
+    """NNI's list of entries; see `read_config_list`.
+
+    Raises:
+        ValueError: an entry selects no layers, or holds what is no share or no number of bits.
+    """
+    sparsity, bits = read_config_list(config, graph)
+    kept = {name: 1.0 - _share(value) for name, value in sparsity.items()}
+    return Policy.of([*_pruned(kept, graph), *_quantised({n: _pair(value) for n, value in bits.items()}, graph)])
 
 
 def from_bits(bits: Mapping[str, Any] | Sequence[Any], graph: LayerGraph) -> Policy:
-    """Bits of each layer, by name or in the order of the layers: a whole number for both, or [weight bits, activation bits].
+    """Bits of each layer, by name or in the order of the layers: [weight bits, activation bits], or a whole number for both; -1 is float.
+
+    HAQ's lists of whole numbers, of its k-means quantisation, are of weights alone: write [6, -1] for 6.
 
     Raises:
         ValueError: a list that is not as long as the model has layers, or as many as can be quantised.
     """
+    if isinstance(bits, Mapping) and any(_HAWQ_WEIGHTS.fullmatch(name) for name in bits):
+        bits = _hawq_pairs(bits)
     if not isinstance(bits, Mapping):
         bits = dict(zip(_in_order(len(bits), graph), bits, strict=True))
     return Policy.of(_quantised({name: _pair(value) for name, value in bits.items()}, graph))
 
 
+def _hawq_pairs(config: Mapping[str, Any]) -> list[tuple[Any, Any]]:
+    """(weight, activation) bits of HAWQ's `bit_config` in its order, which is that of the layers; a layer reads the activation before it.
+
+    The shortcut of a residual unit reads what the first convolution of the unit reads.
+    """
+    bits = {name: value[0] if isinstance(value, (list, tuple)) else value for name, value in config.items()}
+    pairs = []
+    before: Any = FLOAT_BITS
+    for name, value in bits.items():
+        if _HAWQ_ACTIVATIONS.fullmatch(name):
+            before = value
+        elif _HAWQ_WEIGHTS.fullmatch(name):
+            unit = name.removesuffix("quant_identity_convbn")
+            pairs.append((value, before if unit == name else bits.get(f"{unit}quant_act", before)))
+    return pairs
+
+
 def from_channels(channels: Mapping[str, Any] | Sequence[Any], graph: LayerGraph) -> Policy:
-    """By name or in the order of the convolutions: output channels (whole numbers above 1), or shares of the input channels.
+    """By name or in the order of the layers that are not depthwise: input channels, as counts or (none above 1) as shares kept.
 
     Raises:
-        ValueError: a list of another length than the model has convolutions, layers, or channel groups.
+        ValueError: a list of another length than the model has such layers, with or without the linear ones.
     """
     if not isinstance(channels, Mapping):
-        names = _channel_names(len(channels), graph)
-        channels = dict(zip(names, channels, strict=True))
-    counts = [value for value in channels.values() if float(value) > 1.0]
-    if counts:
-        outputs = {name: float(value) / _width(graph, name) for name, value in channels.items() if _width(graph, name)}
-        return _pruned({name: min(share, 1.0) for name, share in outputs.items()}, graph)
-    return _pruned({name: _share(value) for name, value in channels.items()}, graph, side="in")
+        channels = dict(zip(_channel_names(len(channels), graph), channels, strict=True))
+    values = {name: float(value) for name, value in channels.items()}
+    if any(value > 1.0 for value in values.values()):
+        values = {n: min(1.0, v / graph.layer[n].in_channels) for n, v in values.items() if n in graph.layer}
+    return _pruned({name: _share(value) for name, value in values.items()}, graph, side="in")
 
 
 def _pruned(kept: Mapping[str, float], graph: LayerGraph, side: str = "out") -> Policy:
@@ -133,36 +153,8 @@ def _members(group: ChannelGroup, side: str) -> set[str]:
 
 def _quantised(bits: Mapping[str, tuple[int, int]], graph: LayerGraph) -> Iterator[tuple[str, Spec]]:
     for name, (weight, activation) in bits.items():
-        if name in graph.layer and graph.layer[name].quantize and weight < _FLOAT_BITS:
+        if name in graph.layer and graph.layer[name].quantize and weight < FLOAT_BITS:
             yield name, Quantize(weight, activation)
-
-
-def _named(entry: Mapping[str, Any], graph: LayerGraph) -> list[str]:
-    """The layers that an entry of NNI's list means; all of its types where it names none."""
-    types = entry.get("op_types", [])
-    kinds = {kind for one in types for kind in _OP_TYPES.get(one, ())}
-    everything = not types or "default" in types
-    layers = [layer.name for layer in graph.layers if everything or layer.kind in kinds]
-    if names := entry.get("op_names"):
-        return [name for name in layers if name in names]
-    if patterns := entry.get("op_names_re"):
-        return [name for name in layers if any(re.fullmatch(pattern, name) for pattern in patterns)]
-    if parts := entry.get("op_partial_names"):
-        return [name for name in layers if any(part in name for part in parts)]
-    return layers
-
-
-def _nni_bits(entry: Mapping[str, Any]) -> tuple[int, int] | None:
-    """(weight, activation) bits of an entry, None where it quantises nothing."""
-    if (dtype := entry.get("quant_dtype")) is not None:
-        width = int(re.sub(r"\D", "", str(dtype)))
-        targets = entry.get("target_names", ["weight", "_input_"])
-        return (width if "weight" in targets else _FLOAT_BITS), (width if "_input_" in targets else _FLOAT_BITS)
-    if (bits := entry.get("quant_bits")) is None:
-        return None
-    if not isinstance(bits, Mapping):
-        return _pair(bits)
-    return int(bits.get("weight", _FLOAT_BITS)), int(bits.get("input", bits.get("output", _FLOAT_BITS)))
 
 
 def _in_order(count: int, graph: LayerGraph) -> list[str]:
@@ -173,11 +165,10 @@ def _in_order(count: int, graph: LayerGraph) -> list[str]:
 
 def _channel_names(count: int, graph: LayerGraph) -> list[str]:
     options = [
-        [layer.name for layer in graph.layers if layer.kind != "linear"],
-        [layer.name for layer in graph.layers],
-        [group.name for group in graph.groups],
+        [layer.name for layer in graph.layers if layer.kind != "depthwise"],
+        [layer.name for layer in graph.layers if layer.kind not in ("depthwise", "linear")],
     ]
-    return _of_length(count, options, "convolutions")
+    return _of_length(count, options, "layers that are not depthwise")
 
 
 def _of_length(count: int, options: Sequence[list[str]], what: str) -> list[str]:
@@ -187,16 +178,10 @@ def _of_length(count: int, options: Sequence[list[str]], what: str) -> list[str]
     raise ValueError(f"the list has {count} entries and the model {len(options[0])} {what}; name them instead")
 
 
-def _width(graph: LayerGraph, name: str) -> int:
-    if name in graph.group:
-        return graph.group[name].width
-    return graph.layer[name].out_channels if name in graph.layer else 0
-
-
 def _pair(value: Any) -> tuple[int, int]:
     pair = list(value) if isinstance(value, (list, tuple)) else [value, value]
-    weight, activation = (int(one) for one in pair)
-    if not (1 <= weight <= _FLOAT_BITS and 1 <= activation <= _FLOAT_BITS):
+    weight, activation = (FLOAT_BITS if int(one) == -1 else int(one) for one in pair)
+    if not (1 <= weight <= FLOAT_BITS and 1 <= activation <= FLOAT_BITS):
         raise ValueError(f"{value} is not a number of bits")
     return weight, activation
 

@@ -39,10 +39,14 @@ class Course:
 
 @dataclass(frozen=True)
 class Recovered:
-    """Scores of a winner on samples that served neither search nor calibration, before and after fine-tuning."""
+    """Scores of a winner on samples that served neither search nor calibration, before and after fine-tuning; None without it."""
 
     before: float
-    after: float
+    after: float | None = None
+
+    def to_json(self) -> dict[str, float]:
+        """What is known."""
+        return {"before": self.before} | ({} if self.after is None else {"after": self.after})
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,9 @@ class League:
         """The table as people read it."""
         rows, percent = self.rows(), score_name == "accuracy"
         cells = [_cells(row, percent=percent) for row in rows]
-        heads = _HEADS if any(row.recovered_after is not None for row in rows) else _HEADS[:-2]
+        held = any(row.recovered_before is not None for row in rows)
+        tuned = any(row.recovered_after is not None for row in rows)
+        heads = _HEADS[: len(_HEADS) - 2 + held + tuned]
         lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]
         return "\n".join([*lines, *(f"| {' | '.join(row[: len(heads)])} |" for row in cells)]) + "\n"
 
@@ -135,6 +141,7 @@ class League:
         near = [count for c in courses if (count := self._evaluations_to(c, self._good)) is not None]
         trials = [t for c in courses for t in c.trials]
         recovered = [self.recovered[w.policy.digest] for w in winners if w.policy.digest in self.recovered]
+        after = [r.after for r in recovered if r.after is not None]
         return Row(
             agent=agent,
             seeds=len(courses),
@@ -150,7 +157,7 @@ class League:
             inside=sum(map(self.holds, trials)) / max(1, len(trials)),
             agent_s=sum(c.agent_s for c in courses) / max(1, len(trials)),
             recovered_before=statistics.fmean(r.before for r in recovered) if recovered else None,
-            recovered_after=statistics.fmean(r.after for r in recovered) if recovered else None,
+            recovered_after=statistics.fmean(after) if after else None,
             reason="; ".join(dict.fromkeys(c.reason for c in courses if c.reason)),
         )
 

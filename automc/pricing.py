@@ -15,6 +15,8 @@ __all__ = ["Pricing", "neighbours", "ray"]
 Array = NDArray[np.float64]
 _ROUNDS = 60
 _ROOM = 0.05
+_REMEMBERED = 256
+_STRETCH = 16
 
 
 class Pricing:
@@ -27,6 +29,7 @@ class Pricing:
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
         self.space = problem.space
+        self._around: dict[bytes, Array] = {}
 
     def usage(self, codes: Codes) -> Array:
         """(count, limits) usage of (count, domains) codes, latency by the upper end of its interval."""
@@ -65,6 +68,19 @@ class Pricing:
         """(moves, domains) every row that differs from `row` in exactly one domain."""
         return neighbours(self.space.cardinalities, row)
 
+    def priced_around(self, row: Codes) -> tuple[Codes, Array, Array]:
+        """The (moves, domains) rows `around` a row, their (moves, limits) usage, and the (limits,) usage of the row itself.
+
+        The prices of the latest rows are remembered: searches come back to where they were.
+        """
+        moves, key = self.around(row), row.tobytes()
+        if key not in self._around:
+            if len(self._around) >= _REMEMBERED:
+                self._around.clear()
+            self._around[key] = self.usage(np.concatenate([row[None], moves]))
+        used = self._around[key]
+        return moves, used[1:], used[0]
+
     def shrink(self, row: Codes, rng: np.random.Generator) -> Codes:
         """`row` taken step by step, in random order, towards the smallest policy until it is inside the ceiling."""
         steps = np.repeat(np.arange(len(row)), np.abs(self.smallest - row))
@@ -72,8 +88,15 @@ class Pricing:
         signs = np.sign(self.smallest - row)
         path = row + np.cumsum(np.eye(len(row), dtype=np.int64)[order] * signs[order][:, None], axis=0)
         path = np.concatenate([row[None], path])
-        inside: Codes = path[int(np.argmax(self.holds(path)))]
-        return inside
+        start, length = 0, 1
+        while start < len(
+            path
+        ):  # most rows are at the budget already: the rest of the path is priced only where it is needed
+            holds = self.holds(path[start : start + length])
+            if holds.any():
+                return np.asarray(path[start + int(np.argmax(holds))])
+            start, length = start + length, _STRETCH * length
+        return np.asarray(path[0])
 
 
 def neighbours(cardinalities: Codes, row: Codes) -> Codes:

@@ -216,6 +216,7 @@ class Problem:
         dense_score: score of the dense model, higher is better.
         n_trials: how many trials the search will ask for in all; agents may spread their effort over it.
         features: (domains, 7) the layer behind each domain, as `layer_features` tells it; None where there are no layers.
+        objectives: metrics without a limit that the front is drawn in too; agents that can look for policies all along it.
         options: what single agents understand, such as "storage".
     """
 
@@ -226,6 +227,7 @@ class Problem:
     dense_score: float = 1.0
     n_trials: int = 100
     features: NDArray[np.float64] | None = None
+    objectives: tuple[str, ...] = ()
     options: dict[str, object] = field(default_factory=dict)
 
 

@@ -28,7 +28,7 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "greedy-sensitivity": "automc.agents.greedy_sensitivity:GreedySensitivity",
         "haq": "automc.agents.haq:haq",
         "haq-joint": "automc.agents.haq:haq_joint",
-        "ilp": "automc.agents.ilp:ILP",
+        "ilp": "automc.agents.ilp:ilp",
         "netadapt": "automc.agents.netadapt:NetAdapt",
         "nsga2": "automc.agents.nsga2:nsga2",
         "random": "automc.agents.random:Random",

@@ -70,7 +70,10 @@ MAY_DIFFER = frozenset(
         "workers",
     }
 )  # fmt: skip
-"""Settings that a rerun under the same name may change: they say how long to search, not what for."""
+"""Settings that a rerun under the same name may change: they say how long to search, not what for.
+
+The agent, its seed and where it starts (warm_start) are not among them: config.yaml has to repeat the trials beside it.
+"""
 
 
 class RunDir:

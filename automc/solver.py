@@ -29,7 +29,8 @@ _EAGER = 3.0
 """How fast weights move towards the limit with least room."""
 _SLACK = 1e-9
 _TRIED = 3
-"""Anchors that are asked, the nearest first: what one promises far from itself is too rough to stand against what nearer ones deny."""
+_REACH = float(np.log(1.15))
+"""Anchors that are asked: the nearest, and a few more no farther than this from the limits: costs added up far away promise anything."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,15 @@ class Answer:
 def solve(tables: Tables, limits: Mapping[str, float]) -> Answer | None:
     """The policy of least summed loss whose estimated costs hold all `limits`; None where nothing in the tables does.
 
+    The best of what the nearest anchors answer, and of the anchors that hold the limits themselves.
+
     Args:
         limits: metric -> limit in SI units, at least one.
     """
     around = (_Around.of(tables, anchor, limits) for anchor in _nearest_first(tables, limits))
-    answers = (one.answer(codes) for one in around if (codes := one.best()) is not None)
-    return next((answer for answer in answers if answer.overrun(limits) <= _SLACK), None)
+    answers = [one.answer(codes) for one in around if (codes := one.best()) is not None]
+    found = [*_anchored(tables, limits), *(answer for answer in answers if answer.overrun(limits) <= _SLACK)]
+    return min(found, key=lambda answer: answer.loss, default=None)
 
 
 def smallest(tables: Tables, limits: Mapping[str, float]) -> Answer | None:
@@ -67,9 +71,22 @@ def smallest(tables: Tables, limits: Mapping[str, float]) -> Answer | None:
     return min(found, key=lambda answer: answer.overrun(limits), default=None)
 
 
+def _priced(tables: Tables, limits: Mapping[str, float]) -> list[Anchor]:
+    return [a for a in tables.anchors if all(metric in a.changed and a.cost.get(metric) for metric in limits)]
+
+
+def _anchored(tables: Tables, limits: Mapping[str, float]) -> Iterator[Answer]:
+    """The anchors that hold the limits, priced as a whole."""
+    for anchor in _priced(tables, limits):
+        loss = sum(row[code] for row, code in zip(tables.loss, anchor.codes, strict=True))
+        answer = Answer(tables.policy(anchor.codes), {m: anchor.cost.get(m) or 0.0 for m in anchor.changed}, loss, 0)
+        if answer.overrun(limits) <= _SLACK and np.isfinite(loss):
+            yield answer
+
+
 def _nearest_first(tables: Tables, limits: Mapping[str, float]) -> list[Anchor]:
-    known = (a for a in tables.anchors if all(metric in a.changed and a.cost.get(metric) for metric in limits))
-    return sorted(known, key=lambda anchor: _distance(anchor, limits))[:_TRIED]
+    known = sorted(_priced(tables, limits), key=lambda anchor: _distance(anchor, limits))[:_TRIED]
+    return [anchor for i, anchor in enumerate(known) if i == 0 or _distance(anchor, limits) <= _REACH]
 
 
 def _distance(anchor: Anchor, limits: Mapping[str, float]) -> float:

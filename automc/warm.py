@@ -125,8 +125,8 @@ class WarmStart:
 def _gently(pricing: Pricing, losses: Sequence[Array] | None, row: Codes) -> Codes:
     """`row`, changed greedily until it holds the budget or nothing takes usage off any more; as it is without sensitivities."""
     while losses is not None and not pricing.holds(row[None])[0]:
-        moves = pricing.around(row)
-        saved = pricing.usage(row[None])[0].max() - pricing.usage(moves).max(axis=1)
+        moves, used, usage = pricing.priced_around(row)
+        saved = usage.max() - used.max(axis=1)
         added = _summed(losses, moves) - _summed(losses, row[None])
         worth = np.where(saved > 0.0, saved / np.maximum(added, _LEAST_LOSS), 0.0)
         if not len(worth) or worth.max() <= 0.0:

@@ -75,6 +75,8 @@ def test_the_table_shows_recovery_where_there_was_one_and_why_a_course_ended() -
     assert "recovery" not in league.markdown("accuracy")
     winner = league.winner(league.courses[2])
     assert winner is not None
+    held_out = League(league.courses, BUDGET, (1.0, 1.0), {winner.policy.digest: Recovered(0.85)})
+    assert "held out, before recovery |\n" in held_out.markdown("accuracy")
     recovered = League(league.courses, BUDGET, (1.0, 1.0), {winner.policy.digest: Recovered(0.85, 0.97)})
     assert "97.00" in recovered.markdown("accuracy")
     ended = League([Course("raises", 0, (), 0.0, "ValueError: no")], BUDGET, (1.0, 1.0), {})
@@ -177,6 +179,7 @@ def test_the_comparison_is_on_disk(compared: Path) -> None:
     assert {row["agent"] for row in told["rows"]} == {"ilp", "random"}
     assert all(course["evaluations"] == 5 for course in told["courses"])
     assert told["kendall_tau"]["summed losses with the score"]["policies"] >= 5
+    assert {len(steps) for steps in told["progress"].values()} == {5}
     table = (compared / "table.md").read_text()
     assert table.startswith("| agent | mean")
     assert "after recovery" in table

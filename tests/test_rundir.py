@@ -44,7 +44,10 @@ def test_same_search_resumes_and_keeps_its_trials(run: RunDir) -> None:
     assert again.config()["trials"] == 200
 
 
-@pytest.mark.parametrize(("key", "value"), [("model", "other.py:build"), ("budget", ("30ms",)), ("agent", "tpe")])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("model", "other.py:build"), ("budget", ("30ms",)), ("agent", "tpe"), ("warm_start", "demo-50ms")],
+)
 def test_another_search_is_refused_and_the_difference_named(run: RunDir, key: str, value: object) -> None:
     with pytest.raises(RunConflictError, match=f"with {key} = "):
         RunDir.create(run.path, {**CONFIG, key: value})

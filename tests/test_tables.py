@@ -14,16 +14,20 @@ import pytest
 import synthetic
 from records import DENSE, LIMIT_S, make_tables
 
+from automc.answering import Known
 from automc.noting import Noting
 from automc.policy import Policy, Prune
 from automc.predict.predictor import LearnedPredictor
 from automc.predict.profile import profile_model
+from automc.predict.simulated import Pricer
 from automc.prepare import Prepared
 from automc.progress import Progress, Reference
 from automc.result import Finalist
 from automc.rundir import RunDir
+from automc.space import Codes
 from automc.tables import Tables
 from automc.tabulate import tabulate
+from automc.testing import Toy, large_toy
 
 GRAPH, SPACE = synthetic.graph(), synthetic.space()
 
@@ -67,6 +71,32 @@ def test_layers_take_their_share_of_the_time(tables: Tables) -> None:
     assert faster == {"a", "b", "c", "d"}
     assert sum(tables.shares(_policy()).values()) == pytest.approx(1.0)
     assert tables.shares(Policy.of([("a", Prune(8))])) == {}
+
+
+class _Pricing:
+    """A toy's predictor as the engine's: with the time of the layers."""
+
+    def __init__(self, toy: Toy) -> None:
+        self.predict = toy.problem.predictor.predict
+
+    def layers_s(self, codes: Codes) -> np.ndarray:
+        return np.zeros((len(codes), len(GRAPH.layers)))
+
+
+@pytest.mark.parametrize("metric", ["latency_s", "size_bytes", "macs"])
+def test_a_curve_falls_without_plateaus_and_costs_what_it_says(metric: str) -> None:
+    toy = large_toy()
+    space = toy.problem.space
+    prepared = SimpleNamespace(space=space, sensitivity=toy.problem.sensitivity, traced=SimpleNamespace(graph=GRAPH))
+    tables = tabulate(cast(Prepared, prepared), cast(Pricer, _Pricing(toy)), [Policy()])
+    dense = Finalist(Policy(), toy.problem.predictor.predict(space.dense[None])[0], None, 0.95, None, False, "dense")
+    points = Known(Reference(dense, {}, "accuracy"), (), (), tables).curve(metric, {})
+    costs = toy.problem.predictor.predict(space.encode([p.answer.policy for p in points]))
+    assert len({point.answer.policy for point in points}) == len(points) >= 20
+    assert (np.diff([point.answer.loss for point in points]) < 0).all()
+    overrun = costs.array(metric, upper=False) / np.array([point.limit for point in points])
+    assert np.median(overrun) < 1.02
+    assert overrun.max() < 1.2
 
 
 def test_tables_survive_the_disk(tables: Tables, tmp_path: Path) -> None:

@@ -56,13 +56,34 @@ def test_torch_pruning_takes_shares_of_output_channels_away() -> None:
     )
 
 
+def test_torch_pruning_names_blocks_for_all_layers_in_them() -> None:
+    graph = LayerGraph(
+        layers=(layer("stem", 3, 8), layer("block.a", 8, 16), layer("block.b", 16, 32)),
+        groups=(ChannelGroup("block.a", 16, (member("block.a", "out", 16), member("block.b", "in", 16))),),
+    )
+    assert from_torch_pruning({"block": 0.5}, graph) == Policy.of([("block.a", Prune(8))])
+    assert from_torch_pruning({"block": 0.5, "block.a": 0.25}, graph) == Policy.of([("block.a", Prune(12))])
+
+
 def test_nni_lists_prune_and_quantise_and_later_entries_override() -> None:
     config = [
-        {"op_types": ["Conv2d"], "sparsity": 0.5},
+        {"op_types": ["Conv2d"], "sparsity_per_layer": 0.5},
         {"op_names": ["b"], "exclude": True},
         {"op_names": ["a", "c"], "quant_types": ["weight", "input"], "quant_bits": {"weight": 8, "input": 8}},
     ]
     assert from_nni(config, GRAPH) == Policy.of([("a", Prune(8)), ("a", Quantize(8, 8))])
+
+
+@pytest.mark.parametrize(
+    ("entry", "policy"),
+    [
+        ({"op_partial_names": ["a"], "total_sparsity": 0.75, "max_sparsity_per_layer": 0.5}, [("a", Prune(8))]),
+        ({"op_types": ["default"], "quant_types": ["weight"], "quant_bits": 4}, [("a", Quantize(4, 32)), ("b", Quantize(4, 32))]),
+        ({"op_names": ["a"], "quant_types": "weight", "quant_bits": {"weight": 4, "input": 8}}, [("a", Quantize(4, 32))]),
+    ],
+)  # fmt: skip
+def test_nni_of_the_second_version(entry: dict[str, object], policy: list[tuple[str, Prune]]) -> None:
+    assert from_nni([entry], GRAPH) == Policy.of(policy)
 
 
 def test_nni_of_the_third_version() -> None:
@@ -70,14 +91,58 @@ def test_nni_of_the_third_version() -> None:
     assert from_nni(config, GRAPH) == Policy.of([("a", Prune(4)), ("b", Prune(8)), ("b", Quantize(4, 32))])
 
 
+@pytest.mark.parametrize(
+    ("entry", "policy"),
+    [
+        ({"op_types": ["Conv2d"], "exclude_op_names": ["b"], "sparse_ratio": 0.5}, [("a", Prune(8))]),
+        ({"op_types": ["Conv2d"], "exclude_op_names_re": ["b"], "sparse_ratio": 0.5}, [("a", Prune(8))]),
+        ({"op_names": ["a"], "op_types": ["Linear"], "sparse_ratio": 0.5}, None),
+        ({"op_names": ["a"], "target_settings": {"weight": {"sparse_ratio": 0.5, "granularity": "out_channel"}}}, [("a", Prune(8))]),
+        ({"op_names": ["a"], "sparse_ratio": 0.5, "granularity": [1, -1, -1, -1]}, [("a", Prune(8))]),
+        ({"op_names": ["a"], "sparse_ratio": 0.5, "granularity": [4, 4]}, None),
+        ({"op_names": ["a"], "sparse_ratio": 0.5, "target_names": ["_output_"]}, None),
+        ({"op_names": ["a"], "target_names": ["weight", "_input_0"], "quant_dtype": "int8"}, [("a", Quantize(8, 8))]),
+        (
+            {"op_names": ["a"], "target_settings": {"weight": {"quant_dtype": "int4"}, "_input_": {"quant_dtype": "uint8"}}},
+            [("a", Quantize(4, 8))],
+        ),
+    ],
+)  # fmt: skip
+def test_nni_selects_layers_and_targets(entry: dict[str, object], policy: list[tuple[str, Prune]] | None) -> None:
+    assert from_nni([entry], GRAPH) == Policy.of(policy or [])
+
+
+HAWQ = {
+    "quant_input": [8, "hook"],
+    "quant_init_block_convbn": 8,
+    "quant_act_int32": 16,
+    "stage1.unit1.quant_act": 4,
+    "stage1.unit1.quant_convbn1": 4,
+    "stage1.unit1.quant_act1": 8,
+    "stage1.unit1.quant_identity_convbn": 8,
+}
+"""As `bit_config.py` has it, of the first layers of a network."""
+
+
 @pytest.mark.parametrize("bits", [[[4, 8], [8, 8]], [[4, 8], [8, 8], [8, 8]], {"a": [4, 8], "b": 8}])
 def test_bits_by_name_and_in_order_with_and_without_what_stays_float(bits: object) -> None:
     assert from_bits(bits, GRAPH) == Policy.of([("a", Quantize(4, 8)), ("b", Quantize(8, 8))])  # type: ignore[arg-type]
 
 
-def test_channels_are_counts_of_outputs_or_shares_of_inputs() -> None:
-    assert from_channels([8, 16, 10], GRAPH) == Policy.of([("a", Prune(8)), ("b", Prune(16))])
+def test_bits_of_minus_one_are_float_as_in_haq() -> None:
+    assert from_bits([[8, -1], [8, 8]], GRAPH) == Policy.of([("a", Quantize(8, 32)), ("b", Quantize(8, 8))])
+
+
+def test_hawqs_configuration_is_read_in_the_order_of_the_layers() -> None:
+    graph = replace(GRAPH, layers=(layer("a", 3, 16), layer("b", 16, 32), layer("c", 16, 32)))
+    pairs = [("a", Quantize(8, 8)), ("b", Quantize(4, 4)), ("c", Quantize(8, 4))]
+    assert from_bits(HAWQ, graph) == Policy.of(pairs)
+
+
+def test_channels_are_counts_or_shares_of_inputs_as_in_amc() -> None:
+    assert from_channels([3, 8, 16], GRAPH) == Policy.of([("a", Prune(8)), ("b", Prune(16))])
     assert from_channels([1.0, 0.5, 0.25], GRAPH) == Policy.of([("a", Prune(8)), ("b", Prune(8))])
+    assert from_channels({"b": 12}, GRAPH) == Policy.of([("a", Prune(12))])
 
 
 @pytest.mark.parametrize(
@@ -90,6 +155,7 @@ def test_channels_are_counts_of_outputs_or_shares_of_inputs() -> None:
         ({"pruning_ratio_dict": ["a"]}, "cannot be read"),
         ({"bits": [8]}, "1 entries and the model 3 layers"),
         ({"bits": {"a": 64}}, "not a number of bits"),
+        ({"config_list": [{"sparsity": 0.5}]}, "selects no layers"),
         ({"bits": {"elsewhere": 8}}, "no layer of this model"),
     ],
 )

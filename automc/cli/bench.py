@@ -68,7 +68,7 @@ def _with_setting(command: Callable[..., Any]) -> Callable[..., Any]:
     show_default=True,
     type=duration,
     metavar="DURATION",
-    help="Time to fine-tune each winner for.",
+    help="Time to fine-tune each winner for; with 0 it is scored on the test samples as it is.",
 )
 @click.option("--live", is_flag=True, help="Evaluate everything anew instead of reading what is kept.")
 @click.option(
@@ -150,7 +150,7 @@ def _held(
             if course.reason:
                 observer.message(f"{agent}, seed {seed}: {course.reason}", "warning")
         record = _write(arena, out)
-    if recover_s > 0:
+    if recover_s > 0 or arena.prepared.data.test is not None:
         arena.recover(recover_s, observer)
         record = _write(arena, out)
     return record
@@ -166,9 +166,10 @@ def _write(arena: Arena, out: Path) -> dict[str, Any]:
         "evaluated": arena.book.evaluated,
         "kendall_tau": {proxy: {"tau": _finite(tau), "policies": n} for proxy, (tau, n) in arena.correlations().items()},
         **league.to_json(),
+        "progress": {row.agent: league.progress(row.agent) for row in league.rows()},
     }  # fmt: skip
     percent = 100.0 if score == "accuracy" else 1.0
-    series = {row.agent: [(x, percent * y) for x, y in league.progress(row.agent)] for row in league.rows()}
+    series = {agent: [(x, percent * y) for x, y in steps] for agent, steps in record["progress"].items()}
     title = f"best {score}{' (%)' if percent > 1 else ''} inside the budget, mean over the seeds"
     write_atomic(out / "table.md", league.markdown(score))
     write_atomic(out / "results.json", json.dumps(record, indent=1) + "\n")

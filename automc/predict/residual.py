@@ -46,8 +46,15 @@ class Residuals:
         for int8, forest in self.forests.items():
             rows = kernels["int8"] == int8
             if rows.any():
-                factors[rows] = np.exp(forest.predict(_describe(Kernels(kernels.rows[rows]), self.layouts)))
+                factors[rows] = np.exp(_mean(forest, _describe(Kernels(kernels.rows[rows]), self.layouts)))
         return factors
+
+
+def _mean(forest: Any, rows: Floats) -> Floats:
+    """(count,) what `forest.predict` says, tree by tree: its own way sets up a parallel job for each call, which takes 40 ms."""
+    features = np.ascontiguousarray(rows, dtype=np.float32)
+    mean: Floats = np.mean([tree.tree_.predict(features)[:, 0] for tree in forest.estimators_], axis=0)
+    return mean
 
 
 def _describe(kernels: Kernels, layouts: Layouts) -> Floats:
