@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from automc.devices.device import ON_PROCESSOR, Array, Device, Model, cache_dir
+from automc.devices.device import Array, Device, Model, cache_dir
 from automc.devices.energy import WATTS, Energy, Meter, find_meter, measure_energy, stated_watts
 from automc.devices.exclusive import alone
 from automc.errors import InputError
@@ -35,9 +35,7 @@ class Joules:
         Raises:
             InputError: neither a counter nor a stated power; says what is missing.
         """
-        meter, why = (
-            find_meter() if device.name in ON_PROCESSOR else (None, f"{device.name} has no counters of energy here.")
-        )
+        meter, why = find_meter(device.name)
         watts = stated_watts()
         if meter is None and watts is None:
             raise InputError(why, remedy=f"State the power above idle that an inference takes: {WATTS}=12.5.")

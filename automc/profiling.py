@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from automc.calibrate import calibrate
 from automc.compression.apply import Stitcher
 from automc.compression.criteria import Pruning
-from automc.devices.device import ON_PROCESSOR, Array, Device, cache_dir
+from automc.devices.device import ON_GPU, ON_PROCESSOR, Array, Device, cache_dir
 from automc.devices.energy import find_meter
 from automc.devices.probe_models import probe_set
 from automc.devices.probes import Probed
@@ -117,11 +117,10 @@ def profile_subject(
 def _keep_energy(subject: Subject, profile: Profile, arrays: list[Array], observer: Observer) -> None:
     """What the dense model takes by the machine's counters, once; where there are none, that is said."""
     path = device_path(subject.device)
-    if subject.device.name not in ON_PROCESSOR or any(
-        r["kind"] == "energy" and r["key"] == profile.key for r in records(path)
-    ):
+    on_board = subject.device.name in ON_PROCESSOR or subject.device.name.startswith(ON_GPU)
+    if not on_board or any(r["kind"] == "energy" and r["key"] == profile.key for r in records(path)):
         return
-    meter, why = find_meter()
+    meter, why = find_meter(subject.device.name)
     if meter is None:
         observer.message(why)
         return

@@ -12,6 +12,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -116,19 +117,22 @@ def _builder(offered: Offer, device: Cpu, example: torch.Tensor) -> Callable[[Po
 def _network(source: str) -> nn.Module:
     if ":" in source:
         return load_model(source, None)
-    schemas = torch.library.Library("torchvision", "FRAGMENT")
-    for operator in ("nms", "qnms"):
-        schemas.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _declare_missing()
     import timm
     import torchvision
 
-    _KEPT.append(schemas)
     if source == "vit_tiny":
         return timm.create_model("vit_tiny_patch16_224").eval()
     return getattr(torchvision.models, source)().eval()
 
 
-_KEPT: list[torch.library.Library] = []
+@cache
+def _declare_missing() -> torch.library.Library:
+    """Operators that torchvision asks for at import where it was built for another torch; to be kept, and declared once."""
+    schemas = torch.library.Library("torchvision", "FRAGMENT")
+    for operator in ("nms", "qnms"):
+        schemas.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return schemas
 
 
 def main() -> None:

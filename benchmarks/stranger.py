@@ -35,7 +35,7 @@ def main(model: str, data: str | None = None) -> None:
         seconds.append(time.perf_counter() - start)
     low, median, high = 1e3 * np.percentile(seconds, [5, 50, 95])
     print(
-        f"batch {entry.shape[0]}: median {median:.2f} ms (5 to 95 %: {low:.2f} to {high:.2f} ms), {ROUNDS} runs, one thread"
+        f"batch {entry.shape[0]}: median {median:.3f} ms (5 to 95 %: {low:.3f} to {high:.3f} ms), {ROUNDS} runs, one thread"
     )
     if data is not None:
         loaded = np.load(data)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import networks
@@ -104,9 +106,45 @@ def test_a_machine_without_counters_says_so(tmp_path: Path, monkeypatch: pytest.
     assert "cannot be measured: invalid literal" in find_meter()[1]
 
 
-def test_the_gpu_counter_needs_its_library() -> None:
-    meter, why = find_meter(gpu=True)
-    assert meter is not None or "cannot be measured on the GPU" in why
+class Nvml(SimpleNamespace):
+    """As much of pynvml as is called: a counter of millijoules that grows by 50 J with every reading of it."""
+
+    def __init__(self, gpus: dict[str, int]) -> None:
+        super().__init__(read=[], gpus=gpus)
+
+    def nvmlInit(self) -> None:
+        pass
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+        return index
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> int:
+        return self.gpus[uuid]
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: int) -> int:
+        self.read.append(handle)
+        return 50_000 * len(self.read)
+
+
+def test_a_gpu_is_counted_by_nvml_and_other_devices_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    meter, why = find_meter("torch-cuda")
+    assert meter is None
+    assert "pip install nvidia-ml-py" in why
+    assert find_setting_faults(budget="30mJ", device="torch-cuda-fp16") != []
+    nvml = Nvml({"GPU-abc": 5})
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    assert find_setting_faults(budget="30mJ", device="torch-cuda-fp16") == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+    meter, _ = find_meter("torch-compile-cuda")
+    assert meter is not None
+    assert meter.joules() - meter.joules() == -50.0
+    assert set(nvml.read) == {0, 3}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-abc")
+    meter, _ = find_meter("torch-cuda")
+    assert meter is not None
+    assert (meter.name, nvml.read[-1]) == ("NVML, GPU GPU-abc", 5)
+    assert find_meter("eyeriss") == (None, "eyeriss has no counters of energy here.")
 
 
 def test_a_stated_power_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:

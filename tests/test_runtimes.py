@@ -101,7 +101,7 @@ def test_what_is_no_model_is_refused(device: Device) -> None:
 
 
 def test_energy_is_told_by_a_counter_or_a_stated_power_only(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("automc.predict.targets.find_meter", lambda: (None, "none"))
+    monkeypatch.setattr("automc.predict.targets.find_meter", lambda _: (None, "none"))
     monkeypatch.delenv("AUTOMC_WATTS", raising=False)
     [fault] = find_setting_faults(budget="30mJ", device=device.name)
     assert "no energy figures" in str(fault)

@@ -30,10 +30,10 @@ Examples:
 @click.option("--knee", is_flag=True, help="The model beyond which more cost buys little score.")
 @click.option(
     "--format",
-    type=click.Choice(["onnx", "pt2", "policy"]),
+    type=click.Choice(["onnx", "pt2", "policy", "tensorrt"]),
     default="onnx",
     show_default=True,
-    help="ONNX, torch.export, or the policy alone.",
+    help="ONNX, torch.export, the policy alone, or ONNX for TensorRT with the script that builds its engine.",
 )
 @click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Folder to write to.")
 @click.option("--runs", "folder", default="runs", show_default=True, metavar="FOLDER", help="Where runs are recorded.")

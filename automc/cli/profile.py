@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,16 +22,19 @@ if TYPE_CHECKING:
     from automc.profiling import Subject
     from automc.protocols import Observer
     from automc.result import PredictorReport
+    from automc.transfer import Transfer
 
 __all__ = ["profile"]
 
 _SHARED = ("model", "weights", "data", "batch_size", "device", "threads", "space", "seed")
 _KIT = "Measure nothing; write a file that measures another machine, which needs Python, numpy and onnxruntime alone."
+_FEW = "Measure only so many whole candidates; what other devices' profiles of the same model taught does the rest."
 _RETURNED = "Measure nothing; take in the device file that a kit wrote."
 _EPILOG = """\b
 Examples:
   automc profile --model torchvision:resnet18 --input 3x224x224
   automc profile --from-kit device-raspberrypi.jsonl --name pi
+  automc profile --device ssh:pi@pi --few 20 --model torchvision:resnet18 --input 3x224x224
 """
 
 
@@ -47,6 +51,7 @@ def _shared_options(command: Any) -> Any:
 @click.option("--wait", type=duration, default="30s", show_default=True, help="How long to wait for idle cores.")
 @click.option("--again", is_flag=True, help="Run the probes anew, also where they were answered before.")
 @click.option("--probes-only", is_flag=True, help="Measure the device alone, with no model.")
+@click.option("--few", "shots", metavar="N", type=int, help=_FEW)
 @click.option("--emit-kit", "kit", metavar="FILE.zip", type=click.Path(path_type=Path), help=_KIT)
 @click.option("--from-kit", "returned", metavar="FILE.jsonl", type=click.Path(path_type=Path), help=_RETURNED)
 @click.option(
@@ -61,6 +66,7 @@ def profile(
     wait: str,
     again: bool,
     probes_only: bool,
+    shots: int | None,
     kit: Path | None,
     returned: Path | None,
     name: str,
@@ -75,6 +81,10 @@ def profile(
     """
     if kit and returned:
         raise InputError("--emit-kit and --from-kit are two ends of one way.", remedy="Give one of the two.")
+    if shots is not None and (kit or returned or probes_only):
+        raise InputError(
+            "--few measures a model on this device.", remedy="Leave out --emit-kit, --from-kit, --probes-only."
+        )
     dims = _dims(shape) if shape else None
     report = None
     with screen(quiet=quiet) as watching, contextlib.redirect_stdout(sys.stderr):
@@ -85,10 +95,14 @@ def profile(
             from automc.offboard import import_file
 
             known = import_file(returned, watching, name=name, strict=strict)
+        elif shots is not None:
+            few = _few(fields, dims, watching, shots, wait)
         else:
             known, report = _measure(fields, dims, watching, limit, wait, again, probes_only)
     if kit:
         _say_kit(written, as_json=as_json)
+    elif shots is not None:
+        _say_few(few, as_json=as_json)
     else:
         _say(known, report, as_json=as_json)
 
@@ -110,6 +124,14 @@ def _measure(
     return find_device_file(device.key), report
 
 
+def _few(fields: dict[str, Any], dims: tuple[int, ...] | None, observer: Observer, shots: int, wait: str) -> Transfer:
+    from automc.predict.targets import open_device
+    from automc.transfer import transfer
+
+    subject = _subject(fields, dims, open_device(fields["device"], fields["threads"]))
+    return transfer(subject, shots, observer, seed=fields["seed"], wait_s=parse_duration(wait))
+
+
 def _emit(path: Path, fields: dict[str, Any], dims: tuple[int, ...] | None, observer: Observer) -> Path:
     from automc.offboard import emit_kit, unknown_target
 
@@ -124,6 +146,13 @@ def _say_kit(path: Path, *, as_json: bool) -> None:
     stdout().print(f"Wrote {path} ({size_mb:.1f} MB). On the other machine:", soft_wrap=True)
     stdout().print(f"  pip install numpy onnxruntime && python3 {path.name}", soft_wrap=True)
     stdout().print("Bring the file that it writes back and give it to `automc profile --from-kit FILE`.")
+
+
+def _say_few(few: Transfer, *, as_json: bool) -> None:
+    if as_json:
+        print_json({**asdict(few), "may_claim": few.may_claim})
+    else:
+        stdout().print(few.told(), soft_wrap=True)
 
 
 def _say(known: DeviceFile, report: PredictorReport | None, *, as_json: bool) -> None:

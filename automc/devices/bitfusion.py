@@ -3,7 +3,8 @@
 After Sharma et al. 2018, "Bit Fusion", ISCA, arXiv 1712.01507. The array is that of the authors' simulator in its comparison with
 Eyeriss (github.com/hsharma35/bitfusion, bf_e_conf.ini): 16 columns of 32 units at 500 MHz; buffers of 64, 32 and 16 kB for weights, inputs
 and outputs; 192 bits a cycle to and from memory. Energies are those of Horowitz 2014, "Computing's energy problem", ISSCC, figure 1.1.9,
-for 45 nm and 0.9 V.
+for 45 nm and 0.9 V (8-bit addition 0.03 pJ, multiplication 0.2 pJ; 64 bits of a 32 kB cache 20 pJ, of DRAM 1.3 to 2.6 nJ). Both were checked against
+public text: the configuration file as published, the energies as three independent projects quote the figure.
 """
 
 from __future__ import annotations

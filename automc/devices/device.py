@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from automc.devices.measure import Measurement
 
 __all__ = [
+    "ON_GPU",
     "ON_PROCESSOR",
     "Array",
     "Capabilities",
@@ -32,6 +33,9 @@ Model = bytes | Path
 
 ON_PROCESSOR = frozenset({"cpu", "openvino", "torch", "torch-compile"})
 """Devices that run on this machine's processor, so that its counters of energy count them."""
+
+ON_GPU = ("torch-cuda", "torch-compile-cuda")
+"""How the names of devices begin that run on this machine's first GPU."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from automc.devices.device import ON_GPU, ON_PROCESSOR
 from automc.errors import InputError
 
 __all__ = ["WATTS", "WINDOW_S", "Energy", "Meter", "PowerCap", "find_meter", "measure_energy", "stated_watts"]
@@ -87,32 +88,37 @@ class PowerCap:
 
 
 class Nvml:
-    """The energy counter of the first NVIDIA GPU."""
+    """The energy counter of the GPU that CUDA counts first: the first of CUDA_VISIBLE_DEVICES where that is set."""
 
     def __init__(self) -> None:
         import pynvml
 
         pynvml.nvmlInit()
         self._read = pynvml.nvmlDeviceGetTotalEnergyConsumption
-        self._handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        self._gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip() or "0"
+        by_index = self._gpu.isdecimal()
+        self._handle = (
+            pynvml.nvmlDeviceGetHandleByIndex(int(self._gpu))
+            if by_index
+            else pynvml.nvmlDeviceGetHandleByUUID(self._gpu)
+        )
         self.joules()
 
     @property
     def name(self) -> str:
-        return "NVML, GPU 0"
+        return f"NVML, GPU {self._gpu}"
 
     def joules(self) -> float:
         """Joules since the driver was loaded; the counter is in millijoules."""
         return 1e-3 * float(self._read(self._handle))
 
 
-def find_meter(*, gpu: bool = False) -> tuple[Meter | None, str]:
-    """A counter that can be read, or None and a sentence that says why there is none and what is lost."""
-    if gpu:
-        try:
-            return Nvml(), ""
-        except Exception as error:  # pynvml is missing, or the driver: NVML's errors are its own
-            return None, f"Energy cannot be measured on the GPU: {type(error).__name__}: {error}."
+def find_meter(device: str = "cpu") -> tuple[Meter | None, str]:
+    """A counter of what a device takes, by its name; or None and a sentence that says why there is none and what is lost."""
+    if device.startswith(ON_GPU):
+        return _find_gpu_meter()
+    if device not in ON_PROCESSOR:
+        return None, f"{device} has no counters of energy here."
     zones = sorted(zone for zone in POWERCAP.glob("*rapl:*") if zone.name.count(":") == 1)
     if not zones:
         return None, f"Energy cannot be measured: this machine has no counters in {POWERCAP}."
@@ -125,6 +131,15 @@ def find_meter(*, gpu: bool = False) -> tuple[Meter | None, str]:
         )
     except (OSError, ValueError) as error:
         return None, f"Energy cannot be measured: {error}."
+
+
+def _find_gpu_meter() -> tuple[Meter | None, str]:
+    try:
+        return Nvml(), ""
+    except ImportError:
+        return None, "Energy cannot be measured on the GPU: pynvml is not installed (pip install nvidia-ml-py)."
+    except Exception as error:  # NVML's errors are its own family: no driver, or a GPU without a counter
+        return None, f"Energy cannot be measured on the GPU: {type(error).__name__}: {error}."
 
 
 def measure_energy(

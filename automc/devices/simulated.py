@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from automc.devices.cpu import Cpu
-from automc.devices.device import Array, Capabilities, Model, NodeTime, Session
-from automc.devices.measure import Measurement
+from automc.devices.device import Capabilities
+from automc.devices.unmeasured import Unmeasured
 from automc.errors import MissingError
 
 __all__ = ["BITS", "Accelerator", "Floats", "Simulated", "Work", "dram_bits"]
@@ -80,7 +78,7 @@ def dram_bits(work: Work, weight_buffer: float, input_buffer: float) -> Floats:
 
 
 @dataclass(frozen=True)
-class Simulated:
+class Simulated(Unmeasured):
     """An accelerator as a device: models are loaded and scored on this machine, and their costs come from a closed form."""
 
     accelerator: Accelerator
@@ -102,29 +100,7 @@ class Simulated:
         """Every precision of BITS has a kernel; channels need no alignment."""
         return Capabilities(channel_block=1, weight_bits_exact=tuple(sorted({w for w, _ in BITS})), bits=BITS)
 
-    def session(self, model: Model) -> Session:
-        """The model loaded on this machine, to score it."""
-        return Cpu(self.threads).session(model)
-
-    def measure(
-        self, models: Mapping[str, Model], inputs: Sequence[Array], rounds: int = 12, **options: Any
-    ) -> Measurement:
-        """Nothing can be measured.
-
-        Raises:
-            MissingError: always.
-        """
-        raise self._absent()
-
-    def node_times(self, model: Model, inputs: Sequence[Array], repeats: int = 5) -> list[NodeTime]:
-        """Nothing can be measured.
-
-        Raises:
-            MissingError: always.
-        """
-        raise self._absent()
-
-    def _absent(self) -> MissingError:
+    def absent(self) -> MissingError:
         return MissingError(
             f"{self.name} is simulated: there is nothing to measure.", remedy="Search on it right away."
         )

@@ -16,7 +16,7 @@ from automc.units import format_quantity
 
 __all__ = ["FORMATS", "chosen", "export_run"]
 
-FORMATS = ("onnx", "pt2", "policy")
+FORMATS = ("onnx", "pt2", "policy", "tensorrt")
 
 
 def export_run(run_dir: Path, *, budget: str | None, knee: bool, format: str, out: Path) -> Path:
@@ -25,7 +25,8 @@ def export_run(run_dir: Path, *, budget: str | None, knee: bool, format: str, ou
     Args:
         budget: the best finalist that holds this budget as measured, instead of the run's own.
         knee: the finalist where more of what the run limits stops buying score, instead of the winner.
-        format: one of FORMATS. A pt2 file exists for the winner only.
+        format: one of FORMATS. A pt2 file exists for the winner only; for TensorRT an ONNX file is written and, beside it, the script
+            that builds the engine, which is returned.
 
     Raises:
         InputError: the run has no such model; says which ones there are.
@@ -40,14 +41,25 @@ def export_run(run_dir: Path, *, budget: str | None, knee: bool, format: str, ou
     if format == "policy":
         data = {**finalist.policy.to_json(), "measured": finalist.cost.to_json(), "validation": finalist.validation}
         return write_atomic(out / f"{stem}.policy.json", json.dumps(data, indent=1) + "\n")
+    kind = "onnx" if format == "tensorrt" else format
     source = run.model_path(finalist)
     if finalist == summary.best:
-        source = run.path / "best" / f"model.{format}"
+        source = run.path / "best" / f"model.{kind}"
     elif format == "pt2":
         raise InputError("A pt2 file was kept for the winner only.", remedy="Export this one with --format onnx.")
     if not source.is_file():
-        raise InputError(f"The run {run.name!r} kept no {format} file of this model.", remedy="Run the search again.")
+        raise InputError(f"The run {run.name!r} kept no {kind} file of this model.", remedy="Run the search again.")
+    if format == "tensorrt":
+        return _for_tensorrt(source, out, stem)
     return write_atomic(out / f"{stem}.{format}", source.read_bytes())
+
+
+def _for_tensorrt(source: Path, out: Path, stem: str) -> Path:
+    from automc.export.tensorrt import engine_script, for_tensorrt, layer_precisions
+
+    proto = for_tensorrt(source.read_bytes())
+    model = write_atomic(out / f"{stem}.tensorrt.onnx", proto.SerializeToString())
+    return write_atomic(out / f"{stem}.tensorrt.py", engine_script(model.name, layer_precisions(proto)))
 
 
 def chosen(summary: Summary, budget: str | None, at_knee: bool) -> Finalist:

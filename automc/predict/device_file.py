@@ -52,6 +52,7 @@ class DeviceFile:
         space: what candidates were drawn for, where that was decided before the device was known.
         kernels: how many kernels were timed.
         energies: (model, what it took by the machine's counters).
+        few: a sentence on each model of which few candidates were measured.
         damaged: notes on lines that could not be read.
     """
 
@@ -67,13 +68,14 @@ class DeviceFile:
     damaged: tuple[str, ...] = ()
     off_board: bool = False
     energies: tuple[tuple[str, Energy], ...] = ()
+    few: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, path: Path) -> DeviceFile | None:
         """The device of a file; None where it says nothing of one."""
         listener = _Notes()
         lines = list(records(path, listener))
-        told = [line for line in lines if line["kind"] in ("device", "profile") and "environment" in line]
+        told = [line for line in lines if line["kind"] in ("device", "few", "profile") and "environment" in line]
         if not told:
             return None
         named = [line["name"] for line in lines if line["kind"] == "name"]
@@ -86,6 +88,7 @@ class DeviceFile:
             tuple(heads.values()), spaces[-1] if spaces else None,
             sum(len(line["nodes"]) for line in lines if line["kind"] == "candidate"), tuple(listener.messages),
             off_board=bool(spaces), energies=tuple(_energy(line) for line in lines if line["kind"] == "energy"),
+            few=tuple(line["sentence"] for line in lines if line["kind"] == "few"),
         )  # fmt: skip
 
     def mismatch(self, environment: Mapping[str, str]) -> str:

@@ -5,6 +5,7 @@
 {"schema": 1, "kind": "candidate", "key", "policy", "size_bytes", "nodes", "places"}
 {"schema": 1, "kind": "failure", "key", "policy", "reason"}                    a model that the runtime could not run
 {"schema": 1, "kind": "profile", "key", "environment", "measurement", ...}     closes the candidates of one model
+{"schema": 1, "kind": "few", "device_key", "environment", "told", "measured"}  whole models alone, and what they taught
 """
 
 from __future__ import annotations

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from automc import registry
-from automc.devices.cpu import Cpu
-from automc.devices.device import ON_PROCESSOR, Array, Capabilities, Device, Model, NodeTime, Session
+from automc.devices.device import ON_GPU, ON_PROCESSOR, Capabilities, Device
 from automc.devices.energy import find_meter, stated_watts
-from automc.devices.measure import Measurement
-from automc.devices.simulated import Simulated
 from automc.devices.ssh import Ssh
+from automc.devices.unmeasured import Unmeasured
 from automc.errors import MissingError, UnknownNameError
 from automc.predict.device_file import DeviceFile, known_devices
 
@@ -48,15 +44,16 @@ def is_device(text: str) -> bool:
 
 def tells_energy(text: str) -> bool:
     """Whether a device, by its name, tells the energy of a model; one that nothing is known of may."""
-    if text in ON_PROCESSOR and find_meter()[0] is not None:
+    here = text in ON_PROCESSOR or text.startswith(ON_GPU)
+    if here and find_meter(text)[0] is not None:
         return True
-    elsewhere = text.startswith(("ssh:", "torch-cuda", "torch-compile-cuda")) or text in _off_board()
-    return not (text in ON_PROCESSOR or elsewhere) or stated_watts() is not None
+    unknown = here or text.startswith("ssh:") or text in _off_board()
+    return not unknown or stated_watts() is not None
 
 
 def device_measures(device: Device) -> bool:
     """Whether whole models can be measured on a device from here."""
-    return not isinstance(device, (Recorded, Simulated))
+    return not isinstance(device, Unmeasured)
 
 
 def _off_board() -> dict[str, DeviceFile]:
@@ -64,10 +61,11 @@ def _off_board() -> dict[str, DeviceFile]:
 
 
 @dataclass(frozen=True)
-class Recorded:
+class Recorded(Unmeasured):
     """A machine that a kit measured: what it took is known, and nothing can be measured on it from here."""
 
     file: DeviceFile
+    threads: int = 1
 
     @property
     def name(self) -> str:
@@ -85,29 +83,7 @@ class Recorded:
         """Those that the kit's candidates were drawn for."""
         return self.file.space or self.file.capabilities
 
-    def session(self, model: Model) -> Session:
-        """The model loaded on this machine, to score it."""
-        return Cpu(1).session(model)
-
-    def measure(
-        self, models: Mapping[str, Model], inputs: Sequence[Array], rounds: int = 12, **options: Any
-    ) -> Measurement:
-        """Not possible from here.
-
-        Raises:
-            MissingError: always.
-        """
-        raise self._absent()
-
-    def node_times(self, model: Model, inputs: Sequence[Array], repeats: int = 5) -> list[NodeTime]:
-        """Not possible from here.
-
-        Raises:
-            MissingError: always.
-        """
-        raise self._absent()
-
-    def _absent(self) -> MissingError:
+    def absent(self) -> MissingError:
         return MissingError(
             f"{self.name} was measured with a kit and cannot be measured from here.",
             remedy="Emit a kit of this very model and space and bring its device file back, or use ssh:USER@HOST.",

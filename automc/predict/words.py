@@ -25,6 +25,7 @@ def learned(device: DeviceFile) -> list[str]:
         *_refused(device.probes),
         *(_model(head) for head in device.heads),
         *(_joules(label, energy) for label, energy in device.energies),
+        *device.few,
         *device.damaged,
     ]
 
