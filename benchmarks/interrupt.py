@@ -14,16 +14,21 @@ With `--worker-kills N` a worker of the search is killed whenever so many more t
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import random
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import automc.job  # noqa: F401  # imported once, here, and not after every kill
+from automc.cli.main import main as automc_command
 from automc.rundir import RunDir
 
 
@@ -37,30 +42,40 @@ def front(run: Path) -> list[tuple[str, float | None, str]]:
     return [(point["digest"], point["score"], point["stage"]) for point in RunDir(run).front()]
 
 
-def started(command: list[str]) -> subprocess.Popen[bytes]:
-    """A search whose output is of no interest."""
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def started(command: list[str]) -> Any:
+    """A search whose output is of no interest, in a process of its own that has imported what this one has."""
+    process = multiprocessing.get_context("fork").Process(target=search, args=(command,))
+    process.start()
+    return process
 
 
-def kill_one(command: list[str], after_s: float) -> bool:
-    """Start a search and kill it after some time; whether it had not ended before."""
+def search(command: list[str]) -> None:
+    """What `automc search` does."""
+    os.setsid()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    sys.exit(automc_command(command))
+
+
+def kill_one(command: list[str], after_s: float | None) -> bool:
+    """Start a search and kill it after some time, None lets it end; whether it had not ended before."""
     process = started(command)
-    try:
-        process.wait(after_s)
-    except subprocess.TimeoutExpired:
+    process.join(after_s)
+    if process.is_alive():
         os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    if process.returncode not in (0, -signal.SIGKILL):
-        raise SystemExit(f"The search ended with {process.returncode}: {' '.join(command)}")
-    return process.returncode == -signal.SIGKILL
+    process.join()
+    if process.exitcode not in (0, -signal.SIGKILL):
+        raise SystemExit(f"The search ended with {process.exitcode}: {' '.join(command)}")
+    return bool(process.exitcode)
 
 
 def kill_searches(command: list[str], folder: Path, arguments: argparse.Namespace) -> None:
     """Print what was lost, repeated and different after each kill and in all."""
     chance, killed, lost, twice, searches, alike, unrecorded = random.Random(arguments.seed), 0, 0, 0, 0, 0, 0
-    subprocess.run([*command, "--name", "first"], check=True, stdout=subprocess.DEVNULL)  # fills the caches
+    kill_one([*command, "--name", "first"], None)  # fills the caches
     start = time.perf_counter()
-    subprocess.run([*command, "--name", "whole"], check=True, stdout=subprocess.DEVNULL)
+    kill_one([*command, "--name", "whole"], None)
     whole_s, begun = time.perf_counter() - start, time.perf_counter()
     run = folder / "killed"
     while killed < arguments.kills:
@@ -84,14 +99,14 @@ def kill_workers(command: list[str], folder: Path, arguments: argparse.Namespace
     """Print whether a search of which workers are killed ends, and what became of its trials."""
     chance, killed, run = random.Random(arguments.seed), 0, folder / "killed"
     process, start = started([*command, "--name", "killed"]), time.perf_counter()
-    while process.poll() is None:
+    while process.is_alive():
         if len(digests(run)) >= (killed + 1) * arguments.worker_kills and (workers := workers_of(process.pid)):
             os.kill(chance.choice(workers), signal.SIGKILL)
             killed += 1
             print(f"{killed} workers killed, {len(digests(run))} trials recorded", flush=True)
         time.sleep(0.05)
     states = Counter(trial.state for trial in RunDir(run).trials() if trial.stage == "search")
-    print(f"search of {arguments.trials} trials ended with {process.returncode} after {time.perf_counter() - start:.0f} s, "
+    print(f"search of {arguments.trials} trials ended with {process.exitcode} after {time.perf_counter() - start:.0f} s, "
           f"{killed} workers killed: {dict(states)}, {sum(count > 1 for count in Counter(digests(run)).values())} twice, "
           f"front of {len(RunDir(run).front())} points")  # fmt: skip
 
@@ -121,7 +136,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         store = f"sqlite:///{folder}/mlflow.db" if arguments.mlflow else ""
-        command = ["automc", "search", "--runs", folder, "--tracking-uri", store, "--sync", "--quiet",
+        command = ["search", "--runs", folder, "--tracking-uri", store, "--sync", "--quiet",
                    "--workers", arguments.workers, "--trials", str(arguments.trials), "--recover", "0",
                    *(arguments.options or ["--device", "eyeriss", "--budget", "50%"])]  # fmt: skip
         (kill_workers if arguments.worker_kills else kill_searches)(command, Path(folder), arguments)

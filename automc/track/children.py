@@ -63,7 +63,7 @@ def write_training(
     mlflow: Any, client: Any, experiment_id: str, parent_id: str, name: str, training: Mapping[str, Any]
 ) -> None:
     """Write a nested run of one fine-tuning: its choices, and a curve of each figure with a step a round."""
-    tags = {"mlflow.parentRunId": parent_id, "stage": "training", "digest": training["policy"]}
+    tags = {"mlflow.parentRunId": parent_id, "stage": "training", "winner": "false", "digest": training["policy"]}
     entities, now = mlflow.entities, int(1000 * time.time())
     params = [entities.Param(key, str(value)) for key, value in training["choices"].items()]
     metrics = [
