@@ -25,6 +25,7 @@ from automc.predict.targets import device_measures
 from automc.prepare import Prepared
 from automc.result import Certificate, Finalist
 from automc.trial import Cost, Source
+from automc.worth import Judge
 
 __all__ = ["Candidate", "Certified", "Certifier", "Failed", "count_macs", "settled"]
 
@@ -78,6 +79,7 @@ class Certifier:
         self.budget = budget
         self.batch_size = batch_size
         self.seed = seed
+        self._judge = Judge(prepared.traced.model, prepared.data, prepared.score, logits=prepared.logits)
         self.dense: Finalist = self._dense()
 
     def certify(self, candidates: Sequence[Candidate]) -> list[Certified | Failed]:
@@ -138,7 +140,7 @@ class Certifier:
         cost = self._cost(candidate, onnx, measured, name)
         error = verify(self.prepared.device.session(onnx), candidate.model, self.prepared.example)
         validation, test = self.scores(onnx)
-        holds = limits.holds(cost)
+        holds, away = limits.holds(cost), self._judge.divergence(candidate.model)
         finalist = Finalist(
             policy=candidate.policy,
             cost=cost,
@@ -149,6 +151,8 @@ class Certifier:
             stage=candidate.stage,
             before_recovery=candidate.before_recovery,
             noisy=measured.noisy,
+            divergence=away,
+            worth=self._judge.worth(validation, away),
         )
         certificate = Certificate(
             limits={limit.metric: limit.value for limit in limits},
@@ -206,7 +210,10 @@ class Certifier:
         )
         holds = self.budget.resolve(measured).holds(measured)
         predicted = self._price(Policy())
-        return Finalist(Policy(), measured, predicted.latency_s, validation, test, holds, "dense")
+        worth = self._judge.worth(validation, 0.0)
+        return Finalist(
+            Policy(), measured, predicted.latency_s, validation, test, holds, "dense", divergence=0.0, worth=worth
+        )
 
 
 def settled(

@@ -57,6 +57,7 @@ class Settings:
         deadline: a time.monotonic(); `timeout_s` before it the search was asked for.
         fidelity: whether candidates are distilled for a while to be told apart; "on", "off", or "auto": where the winner lost much.
         finetune_epochs: of the winner, on Ray Tune, with as many trainings at a time as there are `workers`; 0 turns it off.
+        ray_address: of the cluster that fine-tunes; None takes this machine.
         synchronous: the same seed gives the same trials, at the price of workers that wait for each other; see `Loop`.
     """
 
@@ -68,6 +69,7 @@ class Settings:
     finetune_epochs: int = 0
     fidelity: str = "auto"
     workers: int = 1
+    ray_address: str | None = None
     seed: int = 0
     recover_s: float = 60.0
     batch_size: int = 1
@@ -108,6 +110,7 @@ class Engine:
         starts: policies of the space that are tried before the agent is asked.
         options: what single agents understand, such as where Optuna keeps its study.
         execute: makes what evaluates from what scores a policy; `release` ends its workers, once the search is over.
+        trained: models that an earlier attempt trained; they are measured again with the finalists.
         checkpoints: where fine-tuning keeps them; None turns it off.
         standing: what was found so far; its `best` is the winner.
     """
@@ -123,6 +126,7 @@ class Engine:
     options: dict[str, object] = field(default_factory=dict)
     execute: Callable[[Evaluator], Executor] = Serial
     release: Callable[[], None] = lambda: None
+    trained: Sequence[Candidate] = ()
     checkpoints: Path | None = None
 
     def __post_init__(self) -> None:
@@ -186,6 +190,8 @@ class Engine:
                 self.standing.correct(len(fresh))
             if (not fresh or self._is_settled()) and not self._take_recorded():
                 break
+        if self.trained:
+            yield from self._certify(self.trained)
         if self.standing.best is not None and min(self.settings.recover_s, self._left_s) > 0:
             yield from self._halve()
             yield from self._recover()
@@ -358,7 +364,7 @@ class Engine:
         self.release()
         effort = Effort(
             self.settings.finetune_epochs, None if np.isinf(left_s) else left_s, workers=self.settings.workers,
-            seed=self.settings.seed,
+            address=self.settings.ray_address, seed=self.settings.seed,
         )  # fmt: skip
         try:
             place = folder / f"{candidate.policy.digest}-{model_digest(candidate.model)}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from automc.planning import seconds_per_step
+from automc.planning import seconds_of_examination, seconds_per_step
 from automc.policy import Policy
 from automc.prepare import Prepared
 from automc.protocols import Observer
@@ -20,24 +20,33 @@ from automc.training import Choices, Plan, Training
 __all__ = ["FEWEST", "LONG", "MOST", "SHORT", "Promise", "distilled", "halve", "rungs"]
 
 Promise: TypeAlias = tuple[int, float, float]
-"""Steps of the longest distillation, score and negative divergence after it: the greater tuple promises more."""
+"""Steps of the longest distillation, worth and negative divergence after it: the greater tuple promises more."""
 
 SHORT, LONG = 50, 200
 """Steps of the two distillations."""
+SHORTEST = 20
+"""Steps of the only one where there is no time for more."""
 FEWEST, MOST = 4, 12
 """Candidates of the short one: fewer are no choice, more leave no time."""
 FEW = 3
 """Candidates of the long one."""
 
 
-def rungs(candidates: int, steps: float) -> list[tuple[int, int]]:
-    """(steps, candidates) of each distillation that fits into `steps` of training; none where they allow no choice."""
+def rungs(candidates: int, steps: float, extra: float = 0.0) -> list[tuple[int, int]]:
+    """(steps, candidates) of each distillation that fits into `steps` of training; none where they allow no choice.
+
+    Args:
+        extra: what a distillation takes besides its steps, in steps.
+    """
     count = min(candidates, MOST)
-    if count < 2 or steps < min(count, FEWEST) * SHORT:
+    least, short, long = min(count, FEWEST), SHORT + extra, FEW * (LONG + extra)
+    if count < 2 or steps < least * (min(SHORTEST, SHORT) + extra):
         return []
-    if steps < min(count, FEWEST) * SHORT + FEW * LONG:
-        return [(SHORT, min(count, int(steps // SHORT)))]
-    first = min(count, int((steps - FEW * LONG) // SHORT))
+    if steps < least * short:
+        return [(int(steps / least - extra), least)]
+    if steps < least * short + long:
+        return [(SHORT, min(count, int(steps // short)))]
+    first = min(count, int((steps - long) // short))
     return [(SHORT, first), (LONG, min(FEW, first))]
 
 
@@ -52,14 +61,21 @@ def halve(
     if len(policies) < 2:
         return {}
     lesson = Lesson.of(prepared)
-    step_s = seconds_per_step(prepared.stitcher.apply(policies[0]), lesson)
-    planned = rungs(len(policies), seconds / step_s)
+    model = prepared.stitcher.finish(prepared.stitcher.apply(policies[0]))
+    step_s, examination_s = seconds_per_step(model, lesson), seconds_of_examination(model, lesson)
+    planned = rungs(len(policies), seconds / step_s, 2 * examination_s / step_s)
+    if not planned:
+        observer.message(
+            f"Candidates are told apart by their scores alone: {seconds:.0f} s are too few to distil some of them for a while; "
+            f"a longer --recover does."
+        )
+        return {}
     observer.stage("distil candidates", float(sum(count for _, count in planned)) or None)
     found: dict[Policy, Promise] = {}
     for steps, count in planned:
         for policy in list(found or policies)[:count]:
             found[policy] = distilled(policy, prepared, lesson, steps, seed)
-            observer.advance(1.0, f"{steps} steps, score {found[policy][1]:.4f}")
+            observer.advance(1.0, f"{steps} steps, worth {found[policy][1]:.4f}")
         found = dict(sorted(found.items(), key=lambda item: item[1], reverse=True))
     return found
 
@@ -71,4 +87,4 @@ def distilled(policy: Policy, prepared: Prepared, lesson: Lesson, steps: int, se
     rate = RATE * min(1.0, max(0.01, away / LOSS_AT_FULL_RATE))
     training = Training(model, lesson, Choices(rate), Plan(1, steps, frozen=away < NEAR, seed=seed), ())
     training.round()
-    return steps, training.best["score"], -training.best["divergence"]
+    return steps, training.best["worth"], -training.best["divergence"]

@@ -29,6 +29,8 @@ from automc.protocols import Observer
 from automc.result import Finalist, Summary
 from automc.rundir import RunDir
 from automc.runner import Task, prepare_job
+from automc.track.mlflow import MARKER, upload
+from automc.training import curves
 from automc.units import parse_duration
 from automc.weights import unpack
 
@@ -75,7 +77,7 @@ def finetune(
         epochs: of the longest training; 10 where no `time` is given either.
         time: for all trainings together, such as "10m".
         model, data, evaluate: what the run was made with, where that was given in Python.
-        options: the other fields of Effort: samples, workers, frozen, hints, attention.
+        options: the other fields of Effort: samples, workers, address, frozen, hints, attention.
 
     Raises:
         InputError: no such run or point, or the model or data are not those of the run; nothing was written.
@@ -114,8 +116,16 @@ class _Session:
             start, prepared, dataclasses.replace(self.effort, seed=self.job.seed), checkpoints, self.observer
         )
         tuned = self._certified(prepared, policy, known, start, outcome.model)
+        self.folder.add_trainings(curves(self.folder.checkpoints))
         shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
+        self._tell_mlflow()
         return tuned
+
+    def _tell_mlflow(self) -> None:
+        """Bring the record in MLflow up to date, where the run has one."""
+        if (self.folder.path / MARKER).is_file():
+            self.observer.stage("record in MLflow", None)
+            upload(self.folder, on_warning=lambda text: self.observer.message(text, "warning"))
 
     def _start(self, prepared: Prepared, policy: Policy, known: Finalist | None) -> nn.Module:
         """The model as the run has it; stitched anew where the run has no tensors of it."""
@@ -128,9 +138,9 @@ class _Session:
 
     def _key(self, policy: Policy, model: nn.Module) -> str:
         """Names what is trained and how, so that only the same call goes on with what it left."""
-        effort = {**dataclasses.asdict(self.effort), "workers": None}
+        effort = {**dataclasses.asdict(self.effort), "workers": None, "address": None}
         text = json.dumps([policy.digest, model_digest(model), effort], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return f"{policy.digest}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     def _certified(
         self, prepared: Prepared, policy: Policy, known: Finalist | None, start: nn.Module, model: nn.Module
@@ -160,8 +170,8 @@ class _Session:
 
 def _refusal(old: Finalist, new: Finalist) -> str:
     """Why the fine-tuned model does not take the place of the old one, "" where it does."""
-    if new.validation <= old.validation:
-        return "Fine-tuning found nothing that scores better on the validation samples."
+    if new.merit <= old.merit:
+        return "Fine-tuning found nothing that is clearly better on held-out samples."
     if old.holds and not new.holds:
         return "The fine-tuned model scores better, but was measured outside the budget."
     return ""
@@ -198,7 +208,7 @@ def _summary(folder: RunDir) -> Summary:
 
 
 def _point(folder: RunDir, summary: Summary, point: str) -> tuple[Policy, Finalist | None]:
-    """The policy of a point, and the measured model where the run has one: of several, the one that scores best."""
+    """The policy of a point, and the measured model where the run has one: of several, the best."""
     if point in ("best", "knee"):
         finalist = chosen(summary, None, point == "knee")
         return finalist.policy, finalist
@@ -210,7 +220,7 @@ def _point(folder: RunDir, summary: Summary, point: str) -> tuple[Policy, Finali
         )
     policy = trials[int(point)].policy
     measured = [finalist for finalist in summary.finalists if finalist.policy == policy]
-    return policy, max(measured, key=lambda finalist: finalist.validation, default=None)
+    return policy, max(measured, key=lambda finalist: finalist.merit, default=None)
 
 
 def _job(folder: RunDir, runs: str) -> Job:

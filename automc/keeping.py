@@ -55,8 +55,10 @@ def keep(
 
 
 def _wins(new: Finalist, best: Finalist | None) -> bool:
-    """Of what holds the budget the better score wins; of the winner's own policy the better version."""
-    return new.holds and (best is None or new.validation > best.validation)
+    """Whether it holds the budget and is worth more; than a model of an earlier version of this program, scores better."""
+    if best is None or best.worth is None:
+        return new.holds and (best is None or new.validation > best.validation)
+    return new.holds and new.merit > best.merit
 
 
 def _write_best(folder: RunDir, new: Certified, prepared: Prepared, observer: Observer) -> None:

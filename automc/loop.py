@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +16,8 @@ from automc.trial import Cost, Trial
 
 __all__ = ["Loop"]
 
+_AHEAD = 0.5
+"""Policies that wait for a worker, as a share of the workers, so that none waits for the agent; asking for many at a time costs less each."""
 _PATIENCE = 10
 """So many times in a row an agent may propose nothing but what is known."""
 
@@ -26,8 +29,8 @@ class Loop:
     Attributes:
         batch: how many policies are asked for at a time when the search is synchronous.
         synchronous: the agent is asked again only when it has been told everything it asked for, in the order in which it
-            asked, so that the same seed gives the same trials however long evaluations take. Otherwise it is asked whenever a
-            worker is free, and told results as they arrive.
+            asked, so that the same seed gives the same trials however long evaluations take. Otherwise it is asked ahead, while
+            workers are busy, and told results as they arrive.
         out_of_time: tells when to stop asking; what is begun is finished.
         metrics: of the front; a trial that is beaten in score by one that costs no more in any of them may be estimated.
     """
@@ -65,6 +68,7 @@ class _Course:
         recorded: digest -> trial of what was recorded and not yet proposed.
         flying: digest -> trial without a result of what is being evaluated.
         landed: digest -> trial of what has ended and was not told yet.
+        departed: the agent has last proposed something that the record has not.
     """
 
     def __init__(self, loop: Loop, known: Sequence[Trial], recorded: Sequence[Trial], number: int) -> None:
@@ -73,33 +77,69 @@ class _Course:
         self.recorded = {t.policy.digest: t for t in recorded if t.policy.digest not in self.done}
         self.number = number
         self.idle = 0
+        self.departed = False
         self.flying: dict[str, Trial] = {}
         self.landed: dict[str, Trial] = {}
 
     def trials(self, n_trials: int) -> Iterator[Trial]:
-        while True:
-            asked = self._ask(n_trials)
-            if not asked and not self.flying:
-                return
+        if not self.loop.synchronous:
+            yield from self._stream(n_trials)
+            return
+        while asked := self._ask(self._wanted(n_trials)):
             fresh = self._fresh(asked)
-            departed = self._submit([p for p in fresh if p.digest not in self.recorded])
-            yield from self._recall([p.digest for p in fresh if p.digest in self.recorded])
+            yield from self._begin(fresh)
             while self.flying:
                 yield from self._land(self.loop.executor.collect())
-                if not self.loop.synchronous:
-                    break
-            self._tell([p.digest for p in fresh] if self.loop.synchronous else list(self.landed))
-            if departed and self.recorded:
-                rest = list(self.recorded)
-                yield from self._recall(rest)
-                self._tell(rest)
+            self._tell([p.digest for p in fresh])
+            yield from self._depart()
 
-    def _ask(self, n_trials: int) -> list[Policy]:
-        loop, left = self.loop, n_trials - len(self.done) - len(self.flying)
-        room = loop.batch if loop.synchronous else loop.executor.slots - len(self.flying)
-        if min(room, left) <= 0 or self.idle >= _PATIENCE or loop.out_of_time():
-            return []
-        return list(loop.agent.ask(min(room, left)))
+    def _stream(self, n_trials: int) -> Iterator[Trial]:
+        """The agent thinks in a thread of its own while results come in, and is told them when it is done."""
+        asking: Future[list[Policy]] | None = None
+        is_dry = False  # the agent had nothing to propose for what it knows
+        with ThreadPoolExecutor(1, "agent") as thinking:
+            while True:
+                if asking is None and not is_dry and (count := self._wanted(n_trials)):
+                    asking = thinking.submit(self._ask, count)
+                if asking is not None and (asking.done() or len(self.flying) < self.loop.executor.slots):
+                    asked, asking = asking.result(), None
+                    is_dry = not asked
+                    yield from self._begin(self._fresh(asked))
+                    yield from self._depart()
+                elif self.flying:
+                    yield from self._land(self.loop.executor.collect())
+                    is_dry = False
+                else:
+                    return
+                if asking is None:
+                    self._tell(list(self.landed))
+
+    def _wanted(self, n_trials: int) -> int:
+        """How many policies to ask for now."""
+        loop, flying = self.loop, len(self.flying)
+        left = n_trials - len(self.done) - flying
+        if left <= 0 or self.idle >= _PATIENCE or loop.out_of_time():
+            return 0
+        if loop.synchronous:
+            return min(loop.batch, left)
+        ahead = max(1, int(_AHEAD * loop.executor.slots))
+        wanted = min(loop.executor.slots + ahead - flying, left)
+        return wanted if wanted >= min(left, max(1, ahead // 2)) else 0
+
+    def _ask(self, count: int) -> list[Policy]:
+        return list(self.loop.agent.ask(count)) if count else []
+
+    def _begin(self, fresh: Sequence[Policy]) -> Iterator[Trial]:
+        """Have policies evaluated, those that the record has not."""
+        self.departed = self._submit([p for p in fresh if p.digest not in self.recorded])
+        yield from self._recall([p.digest for p in fresh if p.digest in self.recorded])
+
+    def _depart(self) -> Iterator[Trial]:
+        """Tell the rest of the record once the agent has left it."""
+        if self.departed and self.recorded:
+            rest = list(self.recorded)
+            yield from self._recall(rest)
+            self._tell(rest)
 
     def _fresh(self, asked: Sequence[Policy]) -> list[Policy]:
         """The policies without a result so far; of the others the agent is told again."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from automc.distil import Loss, Weights
@@ -18,9 +19,16 @@ from automc.prepare import Prepared
 from automc.protocols import Observer
 from automc.recover import LOSS_AT_FULL_RATE, NEAR, RATE
 from automc.student import Lesson, distance, samples
-from automc.training import Plan, examined
+from automc.training import Plan
 
-__all__ = ["Effort", "Outcome", "fine_tuned", "seconds_per_step"]
+__all__ = ["MOST", "Effort", "Outcome", "fine_tuned", "seconds_of_examination", "seconds_per_step"]
+
+MOST = 6
+"""Trainings, where nothing else is said."""
+_ENOUGH_EPOCHS = 20
+"""Time goes into one training up to here, and only then into others with other choices."""
+_EPOCHS_AT_FULL_RATE = 10
+"""So long a training starts at the full rate, however near the model is: it has the time to come back from there."""
 
 _TIMED_STEPS = 3
 _ROUNDS_IN_TIME = 9
@@ -36,15 +44,18 @@ class Effort:
     Attributes:
         epochs: of the longest training; None takes what `seconds` allow.
         seconds: for all trainings together; None takes what the epochs need.
-        samples: trainings.
+        samples: trainings; None takes as many as leave the longest its epochs in `seconds`, at most MOST.
+        workers: CPUs; where there are more than trainings, a training has several.
+        address: of a Ray cluster whose nodes have automc and see the folder of the run; None takes this machine.
         frozen: batch-norm statistics stay as they are; None decides by how near the model is to the dense one.
         hints, attention: let the dense model's features and attention maps have a share of the loss.
     """
 
     epochs: int | None = None
     seconds: float | None = None
-    samples: int = 6
+    samples: int | None = None
     workers: int = 1
+    address: str | None = None
     frozen: bool | None = None
     hints: bool = False
     attention: bool = False
@@ -70,17 +81,23 @@ def fine_tuned(model: nn.Module, prepared: Prepared, effort: Effort, folder: Pat
     from automc.tuning import Bounds, tune  # Ray takes a second to import
 
     lesson = Lesson.of(prepared)
-    before = examined(model, lesson)
+    before = lesson.judge.examine(model)
     inputs, targets = next(samples(lesson, augmented=False))
     usable = lesson.logits and targets is not None and lesson.data.train is not None
     _tell(lesson, usable, observer)
-    share = min(1.0, max(0.01, distance(model, lesson) / LOSS_AT_FULL_RATE))
-    bounds = Bounds(RATE * share, effort.samples, usable, effort.hints, effort.attention)
-    frozen = before["divergence"] < NEAR if effort.frozen is None else effort.frozen
-    plan = _plan(model, lesson, effort, len(inputs[0]), frozen)
+    away = distance(model, lesson)
+    share = min(1.0, max(0.01, away / LOSS_AT_FULL_RATE))
+    frozen = away < NEAR if effort.frozen is None else effort.frozen
+    plan, count = _plan(model, lesson, effort, len(inputs[0]), frozen)
+    if away >= NEAR:
+        epochs = plan.rounds * plan.steps / _steps_of_epoch(lesson, len(inputs[0]))
+        share = max(share, min(1.0, epochs / _EPOCHS_AT_FULL_RATE))
+    bounds = Bounds(RATE * share, count, usable, effort.hints, effort.attention)
     observer.stage("fine-tune", None)
     layers = [layer.name for layer in prepared.traced.graph.layers]
-    found, tuned = tune(model, lesson, plan, bounds, layers, folder, workers=effort.workers, observer=observer)
+    found, tuned = tune(
+        model, lesson, plan, bounds, layers, folder, workers=effort.workers, address=effort.address, observer=observer
+    )
     return Outcome(tuned, before["score"], found["score"])
 
 
@@ -93,21 +110,33 @@ def _tell(lesson: Lesson, labels: bool, observer: Observer) -> None:
         observer.message("Fine-tuning uses no labels: it distils from the dense model alone.")
 
 
-def _plan(model: nn.Module, lesson: Lesson, effort: Effort, batch: int, frozen: bool) -> Plan:
-    """Epochs as they are asked for; else as many steps as fit, in epochs or, where there are few, in parts of one."""
+def _plan(model: nn.Module, lesson: Lesson, effort: Effort, batch: int, frozen: bool) -> tuple[Plan, int]:
+    """The plan of the longest training and the number of trainings.
+
+    Epochs as they are asked for; else as many steps as fit, in epochs or, where there are few, in parts of one.
+    """
     epoch = _steps_of_epoch(lesson, batch)
     if effort.seconds is None:
-        rounds = effort.epochs or 1
-        return Plan(rounds, epoch, frozen, patience=max(3, rounds // 3), seed=effort.seed)
+        rounds, count = effort.epochs or 1, effort.samples or MOST
+        threads = max(1, effort.workers // count)
+        return Plan(rounds, epoch, frozen, patience=max(3, rounds // 3), seed=effort.seed, threads=threads), count
     deadline = time.time() + effort.seconds
     usable_s = max(1.0, effort.seconds - _STARTING_S)
-    longest_s = usable_s * effort.workers / _all_trainings(effort.samples)
-    longest_s = max(0.2 * longest_s, longest_s - _ROUNDS_IN_TIME * _seconds_of_examination(model, lesson))
-    steps = max(1, int(longest_s / seconds_per_step(model, lesson)))
+    spent_s = _ROUNDS_IN_TIME * seconds_of_examination(model, lesson)
+    steps, count, threads = 0, 0, 1
+    for trainings in (effort.samples,) if effort.samples else range(MOST, 0, -1):
+        threads, count = max(1, effort.workers // trainings), trainings
+        longest_s = usable_s * min(1.0, effort.workers / _all_trainings(trainings))
+        longest_s = max(0.2 * longest_s, longest_s - spent_s)
+        steps = max(1, int(longest_s / seconds_per_step(model, lesson, threads)))
+        if steps >= epoch * min(effort.epochs or math.inf, _ENOUGH_EPOCHS):
+            break
     if effort.epochs is not None:
         steps = min(steps, effort.epochs * epoch)
     rounds = max(1, min(max(_ROUNDS_IN_TIME, steps // epoch), steps))
-    return Plan(rounds, -(-steps // rounds), frozen, patience=max(3, rounds // 3), seed=effort.seed, deadline=deadline)
+    patience = max(3, rounds // 3) if count > 1 else rounds
+    plan = Plan(rounds, -(-steps // rounds), frozen, patience, effort.seed, deadline, threads)
+    return plan, count
 
 
 def _all_trainings(count: int) -> float:
@@ -115,8 +144,17 @@ def _all_trainings(count: int) -> float:
     return 1.0 + (count - 1) * (1 / 9 + (1 / 3 - 1 / 9) / 3)
 
 
-def seconds_per_step(model: nn.Module, lesson: Lesson) -> float:
-    """Of one training alone, measured."""
+def seconds_per_step(model: nn.Module, lesson: Lesson, threads: int | None = None) -> float:
+    """Of one training alone, measured, with so many threads of PyTorch; None takes as many as it has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        return _timed(model, lesson)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _timed(model: nn.Module, lesson: Lesson) -> float:
     student = copy.deepcopy(model).requires_grad_(True)
     loss = Loss(student, lesson.teacher, Weights(), logits=lesson.logits)
     times = []
@@ -127,9 +165,11 @@ def seconds_per_step(model: nn.Module, lesson: Lesson) -> float:
     return max(1e-4, min(times))
 
 
-def _seconds_of_examination(model: nn.Module, lesson: Lesson) -> float:
+def seconds_of_examination(model: nn.Module, lesson: Lesson) -> float:
+    """What scoring a student takes, measured once the dense model's part is known."""
+    lesson.judge.divergence(model)
     start = time.perf_counter()
-    examined(model, lesson)
+    lesson.judge.examine(model)
     return 1.5 * (time.perf_counter() - start)  # batch-norm statistics are settled first
 
 

@@ -28,6 +28,8 @@ __all__ = ["LOSS_AT_FULL_RATE", "NEAR", "RATE", "recover", "refine_within"]
 RATE = 0.01
 NEAR = 0.05
 """Models that diverge less than this from the dense one train without batch statistics, whose noise would cost more."""
+_LEAST_GAIN = 0.02
+"""Share of the divergence by which training has to bring a model nearer; less is noise."""
 _FEWEST_REFINED, _MOST_REFINED = 256, 2048
 LOSS_AT_FULL_RATE = 0.3
 """Models that start nearer to the dense one than this learn at a lower rate, in proportion to their loss."""
@@ -43,7 +45,7 @@ def recover(
 ) -> nn.Module:
     """A fine-tuned copy of `model`, trained for about `seconds`; shapes, and so the cost, stay as they are.
 
-    Where training brought it no nearer to the dense model on calibration inputs, a copy of `model` as it was.
+    Where training brought it not clearly nearer to the dense model on held-out inputs, a copy of `model` as it was.
 
     Args:
         advance: told the seconds spent since it was last told.
@@ -55,8 +57,9 @@ def recover(
     student, teacher = copy.deepcopy(model), prepared.traced.model
     start = time.perf_counter()
     lesson = Lesson.of(prepared)
-    before = distance(student, lesson)
-    is_near = before < NEAR
+    judge = lesson.judge
+    before = judge.divergence(student)
+    is_near = distance(student, lesson) < NEAR
     normed = [] if is_near else unfold(student, lesson)
     student.train(not is_near)
     with zeros_kept(student):
@@ -67,7 +70,7 @@ def recover(
     for name in normed:
         fold(student, name)
     set_ranges(student, [prepared.ranges])
-    if not distance(student, lesson) < before:
+    if not judge.divergence(student) < (1 - _LEAST_GAIN) * before:
         student = copy.deepcopy(model)
     for parameter in student.parameters():
         parameter.requires_grad_(False)
@@ -77,11 +80,12 @@ def recover(
 def refine_within(policy: Policy, prepared: Prepared, seconds: float) -> nn.Module | None:
     """The model of `policy` with its layers solved again on as many training inputs as `seconds` allow.
 
-    None where they are too few to learn from, or where the model comes no nearer to the dense one on calibration inputs.
+    None where they are too few to learn from, or where the model comes no nearer to the dense one on held-out inputs.
     """
     stitched, lesson = prepared.stitcher.apply(policy), Lesson.of(prepared)
     start = time.perf_counter()
-    before = distance(stitched, lesson)
+    judge = lesson.judge
+    distance(stitched, lesson)
     passes = 0.6 * len(prepared.traced.graph.layers)  # each layer waits for the ones before it alone, then is solved
     per_sample = (time.perf_counter() - start) / (2 * len(prepared.ranges[0]))
     wanted = min(_MOST_REFINED, int(seconds / (passes * per_sample)))
@@ -94,7 +98,7 @@ def refine_within(policy: Policy, prepared: Prepared, seconds: float) -> nn.Modu
         if taken >= wanted and len(batches) >= 4:
             break
     refined = prepared.stitcher.refine(policy, batches)
-    return refined if distance(refined, lesson) < before else None
+    return refined if judge.divergence(refined) < judge.divergence(stitched) else None
 
 
 def _train(

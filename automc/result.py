@@ -86,7 +86,8 @@ class Finalist:
     """One exported, measured model. `before_recovery` is its (validation, test) score before fine-tuning, None if not recovered.
 
     Scores are those of the exported model, run by the runtime; `validation` served the search, `test` nothing.
-    `noisy`: the machine was busy while the latency was measured.
+    `noisy`: the machine was busy while the latency was measured. `divergence`: from the dense model on held-out inputs.
+    `worth`: what versions are chosen by, see `automc.worth`; None takes the validation score.
     """
 
     policy: Policy
@@ -98,6 +99,13 @@ class Finalist:
     stage: Literal["dense", "finalist", "recovered"]
     before_recovery: tuple[float, float | None] | None = None
     noisy: bool = False
+    divergence: float | None = None
+    worth: float | None = None
+
+    @property
+    def merit(self) -> float:
+        """The greater is kept."""
+        return self.validation if self.worth is None else self.worth
 
     def source(self, metric: str = "latency_s") -> Source:
         """How a figure of its cost is known; what says nothing of itself was not measured."""
@@ -116,6 +124,8 @@ class Finalist:
             "stage": self.stage,
             "before_recovery": list(self.before_recovery) if self.before_recovery else None,
             "noisy": self.noisy,
+            "divergence": self.divergence,
+            "worth": self.worth,
         }
 
     @classmethod
@@ -132,6 +142,8 @@ class Finalist:
             stage=data["stage"],
             before_recovery=(before[0], before[1]) if before else None,
             noisy=data.get("noisy", False),
+            divergence=data.get("divergence"),
+            worth=data.get("worth"),
         )
 
 

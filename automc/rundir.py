@@ -30,6 +30,7 @@ from automc.disk import decoded, dump, explained, read_json, read_text, write_at
 from automc.errors import InputError, RunConflictError, UnknownNameError
 from automc.journal import Journal
 from automc.pareto import front
+from automc.policy import Policy
 from automc.progress import Progress
 from automc.result import Finalist, Summary
 from automc.tables import Tables
@@ -205,6 +206,16 @@ class RunDir:
         """
         return decoded(self.path / "summary.json", self._read_json("summary.json"), Summary.from_json)
 
+    def add_trainings(self, trainings: Sequence[Mapping[str, Any]]) -> None:
+        """Note how fine-tunings went in trainings.json, behind what is there."""
+        if trainings:
+            self._write_json("trainings.json", [*self.trainings(), *trainings])
+
+    def trainings(self) -> list[dict[str, Any]]:
+        """What `add_trainings` noted, the earliest first: see `training.curves`."""
+        found: list[dict[str, Any]] = self._optional("trainings.json", list) or []
+        return found
+
     def write_tables(self, tables: Tables) -> None:
         """Write tables.json."""
         write_atomic(self.path / "tables.json", json.dumps(tables.to_json()) + "\n")
@@ -238,6 +249,10 @@ class RunDir:
     def weights_path(self, finalist: Finalist) -> Path:
         """Where the tensors of a finalist stand, or would."""
         return self.model_path(finalist).with_suffix(".safetensors")
+
+    def trained_path(self, policy: Policy) -> Path:
+        """Where the tensors of a policy's recovered model stand, or would."""
+        return self.path / "models" / f"{policy.digest}-recovered.safetensors"
 
     def model_path(self, finalist: Finalist) -> Path:
         """Where the exported model of a finalist stands, or would: before and after recovery are two files."""

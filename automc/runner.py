@@ -20,7 +20,7 @@ from torch import nn
 
 from automc import __version__, registry
 from automc.budget import Budget
-from automc.certify import Certified
+from automc.certify import Candidate, Certified
 from automc.compression.criteria import Pruning
 from automc.devices.device import Device
 from automc.engine import Engine, Settings
@@ -43,11 +43,12 @@ from automc.rundir import RunDir
 from automc.tabulate import tabulate
 from automc.track.mlflow import MLflowTracker
 from automc.track.null import NullTracker
+from automc.training import curves
 from automc.trial import Trial
 from automc.units import METRIC_NAMES, parse_duration
 from automc.unwrap import unwrapped
 from automc.warm import nearest, read_start
-from automc.weights import pack
+from automc.weights import pack, unpack
 
 if TYPE_CHECKING:
     from automc.job import Job
@@ -103,13 +104,21 @@ def _settings(job: Job, batch_size: int) -> Settings:
         timeout_s=timeout_s,
         finetune_epochs=job.finetune_epochs,
         fidelity=job.fidelity,
-        workers=local_cpus() if job.workers == "auto" else min(int(job.workers), local_cpus()),
+        workers=_trainings(job),
+        ray_address=job.ray_address,
         seed=job.seed,
         recover_s=_duration(job.recover, "recover"),
         batch_size=batch_size,
         synchronous=job.sync or _in_process(job),
         objectives=tuple(METRIC_NAMES[name] for name in job.objective),
     )
+
+
+def _trainings(job: Job) -> int:
+    """CPUs for fine-tuning: of a cluster what was asked for, of this machine no more than it has."""
+    if job.workers == "auto":
+        return local_cpus()
+    return int(job.workers) if job.ray_address else min(int(job.workers), local_cpus())
 
 
 def _in_process(job: Job) -> bool:
@@ -134,6 +143,10 @@ def _duration(text: str, option: str) -> float:
         return parse_duration(text)
     except ValueError:
         raise InputError(f"{option} {text!r} is not a duration.", remedy="Write 90s, 10m or 1h; 0 is off.") from None
+
+
+_TRAINED = 3
+"""Models of earlier attempts that are measured again."""
 
 
 class Run:
@@ -178,6 +191,10 @@ class Run:
     ) -> Iterator[Trial]:
         clock = Clock()
         prepared = prepare_job(self.job, self.task, self.device, self.observer, clock, quiet=executors.wait)
+        if self.job.trial_timeout is not None and self.task.parallel is None:
+            self.observer.message(
+                "--trial-timeout has no effect on evaluations in this process: give --workers 2 or more.", "warning"
+            )
         known = folder.trials()
         if known:
             self.observer.message(f"Going on with {len(known)} known trials; finalists are measured anew.")
@@ -186,6 +203,7 @@ class Run:
         engine = Engine(
             prepared, self.task.settings, self.observer, clock, known=known, starts=starts, options=options,
             execute=executors.make, release=executors.close, checkpoints=folder.checkpoints,
+            trained=self._trained(folder, prepared, known),
         )  # fmt: skip
         limits = {limit.metric: limit.value for limit in engine.standing.limits}
         tracker.set_reference(engine.dense.cost, engine.dense.validation, limits)
@@ -205,8 +223,26 @@ class Run:
             yield from engine.trials()
         finally:
             folder.write_front(engine.standing.front, self.task.settings.metrics)
-        self._hand_over(folder, tracker, engine, prepared, clock)
+        folder.add_trainings(curves(folder.checkpoints))
         shutil.rmtree(folder.checkpoints, ignore_errors=True)
+        self._hand_over(folder, tracker, engine, prepared, clock)
+
+    def _trained(self, folder: RunDir, prepared: Prepared, known: Sequence[Trial]) -> list[Candidate]:
+        """The models that earlier attempts or `automc finetune` trained, the best policies first."""
+        best = sorted(
+            (t for t in known if t.stage == "recovered" and t.score is not None), key=lambda t: -(t.score or 0)
+        )
+        found = []
+        for policy in dict.fromkeys(trial.policy for trial in best):
+            path = folder.trained_path(policy)
+            if len(found) < _TRAINED and path.is_file():
+                model = prepared.stitcher.finish(prepared.stitcher.apply(policy))
+                scores = _before_recovery(known, policy)
+                try:
+                    found.append(Candidate(policy, unpack(model, path.read_bytes()), None, "recovered", scores))
+                except InputError as error:
+                    self.observer.message(f"A model trained before is left out: {error}", "warning")
+        return found
 
     def _starts(self, prepared: Prepared) -> list[Policy]:
         """What --warm-start names, as policies of this search's space."""
@@ -349,6 +385,12 @@ def prepare_job(
         pruning=Pruning(job.criterion, seed=job.seed), seed=job.seed, profile_s=task.profile_s, observer=observer,
         clock=clock, budget=task.settings.watched, quiet=quiet,
     )  # fmt: skip
+
+
+def _before_recovery(known: Sequence[Trial], policy: Policy) -> tuple[float, float | None] | None:
+    """The validation score of a policy as it was measured before it was trained; its test score is not in the journal."""
+    measured = [t.score for t in known if t.policy == policy and t.stage == "finalist" and t.score is not None]
+    return (measured[-1], None) if measured else None
 
 
 def _model_name(job: Job, task: Task) -> str:

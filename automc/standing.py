@@ -60,7 +60,7 @@ class Standing:
 
     @property
     def best(self) -> Certified | None:
-        """The winner so far: of what holds the budget as measured, the best validation score; the faster of equals."""
+        """The winner so far: of what holds the budget as measured, what is worth most; the faster of equals."""
         holding = [c for c in self.certified if c.finalist.holds]
         if self.dense.holds:
             enough = [c for c in holding if self._is_tolerable(c.finalist.validation)]
@@ -78,12 +78,12 @@ class Standing:
         return [*self.measured, *(trial for trial in self.done if not self._is_measured(trial.policy))]
 
     def has_better(self, new: Certified) -> bool:
-        """Whether another version of the same policy was measured that scores as well and holds the budget if the new one does."""
+        """Whether another version of the same policy was measured that is worth as much and holds the budget if the new one does."""
         same = [c for c in self.certified if c.candidate.policy == new.candidate.policy]
         return new.candidate.stage == "recovered" and any(
             c.candidate.stage == "recovered"
             and c.finalist.holds >= new.finalist.holds
-            and c.finalist.validation >= new.finalist.validation
+            and c.finalist.merit >= new.finalist.merit
             for c in same
         )
 
@@ -202,7 +202,8 @@ class Standing:
 
         Recovery changes no shapes, but the recovered model is measured anew, and the machine may be a little slower then.
         """
-        pool = [c for c in self.certified if c.finalist.holds and len(c.candidate.policy)]
+        untrained = [c for c in self.certified if c.candidate.stage == "finalist"]
+        pool = [c for c in untrained if c.finalist.holds and len(c.candidate.policy)]
         if not pool:
             return []
         roomy = [c for c in pool if self.limits.violation(c.finalist.cost) <= -ROOM]
@@ -224,4 +225,4 @@ def _latency_s(certified: Certified) -> float:
 
 
 def _merit(certified: Certified) -> tuple[float, float]:
-    return certified.finalist.validation, -certified.certificate.latency_s
+    return certified.finalist.merit, -certified.certificate.latency_s

@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,7 @@ from automc.compression.quantize import Quantized
 from automc.errors import InputError
 from automc.evaluate.data import Data, inputs_of, targets_of
 from automc.evaluate.divergence import divergence
+from automc.worth import Judge
 
 if TYPE_CHECKING:
     from automc.prepare import Prepared  # takes a second to import, which every process of a training would spend
@@ -54,6 +56,11 @@ class Lesson:
         traced = prepared.traced
         return cls(traced.model, tuple(traced.folded), prepared.data, prepared.ranges, prepared.logits, prepared.score)
 
+    @cached_property
+    def judge(self) -> Judge:
+        """What examines the student."""
+        return Judge(self.teacher, self.data, self.score, logits=self.logits)
+
 
 class _Normed(nn.Sequential):
     """A layer followed by the batch norm that it trains with."""
@@ -78,11 +85,7 @@ def samples(lesson: Lesson, *, augmented: bool = True) -> Iterator[tuple[tuple[T
         empty = True
         for batch in split:
             empty, inputs = False, inputs_of(batch)
-            changes = (
-                augmented and data.augment is not None and inputs[0].is_floating_point()
-            )  # token numbers have no crops
-            changed = data.augment(inputs[0]) if changes and data.augment is not None else inputs[0]
-            waiting.append(((changed, *inputs[1:]), _labels(batch, len(inputs[0]))))
+            waiting.append((data.changed(inputs) if augmented else inputs, _labels(batch, len(inputs[0]))))
             if sum(len(inputs[0]) for inputs, _ in waiting) >= _LEAST_BATCH:
                 yield _joined(waiting)
                 waiting = []

@@ -25,9 +25,10 @@ from automc.compression.learned import fix_steps, learn_steps
 from automc.disk import write_atomic
 from automc.distil import Loss, Weights, hint_layers
 from automc.errors import AutomcError
-from automc.student import Lesson, distance, fold, samples, settle, unfold, zeros_kept
+from automc.student import Lesson, fold, samples, settle, unfold, zeros_kept
+from automc.worth import GAIN
 
-__all__ = ["Choices", "Plan", "Training", "best_state", "examined"]
+__all__ = ["Choices", "Plan", "Training", "best_state", "curves"]
 
 _WARM_UP = 10
 _CLIP = 5.0
@@ -42,6 +43,7 @@ class Plan:
         frozen: keep batch-norm statistics as they are.
         patience: rounds without a better score after which a training ends.
         deadline: a time.time() after which no step begins; None trains all rounds.
+        threads: of PyTorch, and CPUs.
     """
 
     rounds: int
@@ -50,6 +52,7 @@ class Plan:
     patience: int = 5
     seed: int = 0
     deadline: float | None = None
+    threads: int = 1
 
     @property
     def is_over(self) -> bool:
@@ -67,18 +70,12 @@ class Choices:
     attention: float = 0.0
 
 
-def examined(model: nn.Module, lesson: Lesson) -> dict[str, float]:
-    """{"score": on the validation samples, "divergence": from the dense model on calibration inputs}."""
-    with torch.no_grad():
-        return {"score": float(lesson.score(model, lesson.data.validation)), "divergence": distance(model, lesson)}
-
-
 class Training:
     """One training of a copy of `model`.
 
     Attributes:
-        history: one row a round: round, score, divergence, loss.
-        best: (score, divergence) and tensors of the best form so far, at first of the model as it was.
+        history: one row a round: round, score, divergence, worth, loss.
+        best: score, divergence, worth and tensors of the best form so far, at first of the model as it was.
         ended: nothing is left to do.
     """
 
@@ -86,7 +83,9 @@ class Training:
         torch.manual_seed(plan.seed)
         self.lesson, self.choices, self.plan = lesson, choices, plan
         self.history: list[dict[str, float]] = []
-        self.best, self.best_state = examined(model, lesson), _state(model)
+        self._judge = lesson.judge
+        self.best, self.best_state = self._judge.examine(model), _state(model)
+        self._least = self.best["worth"] + GAIN * abs(self.best["score"])
         self.student = copy.deepcopy(model)
         self._normed = [] if plan.frozen else unfold(self.student, lesson)
         for parameter in self.student.parameters():
@@ -162,8 +161,8 @@ class Training:
     @property
     def _stale(self) -> int:
         """Rounds since the best one."""
-        scores = [row["score"] for row in self.history]
-        return len(scores) - 1 - scores.index(max(scores)) if scores else 0
+        worths = [row["worth"] for row in self.history]
+        return len(worths) - 1 - worths.index(max(worths)) if worths else 0
 
     def _sgd(self) -> torch.optim.SGD:
         """Step sizes get no weight decay: a smaller step is no simpler model."""
@@ -201,11 +200,11 @@ class Training:
         if not self._diverged:
             form = self._form()
             try:
-                found = examined(form, self.lesson)
+                found = self._judge.examine(form)
             except AutomcError:  # the score is not a finite number
                 self._diverged = True
                 return dict(self.best)
-            if _worth(found) > _worth(self.best):
+            if found["worth"] >= self._least and _worth(found) > _worth(self.best):
                 self.best, self.best_state = found, _state(form)
             return found
         return dict(self.best)
@@ -234,9 +233,22 @@ def best_state(folder: Path) -> tuple[dict[str, float], dict[str, Tensor]] | Non
     return facts["best"], _under("best/", tensors)
 
 
+def curves(folder: Path) -> list[dict[str, Any]]:
+    """What the trainings in a folder of folders chose, and how they went: {"policy", "choices", "history", "best"} of each.
+
+    The inner folders are named by the policy's digest, a dash and anything.
+    """
+    found = [(path.parent.name.partition("-")[0], _read(path)) for path in sorted(folder.glob("*/*.safetensors"))]
+    return [
+        {"policy": policy, **{name: read[1][name] for name in ("choices", "history", "best")}}
+        for policy, read in found
+        if read is not None
+    ]
+
+
 def _worth(found: Mapping[str, float]) -> tuple[float, float]:
-    """The better score; of equal ones, the nearer to the dense model."""
-    return found["score"], -found["divergence"]
+    """Of what is worth the same, the nearer to the dense model."""
+    return found["worth"], -found["divergence"]
 
 
 def _state(module: nn.Module) -> dict[str, Tensor]:

@@ -88,7 +88,8 @@ class _Watching(ray_tune.Callback):
     """Tells the observer of every round; what that raises pulls the brake."""
 
     def __init__(self, observer: Observer, brake: _Brake) -> None:
-        self._observer, self._brake, self._best = observer, brake, float("-inf")
+        self._observer, self._brake = observer, brake
+        self._worth = self._best = float("-inf")
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune writes its callbacks down in order to go on with them, which is never done here."""
@@ -96,7 +97,8 @@ class _Watching(ray_tune.Callback):
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any) -> None:
         """One round has ended; a training also tells where it starts."""
-        self._best = max(self._best, result["score"])
+        if result["worth"] > self._worth:
+            self._worth, self._best = result["worth"], result["score"]
         going = sum(one.status == "RUNNING" for one in trials)
         try:
             if result["round"]:
@@ -132,6 +134,7 @@ def tune(
     folder: Path,
     *,
     workers: int,
+    address: str | None = None,
     observer: Observer,
 ) -> tuple[dict[str, float], nn.Module]:
     """The best form that any training found, and what it is worth: at least what `model` is.
@@ -139,13 +142,19 @@ def tune(
     Args:
         layers: of the model in the order of use; some of them give hints.
         folder: of the checkpoints; what lies there is gone on with.
+        address: of a Ray cluster whose nodes see the folder; None starts Ray here.
 
     Raises:
         InputError: more workers than CPUs, or a model or data that cannot be sent to workers.
         AutomcError: no training got to its first round, and why.
     """  # fmt: skip
-    check_room(Parallel(workers), local_cpus(), "this machine")
-    error = _fit(_sendable((model, lesson, plan, tuple(layers))), plan, bounds, folder, workers, observer)
+    task = _sendable((model, lesson, plan, tuple(layers)))
+    if address is None:
+        check_room(Parallel(workers), local_cpus(), "this machine")
+    with _cluster(workers, address):
+        if address is not None:
+            check_room(Parallel(workers), ray.cluster_resources().get("CPU", 0.0), "the Ray cluster")
+        error = _fit(task, plan, bounds, folder.absolute(), workers, observer)
     found = best_state(folder)
     if found is None:
         raise AutomcError(f"Fine-tuning failed: {error or 'no training began'}.", remedy="Give it more time.")
@@ -157,7 +166,7 @@ def tune(
 def _fit(task: bytes, plan: Plan, bounds: Bounds, folder: Path, workers: int, observer: Observer) -> str:
     """Run the trainings; the first error that one of them ended with, "" where none did."""
     brake = _Brake()
-    with _cluster(workers), tempfile.TemporaryDirectory(prefix="automc-tune-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="automc-tune-") as scratch:
         run = ray_tune.RunConfig(
             storage_path=scratch, verbose=0, stop=brake, callbacks=[_Watching(observer, brake)],
             failure_config=ray_tune.FailureConfig(max_failures=1),
@@ -165,7 +174,7 @@ def _fit(task: bytes, plan: Plan, bounds: Bounds, folder: Path, workers: int, ob
         paths = [os.path.abspath(path) for path in sys.path]
         trial = ray_tune.with_parameters(_trial, task=task, folder=str(folder), paths=paths)
         tuner = ray_tune.Tuner(
-            ray_tune.with_resources(trial, {"cpu": 1}),
+            ray_tune.with_resources(trial, {"cpu": plan.threads}),
             param_space=_space(bounds), tune_config=_tune_config(plan, bounds, workers), run_config=run,
         )  # fmt: skip
         with brake.pulled():
@@ -179,10 +188,12 @@ def _tune_config(plan: Plan, bounds: Bounds, workers: int) -> Any:
     scheduler = ASHAScheduler(
         time_attr="round", max_t=plan.rounds, grace_period=max(1, plan.rounds // 9), reduction_factor=_REDUCTION
     )
-    search = BasicVariantGenerator(points_to_evaluate=[first], random_state=plan.seed, max_concurrent=workers)
+    search = BasicVariantGenerator(
+        points_to_evaluate=[first], random_state=plan.seed, max_concurrent=max(1, workers // plan.threads)
+    )
     left_s = None if plan.deadline is None else max(1.0, plan.deadline - time.time() + _GRACE_S)
     return ray_tune.TuneConfig(
-        metric="score", mode="max", scheduler=scheduler, search_alg=search, num_samples=bounds.samples,
+        metric="worth", mode="max", scheduler=scheduler, search_alg=search, num_samples=bounds.samples,
         time_budget_s=left_s, reuse_actors=True,
     )  # fmt: skip
 
@@ -190,8 +201,8 @@ def _tune_config(plan: Plan, bounds: Bounds, workers: int) -> Any:
 def _trial(config: dict[str, float], *, task: bytes, folder: str, paths: Sequence[str]) -> None:
     """One training, in a process of its own."""
     sys.path.extend(path for path in paths if path not in sys.path)
-    torch.set_num_threads(1)
     model, lesson, plan, layers = cloudpickle.loads(task)
+    torch.set_num_threads(plan.threads)
     choices = Choices(**config)
     path = Path(folder) / f"{_name(choices)}.safetensors"
     training = Training(model, lesson, choices, plan, layers)
@@ -232,12 +243,12 @@ def _sendable(task: object) -> bytes:
 
 
 @contextmanager
-def _cluster(workers: int) -> Iterator[None]:
-    """Ray on this machine for the length of the block, the one that runs already where there is one."""
+def _cluster(workers: int, address: str | None) -> Iterator[None]:
+    """Ray for the length of the block: at the address, or on this machine; what is connected already where there is one."""
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what fails is told as one sentence
     owns = not ray.is_initialized()
     if owns:
-        connect(None, workers)
+        connect(address, workers)
     try:
         yield
     finally:

@@ -2,8 +2,8 @@
 
     python benchmarks/recovery.py --model M --weights W --data D [--budget 50%macs] [--space prune] [--minutes 40] [--workers 2]
 
-Two fifths of the minutes go to recovery within the search (short distillations of the candidates, then full ones of two finalists),
-three fifths to `automc finetune` of the winner. Costs are those of a simulated device, so that no measuring takes part.
+A fifth of the minutes goes to recovery within the search (short distillations of the candidates, then longer ones of two finalists),
+the rest to `automc finetune` of the winner. Costs are those of a simulated device, so that no measuring takes part.
 
     python benchmarks/recovery.py --arena 8 ...
 
@@ -15,12 +15,16 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import tempfile
 import time
 
+import torch
 from scipy.stats import kendalltau
 
 import automc
+from automc.evaluate.accuracy import gather
+from automc.evaluate.divergence import divergence
 from automc.fidelity import LONG, SHORT, distilled
 from automc.job import Job, Silent
 from automc.predict.targets import open_device
@@ -29,7 +33,9 @@ from automc.result import Finalist
 from automc.rundir import RunDir
 from automc.runner import Task, prepare_job
 from automc.student import Lesson
-from automc.training import examined
+from automc.weights import unpack
+
+RECOVERING = 0.2
 
 
 class Told(Silent):
@@ -54,7 +60,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=60)
     parser.add_argument("--minutes", type=float, default=40.0)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="trainings at a time")
-    parser.add_argument("--samples", type=int, default=4, help="trainings in all")
+    parser.add_argument("--samples", type=int, help="trainings in all, by default as many as time allows")
     parser.add_argument("--arena", type=int, default=0, metavar="CONTENDERS")
     parser.add_argument("--full", type=int, default=700, help="steps of the arena's last fidelity")
     arguments = parser.parse_args()
@@ -76,25 +82,51 @@ def recovery(arguments: argparse.Namespace, folder: str) -> None:
     from automc.job import run
 
     seconds = 60 * arguments.minutes
-    summary = run(searched(arguments, folder, 0.4 * seconds), Told())
-    before = max((f for f in summary.finalists if f.stage == "finalist" and f.holds), key=lambda f: f.validation)
+    job = searched(arguments, folder, RECOVERING * seconds)
+    summary = run(job, Told())
     assert summary.best is not None
+    prepared = prepare_job(job, Task.of(job), open_device(job.device, job.threads), Silent(), Clock())
+    held = [f for f in summary.finalists if f.stage == "finalist" and f.holds]
+    before = next((f for f in held if f.policy == summary.best.policy), max(held, key=lambda f: f.merit))
+    print(HEAD)
+    for name, finalist in (("dense", summary.dense), ("stitched", before), ("recovered", summary.best)):
+        print(row(name, finalist, summary.dense, folder, prepared), flush=True)
     tuned = automc.finetune(
-        "recovery", runs=folder, time=f"{0.6 * seconds:.0f}s", workers=arguments.workers, samples=arguments.samples,
+        "recovery", runs=folder, time=f"{(1 - RECOVERING) * seconds:.0f}s", workers=arguments.workers, samples=arguments.samples,
         observer=Told(),
     )  # fmt: skip
-    print(f"{'':28}{'validation':>12}{'test':>10}{'of dense':>10}")
-    rows = (("dense", summary.dense), ("stitched", before), ("recovered", summary.best), ("fine-tuned", tuned.after))
-    for name, finalist in rows:
-        print(row(name, finalist, summary.dense))
+    print(HEAD)
+    print(row("fine-tuned", tuned.after, summary.dense, folder, prepared))
     print(f"kept: {tuned.is_kept} {tuned.reason}; MACs {summary.best.cost.macs:.3g} of {summary.dense.cost.macs:.3g}")
-    print("seconds:", {**summary.seconds, "finetune": round(0.6 * seconds)})
+    used = sum(resource.getrusage(who).ru_utime for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    print(f"{used / 60:.1f} minutes of CPU time in {arguments.minutes:g} minutes and the search before")
+    print("seconds:", {**summary.seconds, "finetune": round((1 - RECOVERING) * seconds)})
 
 
-def row(name: str, finalist: Finalist, dense: Finalist) -> str:
-    """Scores in percent, and the points lost."""
+HEAD = f"{'':12}{'validation':>12}{'test':>8}{'of dense':>10}{'agree':>8}{'held-out KL':>13}{'test KL':>9}"
+
+
+def row(name: str, finalist: Finalist, dense: Finalist, folder: str, prepared: Prepared) -> str:
+    """Scores in percent and the points lost; of the test images the share on which it agrees with the dense model, and the divergence."""
     test, reference = (100 * (f.test if f.test is not None else f.validation) for f in (finalist, dense))
-    return f"{name:28}{100 * finalist.validation:>12.2f}{test:>10.2f}{test - reference:>+10.2f}"
+    agree, away = compared(finalist, folder, prepared)
+    return (
+        f"{name:12}{100 * finalist.validation:>12.2f}{test:>8.2f}{test - reference:>+10.2f}{agree:>8.1f}"
+        f"{finalist.divergence or 0.0:>13.4f}{away:>9.4f}"
+    )
+
+
+def compared(finalist: Finalist, folder: str, prepared: Prepared) -> tuple[float, float]:
+    """(per cent agreement, divergence) with the dense model on the test inputs."""
+    model = prepared.stitcher.finish(prepared.stitcher.apply(finalist.policy))
+    path = RunDir.open(folder, "recovery").weights_path(finalist)
+    if finalist.stage == "recovered" and path.is_file():
+        model = unpack(model, path.read_bytes())
+    inputs = gather(prepared.data.test or prepared.data.validation, 10**6)
+    with torch.inference_mode():
+        wanted, found = prepared.traced.model(*inputs), model(*inputs)
+    same = (wanted.argmax(1) == found.argmax(1)).float().mean()
+    return 100 * float(same), divergence(wanted, found, logits=prepared.logits)
 
 
 def arena(arguments: argparse.Namespace, folder: str) -> None:
@@ -121,7 +153,7 @@ def score(policy: automc.Policy, prepared: Prepared, steps: int) -> float:
     """The validation score after so many steps."""
     lesson = Lesson.of(prepared)
     if steps == 0:
-        return examined(prepared.stitcher.finish(prepared.stitcher.apply(policy)), lesson)["score"]
+        return lesson.judge.examine(prepared.stitcher.finish(prepared.stitcher.apply(policy)))["worth"]
     return distilled(policy, prepared, lesson, steps, 0)[1]
 
 

@@ -42,7 +42,10 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_time_is_spent_on_as_many_candidates_as_it_suffices_for() -> None:
-    assert rungs(20, 100) == []
+    assert rungs(20, 79) == []
+    assert rungs(20, 100) == [(25, 4)]
+    assert rungs(20, 100, extra=4) == [(21, 4)]
+    assert rungs(20, 100, extra=6) == []
     assert rungs(1, 1e9) == []
     assert rungs(20, 300) == [(50, 6)]
     assert rungs(20, 850) == [(50, 5), (200, 3)]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks import images, make
+from networks import images
 
 from automc.errors import InputError, MissingError
 from automc.evaluate.task import Data, TensorSplit
@@ -23,9 +23,26 @@ from automc.job import search
 from automc.policy import Policy, Prune
 from automc.protocols import Outcome
 from automc.rundir import RunDir
-from automc.trial import Trial
 
 ray = pytest.importorskip("ray")
+MODEL = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU())
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x):
+        return self.head(self.body(x).mean((2, 3)))
+
+def net():
+    torch.manual_seed(0)
+    return Net().eval()
+"""
+"""A user's file: workers on other machines lack it."""
 HIDE = """
 import sys
 
@@ -138,28 +155,30 @@ def test_a_search_survives_nodes_that_leave_and_uses_those_that_join(
         executors.close()
 
 
-def test_a_search_on_workers_in_step_is_the_search_in_process(
+def test_a_search_of_a_model_in_a_file_goes_on_in_step_on_workers_as_in_process(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AUTOMC_CACHE", str(tmp_path / "cache"))
-    model = make("residual")
+    (tmp_path / "mine.py").write_text(MODEL)
     split = TensorSplit(images(64), torch.arange(64) % 5, 64)
-    found = []
-    for name, options in (("one", {}), ("two", {"workers": 2, "sync": True})):
+
+    def searched(name: str, trials: int, **options: Any) -> list[tuple[str, float | None]]:
         data = Data(split, split, split, None, name="noise")
-        trials = search(
-            model, data=data, budget="1ms", trials=8, recover="0", profile="2s", tracking_uri="", runs=str(tmp_path),
-            agent="uniform", name=name, **options,
+        taken = search(
+            f"{tmp_path / 'mine.py'}:net", data=data, budget="50%macs", device="eyeriss", trials=trials, recover="0",
+            tracking_uri="", runs=str(tmp_path), agent="uniform", name=name, **options,
         )  # fmt: skip
-        list(trials)
-        searched = [trial for trial in RunDir(tmp_path / name).trials() if trial.stage == "search"]
-        found.append({trial.policy.digest: trial.score for trial in sorted(searched, key=_number)[:4]})
-    assert found[0] == found[1]
-    assert len(found[0]) == 4
+        list(taken)
+        found = [trial for trial in RunDir(tmp_path / name).trials() if trial.stage == "search"]
+        return [(trial.policy.digest, trial.score) for trial in sorted(found, key=lambda trial: trial.number)]
 
-
-def _number(trial: Trial) -> int:
-    return trial.number
+    whole = searched("one", 8)
+    half = searched("two", 4)
+    both = searched("two", 8, workers=2, sync=True)
+    assert both[: len(half)] == half
+    assert len(half) < len(both)
+    assert dict(both[:8]) == dict(whole[:8])
+    assert len(set(both)) == len(both)
 
 
 def test_a_cluster_without_the_package_is_told_how_to_ship_it(cluster: Any, tmp_path: Path) -> None:

@@ -155,6 +155,9 @@ def test_cifar10_reads_the_batches_that_are_there(tmp_path: Path) -> None:
     assert (numbers >= 120).all()
     assert torch.equal(numbers[:, 0] % 10, y)
     assert data.augment is crop_and_flip
+    assert load_data(f"cifar10:{tmp_path / 'c'}?augment=none", 16).augment is None
+    with pytest.raises(InputError, match="no augmentation called 'mixup'"):
+        load_data(f"cifar10:{tmp_path / 'c'}?augment=mixup", 16)
     assert any("train samples" in note for note in data.notes)
 
 
@@ -191,6 +194,10 @@ def test_crops_keep_size_and_differ() -> None:
 
 def test_an_image_folder_is_cut_and_normalised_like_imagenet(tmp_path: Path) -> None:
     data = load_data(write_images(tmp_path / "i"), 4)
+    assert data.augment is None
+    assert load_data(f"imagefolder:{tmp_path / 'i'}?augment=crop_flip", 4).augment is crop_and_flip
+    with pytest.raises(InputError, match="'mean' is not an option"):
+        load_data(f"imagefolder:{tmp_path / 'i'}?mean=0", 4)
     assert sizes(data) == {"train": 10, "calibration": 2, "validation": 4, "test": 4}
     x, y = next(iter(data.validation))
     assert x.shape == (4, 3, 224, 224)

@@ -61,6 +61,14 @@ class Recorded:
         return {file.path for file in self.client.list_artifacts(self.tracker.run_id)}
 
 
+TRAINING = {
+    "policy": "0123456789abcdef",
+    "choices": {"rate": 0.01, "labels": 0.0},
+    "history": [{"round": 1.0 + i, "worth": 0.5 + 0.25 * i, "loss": 1.0 / (1 + i)} for i in range(3)],
+    "best": {"worth": 0.9},
+}
+
+
 def write_run(folder: Path) -> RunDir:
     """What a finished search leaves on disk, with models that a runtime takes."""
     run = records.write_run(folder, TRIALS, SUMMARY, device_key="here")
@@ -69,6 +77,7 @@ def write_run(folder: Path) -> RunDir:
     assert SUMMARY.best is not None
     data = tiny_onnx(SUMMARY.best.policy.digest)
     run.best.write(SUMMARY.best, data, make_certificate(SUMMARY), model_digest="m", device_digest="d")
+    run.add_trainings([TRAINING])
     run.report.write_text("<html></html>")
     return run
 
@@ -155,12 +164,20 @@ def test_the_outcome_is_among_the_metrics(recorded: Recorded) -> None:
 
 
 def test_each_finalist_is_a_nested_run(recorded: Recorded) -> None:
-    found = [child for child in recorded.children if child.data.tags["stage"] != "search"]
+    found = [child for child in recorded.children if child.data.tags["stage"] in ("finalist", "recovered")]
     assert len(found) == len(SUMMARY.finalists)
     winners = [child for child in found if child.data.tags["winner"] == "true"]
     assert [child.data.metrics["latency_ms"] for child in winners] == [recorded.parent.data.metrics["best/latency_ms"]]
     assert SUMMARY.best is not None
     assert winners[0].data.params == policy_params(SUMMARY.best.policy)
+
+
+def test_each_fine_tuning_is_a_nested_run_with_its_curve(recorded: Recorded) -> None:
+    (child,) = [child for child in recorded.children if child.data.tags["stage"] == "training"]
+    assert child.data.params == {"rate": "0.01", "labels": "0.0"}
+    curve = recorded.client.get_metric_history(child.info.run_id, "worth")
+    assert [(point.step, point.value) for point in curve] == [(1, 0.5), (2, 0.75), (3, 1.0)]
+    assert "trainings.json" in recorded.files
 
 
 def test_the_files_are_there(recorded: Recorded) -> None:

@@ -23,8 +23,8 @@ from automc.job import Silent
 from automc.policy import LowRank, Policy, Prune, Quantize
 from automc.predict.targets import open_device
 from automc.prepare import Clock, Prepared, prepare
-from automc.student import Lesson, distance, samples
-from automc.training import Choices, Plan, Training, best_state, examined
+from automc.student import Lesson, samples
+from automc.training import Choices, Plan, Training, best_state
 
 PLAN = Plan(rounds=3, steps=8)
 
@@ -98,10 +98,10 @@ def test_a_training_brings_the_model_nearer_and_keeps_its_form() -> None:
     run = training()
     rows = [run.round() for _ in range(3)]
     assert run.ended
-    assert run.best["divergence"] < 0.7 * distance(before, lesson())
+    assert run.best["divergence"] < 0.7 * lesson().judge.divergence(before)
     assert [row["round"] for row in rows] == [1, 2, 3]
     after = weights.adopt(before, run.best_state)
-    assert examined(after, lesson()) == run.best
+    assert lesson().judge.examine(after) == run.best
     assert {n: p.shape for n, p in after.named_parameters()} == {n: p.shape for n, p in before.named_parameters()}
     pairs = [(a, b) for a, b in zip(after.modules(), before.modules(), strict=True) if isinstance(a, Quantized)]
     assert all(not torch.equal(a.weight_scale, b.weight_scale) for a, b in pairs)

@@ -47,12 +47,19 @@ Examples:
 @click.option(
     "--samples",
     type=click.IntRange(min=1),
-    default=6,
-    show_default=True,
-    help="Trainings, of which the promising go on.",
+    help="Trainings, of which the promising go on. Default: 6, or as many as leave the longest 20 epochs in --time.",
 )
 @click.option(
-    "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Trainings at a time, a CPU each."
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="CPUs: trainings at a time; a single one takes them all.",
+)
+@click.option(
+    "--ray-address",
+    metavar="ADDRESS",
+    help="Ray cluster to train on, whose nodes have automc and see the folder of the runs. Default: this machine.",
 )
 @click.option(
     "--frozen/--unfrozen",
@@ -69,8 +76,9 @@ def finetune(
     point: str,
     epochs: int | None,
     seconds: str | None,
-    samples: int,
+    samples: int | None,
     workers: int,
+    ray_address: str | None,
     frozen: bool | None,
     hints: bool,
     attention: bool,
@@ -89,7 +97,7 @@ def finetune(
 
         tuned = run(
             name, point=point, epochs=epochs, time=seconds, runs=folder, observer=watching, samples=samples,
-            workers=workers, frozen=frozen, hints=hints, attention=attention,
+            workers=workers, address=ray_address, frozen=frozen, hints=hints, attention=attention,
         )  # fmt: skip
     if as_json:
         print_json(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,16 @@ from automc.errors import InputError
 from automc.evaluate.data import SPLITS, Data, TensorSplit
 from automc.evaluate.splits import Rows, allot
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Normalize", "crop_and_flip", "load_cifar10", "load_npz"]
+__all__ = [
+    "AUGMENTATIONS",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "Normalize",
+    "augmentation",
+    "crop_and_flip",
+    "load_cifar10",
+    "load_npz",
+]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _RECORD = 1 + 3 * 32 * 32
@@ -51,12 +60,29 @@ def crop_and_flip(inputs: Tensor) -> Tensor:
     return padded.movedim(1, -1)[image, down[:, :, None], across[:, None, :]].movedim(-1, 1).contiguous()
 
 
+AUGMENTATIONS: Mapping[str, Callable[[Tensor], Tensor] | None] = {"none": None, "crop_flip": crop_and_flip}
+"""What `?augment=` may say."""
+
+
+def augmentation(options: Mapping[str, str], default: str = "none") -> Callable[[Tensor], Tensor] | None:
+    """How the images that recovery trains on are changed.
+
+    Raises:
+        InputError: not one of AUGMENTATIONS.
+    """
+    name = options.get("augment", default)
+    if name not in AUGMENTATIONS:
+        raise InputError(f"There is no augmentation called {name!r}.", remedy=f"Known: {', '.join(AUGMENTATIONS)}.")
+    return AUGMENTATIONS[name]
+
+
 def load_npz(path: Path, options: Mapping[str, str], batch_size: int, seed: int) -> Data:
     """x uint8 (n, h, w, c), normalised like ImageNet if it has three channels and scaled to 0..1 if not, or float
     (n, ...) or token numbers (n, length), taken as they are; y (n, ...); optional split (n,) of names or numbers, in the order of SPLITS.
 
     Args:
-        options: `mean` and `std`, one number per channel, replace the normalisation.
+        options: `mean` and `std`, one number per channel, replace the normalisation; `augment=crop_flip` shifts and mirrors
+            images for recovery, which by default takes them as they are.
 
     Raises:
         InputError: not an npz file, an array is missing, or their shapes or types do not fit.
@@ -67,12 +93,15 @@ def load_npz(path: Path, options: Mapping[str, str], batch_size: int, seed: int)
         raise InputError(
             f"{path} holds {len(x)} samples (x) and {len(y)} targets (y).", remedy="Give one y for each x."
         )
-    transform = _transform_of(x, options, path)
+    transform = _transform_of(x, {name: text for name, text in options.items() if name != "augment"}, path)
+    augment = augmentation(options)
+    if augment is not None and x.ndim != 4:
+        raise InputError(f"x in {path} has no images to crop or mirror.", remedy="Leave augment= out.")
     pools = _named_rows(arrays["split"], len(x), path) if "split" in arrays else {"all": np.arange(len(x))}
     rows, notes = allot(pools, y)
     inputs = torch.from_numpy(_as_inputs(x))
     targets = torch.from_numpy(y.astype(np.int64 if np.issubdtype(y.dtype, np.integer) else np.float32))
-    return _data(f"npz:{path.name}", inputs, targets, rows, batch_size, seed, transform, notes=notes)
+    return _data(f"npz:{path.name}", inputs, targets, rows, batch_size, seed, transform, notes=notes, augment=augment)
 
 
 def load_cifar10(folder: Path, options: Mapping[str, str], batch_size: int, seed: int) -> Data:
@@ -81,7 +110,8 @@ def load_cifar10(folder: Path, options: Mapping[str, str], batch_size: int, seed
     A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images" (2009).
 
     Args:
-        options: `mean` and `std`, three numbers each, replace ImageNet's.
+        options: `mean` and `std`, three numbers each, replace ImageNet's; `augment=none` turns shifting and mirroring for
+            recovery off.
 
     Raises:
         InputError: no folder, no batch in it, or a file that is not whole records of 3,073 bytes.
@@ -101,7 +131,10 @@ def load_cifar10(folder: Path, options: Mapping[str, str], batch_size: int, seed
     labels = records[:, 0].astype(np.int64)
     rows, notes = allot(pools, labels)
     images = torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32))
-    transform = _normalize(options, 3, (IMAGENET_MEAN, IMAGENET_STD))
+    augment = augmentation(options, "crop_flip")
+    transform = _normalize(
+        {name: text for name, text in options.items() if name != "augment"}, 3, (IMAGENET_MEAN, IMAGENET_STD)
+    )
     return _data(
         "cifar10",
         images,
@@ -111,7 +144,7 @@ def load_cifar10(folder: Path, options: Mapping[str, str], batch_size: int, seed
         seed,
         transform,
         notes=notes,
-        augment=crop_and_flip,
+        augment=augment,
     )
 
 
@@ -171,7 +204,7 @@ def _normalize(
         default = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.0,), (1.0,))
     unknown = sorted(set(options) - {"mean", "std"})
     if unknown:
-        raise InputError(f"{unknown[0]!r} is not an option of this data.", remedy="Known options: mean, std.")
+        raise InputError(f"{unknown[0]!r} is not an option of this data.", remedy="Known options: mean, std, augment.")
     mean, std = (
         _numbers(options[n], n, channels) if n in options else d for n, d in zip(("mean", "std"), default, strict=True)
     )

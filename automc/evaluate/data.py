@@ -73,6 +73,12 @@ class Data:
         named = {name: getattr(self, name) for name in SPLITS}
         return {name: split for name, split in named.items() if split is not None}
 
+    def changed(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """A batch of inputs after a random change by `augment`, as they are where there is none; token numbers have no crops."""
+        if self.augment is None or not inputs[0].is_floating_point():
+            return inputs
+        return self.augment(inputs[0]), *inputs[1:]
+
     def example(self) -> tuple[Tensor, ...]:
         """The first batch of calibration inputs, in the order of `input_names` where they have names.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from automc.errors import InputError, MissingError
-from automc.evaluate.arrays import IMAGENET_MEAN, IMAGENET_STD
+from automc.evaluate.arrays import IMAGENET_MEAN, IMAGENET_STD, augmentation
 from automc.evaluate.data import SPLITS, Data
 from automc.evaluate.splits import allot
 
@@ -74,12 +74,18 @@ def read_image(path: Path) -> Tensor:
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 
-def load_imagefolder(folder: Path, batch_size: int, seed: int) -> Data:
+def load_imagefolder(folder: Path, options: Mapping[str, str], batch_size: int, seed: int) -> Data:
     """Classes are numbered in the order of their folders' names, as torchvision's ImageFolder does.
 
+    Args:
+        options: `augment=crop_flip` shifts and mirrors images for recovery, which by default takes them as they are.
+
     Raises:
-        InputError: no folder, no images in it, or splits that do not have the same classes.
+        InputError: another option, no folder, no images in it, or splits that do not have the same classes.
     """
+    if unknown := sorted(set(options) - {"augment"}):
+        raise InputError(f"{unknown[0]!r} is not an option of this data.", remedy="Known options: augment.")
+    augment = augmentation(options)
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}.", remedy="Check the path after imagefolder:.")
     roots = {_FOLDERS[f.name]: f for f in sorted(folder.iterdir()) if f.is_dir() and f.name in _FOLDERS} or {
@@ -101,7 +107,7 @@ def load_imagefolder(folder: Path, batch_size: int, seed: int) -> Data:
     for split, index in rows.items():
         paths, labels = [files[row][0] for row in index], [files[row][1] for row in index]
         splits[split] = FileSplit(paths, labels, batch_size, seed if split == "train" else None)
-    return Data(name=f"imagefolder:{folder.name}", notes=notes, augment=None, **splits)
+    return Data(name=f"imagefolder:{folder.name}", notes=notes, augment=augment, **splits)
 
 
 def _classes(roots: dict[str, Path]) -> list[str]:

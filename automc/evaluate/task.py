@@ -163,7 +163,7 @@ def load_data(spec: str | None, batch_size: int, seed: int = 0) -> Data:
     if kind == "imagefolder":
         from automc.evaluate.folders import load_imagefolder
 
-        return load_imagefolder(Path(place).expanduser(), batch_size, seed)
+        return load_imagefolder(Path(place).expanduser(), _options(query), batch_size, seed)
     if spec is not None and is_function(spec):
         returned = call(load_function(spec), spec, batch_size=batch_size, seed=seed)
         return returned if isinstance(returned, Data) else _of_loaders(returned, spec.rpartition("/")[2])

@@ -14,7 +14,7 @@ from automc.result import Summary
 from automc.track.record import cost_metrics, finalist_metrics, policy_params
 from automc.trial import Trial
 
-__all__ = ["Child", "Which", "children", "write_child"]
+__all__ = ["Child", "Which", "children", "write_child", "write_training"]
 
 Which = Literal["front", "all"]
 
@@ -56,4 +56,24 @@ def write_child(mlflow: Any, client: Any, experiment_id: str, parent_id: str, ch
         client.log_batch(run_id, params=params[start : start + 100])
     if child.tags["stage"] != "search":  # of the others, the table of trials has the policy
         client.log_dict(run_id, child.policy.to_json(), "policy.json")
+    client.set_terminated(run_id)
+
+
+def write_training(
+    mlflow: Any, client: Any, experiment_id: str, parent_id: str, name: str, training: Mapping[str, Any]
+) -> None:
+    """Write a nested run of one fine-tuning: its choices, and a curve of each figure with a step a round."""
+    tags = {"mlflow.parentRunId": parent_id, "stage": "training", "winner": "false", "digest": training["policy"]}
+    entities, now = mlflow.entities, int(1000 * time.time())
+    params = [entities.Param(key, str(value)) for key, value in training["choices"].items()]
+    metrics = [
+        entities.Metric(key, value, now, int(row["round"]))
+        for row in training["history"]
+        for key, value in row.items()
+        if key != "round" and math.isfinite(value)
+    ]
+    run_id = client.create_run(experiment_id, tags=tags, run_name=name).info.run_id
+    client.log_batch(run_id, params=params)
+    for start in range(0, len(metrics), 500):
+        client.log_batch(run_id, metrics=metrics[start : start + 500])
     client.set_terminated(run_id)

@@ -6,7 +6,7 @@ import math
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,14 @@ from automc.devices.device import cache_dir
 from automc.result import Summary
 from automc.rundir import RunDir
 from automc.tables import Tables
-from automc.track.children import children, write_child
+from automc.track.children import children, write_child, write_training
 from automc.track.models import log_models
 from automc.track.record import Progress, summary_metrics, trial_table
 from automc.trial import Cost, Trial
 
 __all__ = ["Store", "now_ms"]
 
-_FILES = ("config.yaml", "front.json", "report.html", "summary.json", "tables.json", "trials.jsonl")
+_FILES = ("config.yaml", "front.json", "report.html", "summary.json", "tables.json", "trainings.json", "trials.jsonl")
 _MOST_CHILDREN = 50_000
 
 
@@ -111,7 +111,7 @@ class Store:
             self._log_metrics(self._run_id, summary_metrics(summary))
             tables = RunDir(folder).tables() if folder is not None else None
             self._log_tags(self._run_id, _summary_tags(summary, tables, self._run_id))
-            self._log_children(summary)
+            self._log_children(summary, RunDir(folder).trainings() if folder else [])
         if folder is not None:
             self._log_files(folder, summary)
         if folder is not None and summary is not None:
@@ -151,7 +151,7 @@ class Store:
     def _log_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         self._client.log_batch(run_id, tags=[self._entities.RunTag(name, value[:5000]) for name, value in tags.items()])
 
-    def _log_children(self, summary: Summary) -> None:
+    def _log_children(self, summary: Summary, trainings: Sequence[Mapping[str, Any]]) -> None:
         parent = f"tags.`mlflow.parentRunId` = '{self._run_id}'"
         found = self._client.search_runs([self._experiment_id], parent, max_results=_MOST_CHILDREN)
         known = {child.info.run_name: child.info.run_id for child in found}
@@ -160,6 +160,9 @@ class Store:
             if name not in known or name not in self._children:
                 write_child(self._mlflow, self._client, self._experiment_id, self._run_id, child, known.get(name))
                 self._children.add(name)
+        for number, training in enumerate(trainings):
+            if (name := f"training {number}") not in known:
+                write_training(self._mlflow, self._client, self._experiment_id, self._run_id, name, training)
 
     def _all_trials(self) -> list[Trial]:
         return [trial for trial, _ in sorted(self._trials.values(), key=lambda pair: pair[0].number)]

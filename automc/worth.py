@@ -1,0 +1,80 @@
+"""What a model that was trained is worth: what its trainings, their rounds and its versions are chosen by.
+
+The samples that guide a search were often among those that the dense model was trained on. It is right on nearly all of them, and so is
+whatever imitates it, also where it does worse on new ones. How far a model's outputs are from the dense model's tells more, and tells it
+with less noise; most of all on inputs that the dense model has not seen as they are, which random changes of held-out ones give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from automc.evaluate.accuracy import gather
+from automc.evaluate.data import Data
+from automc.evaluate.divergence import divergence
+
+__all__ = ["GAIN", "Judge"]
+
+GAIN = 0.002
+"""A trained model has to be worth so much more than the untrained one to take its place; less is noise."""
+_SAMPLES, _MOST_BYTES = 512, 1 << 26
+_BATCH = 64
+_SEED = 0
+
+
+class Judge:
+    """Examines models against the dense one, all on the same inputs.
+
+    Args:
+        score: of a model on a split, higher is better. The built-in accuracy counts together with the divergence; any other score
+            has a scale of its own and counts alone.
+        logits: the outputs are logits of classes.
+    """
+
+    def __init__(self, teacher: nn.Module, data: Data, score: Callable[[Any, Any], float], *, logits: bool) -> None:
+        self._teacher, self._data, self._score, self._logits = teacher, data, score, logits
+
+    def divergence(self, model: nn.Module) -> float:
+        """From the dense model, on changed validation inputs; see `evaluate.divergence` for the unit."""
+        with torch.no_grad():
+            found = [
+                (len(inputs[0]), divergence(reference, model(*inputs), logits=self._logits))
+                for inputs, reference in self._reference
+            ]
+        return sum(count * value for count, value in found) / sum(count for count, _ in found)
+
+    def worth(self, score: float, divergence: float) -> float:
+        """Share of right answers less the divergence in nats: of the built-in accuracy. Any other score as it is."""
+        return score - divergence if self._logits and getattr(self._score, "logits", False) else score
+
+    def examine(self, model: nn.Module) -> dict[str, float]:
+        """{"score": on the validation samples, "divergence", "worth"}.
+
+        Raises:
+            InputError: the score is not a finite number.
+        """
+        with torch.no_grad():
+            score = float(self._score(model, self._data.validation))
+        away = self.divergence(model)
+        return {"score": score, "divergence": away, "worth": self.worth(score, away)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what another process finds out again as quickly as it can be sent."""
+        return {name: value for name, value in self.__dict__.items() if name != "_reference"}
+
+    @cached_property
+    def _reference(self) -> list[tuple[tuple[Tensor, ...], Any]]:
+        """Batches of inputs, and what the dense model puts out for them."""
+        example = gather(self._data.validation, 1)
+        bytes_each = sum(tensor.numel() * tensor.element_size() for tensor in example)
+        inputs = gather(self._data.validation, max(_BATCH, min(_SAMPLES, _MOST_BYTES // bytes_each)))
+        with torch.random.fork_rng([]), torch.no_grad():
+            torch.manual_seed(_SEED)
+            changed = self._data.changed(inputs)
+            batches = list(zip(*(tensor.split(_BATCH) for tensor in changed), strict=True))
+            return [(batch, self._teacher(*batch)) for batch in batches]
