@@ -7,7 +7,9 @@ from a normal distribution around the actor's, truncated to [0, 1], whose deviat
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +35,8 @@ _STEPS = 4
 _WARMUP_SHARE = 0.25
 _DEVIATION, _LEAST_DEVIATION = 0.5, 0.05
 _AVERAGE = 0.95
+_ABREAST = 8
+"""Episodes walked at a time: a predictor prices all their choices in the time of one. The last were chosen by an actor a few policies old."""
 _PATIENCE = 3
 _REPEATED = 4
 """After so many proposals in a row for which every episode repeated an earlier one, the actor is no longer asked."""
@@ -70,6 +74,7 @@ class Layerwise:
         self._env, self._finish, self._scale = env, finish, scale
         self._learner = Learner(env, algorithm, seed, _BATCH) if env else None
         self._episodes: dict[bytes, Episode] = {}
+        self._walked: deque[tuple[Codes, Episode]] = deque()
         self._average: float | None = None
         self._warmup = max(1.0, _WARMUP_SHARE * problem.n_trials)
         self._decay = (_LEAST_DEVIATION / _DEVIATION) ** (1.0 / max(1.0, problem.n_trials - self._warmup))
@@ -96,28 +101,38 @@ class Layerwise:
         if self._env is None or self._repeated >= _REPEATED or not self._env.pricing.reachable:
             return self._frontier.next()
         for _ in range(_PATIENCE):
-            episode = self._walk(self._env)
-            row = self._finish(self._env.row.copy())
+            if not self._walked:
+                self._walked.extend(self._walk(self._env))
+            walked, episode = self._walked.popleft()
+            row = self._finish(walked)
             if self._ledger.is_new(row):
-                changed = (row != self._env.row).any()
+                changed = (row != walked).any()
                 self._episodes[row.tobytes()] = Episode(*self._env.replay(row)) if changed else episode
                 self._repeated = 0
                 return row
         self._repeated += 1
         return self._frontier.next()
 
-    def _walk(self, env: LayerwiseEnv) -> Episode:
-        observations, actions = [env.begin()], []
-        while not env.done:
-            observations.append(env.choose(self._explored(observations[-1])))
-            actions.append(env.action)
-        return Episode(observations, actions)
+    def _walk(self, env: LayerwiseEnv) -> list[tuple[Codes, Episode]]:
+        """The rows of some episodes and what was seen and done in them, walked abreast: the choices of all are priced in one call."""
+        walkers = [copy(env) for _ in range(_ABREAST)]
+        observations, actions = [[walker.begin() for walker in walkers]], []
+        while not walkers[0].done:
+            chosen = self._explored(np.array(observations[-1]))
+            rows = [walker.options() for walker in walkers]
+            usage = np.split(env.pricing.usage(np.concatenate(rows)), len(walkers))
+            observations.append([w.choose(a, u) for w, a, u in zip(walkers, chosen.tolist(), usage, strict=True)])
+            actions.append([walker.action for walker in walkers])
+        seen, done = zip(*observations, strict=True), zip(*actions, strict=True)
+        return [(w.row, Episode(o, a)) for w, o, a in zip(walkers, seen, done, strict=True)]
 
-    def _explored(self, observation: Observation) -> float:
+    def _explored(self, observations: Observation) -> NDArray[np.float64]:
+        """(count,) actions for (count, 11) observations."""
         if self._asked < self._warmup or self._learner is None:
-            return float(self._rng.random())
+            return self._rng.random(len(observations))
         deviation = max(_LEAST_DEVIATION, _DEVIATION * self._decay ** (self._asked - self._warmup))
-        return truncated_normal(self._learner.act(observation), deviation, self._rng)
+        actions = self._learner.act(observations).tolist()
+        return np.array([truncated_normal(action, deviation, self._rng) for action in actions])
 
     def _remember(self, learner: Learner, episode: Episode, reward: float) -> None:
         self._average = reward if self._average is None else _AVERAGE * self._average + (1 - _AVERAGE) * reward

@@ -60,10 +60,11 @@ class Learner:
         self._model.set_logger(Logger(None, []))
         self._stochastic = algorithm == "sac"
 
-    def act(self, observation: Observation) -> float:
-        """The action for (11,) `observation`, without exploration except SAC's own."""
-        action, _ = self._model.predict(observation, deterministic=not self._stochastic)
-        return float(action[0])
+    def act(self, observations: Observation) -> Observation:
+        """(count,) actions for (count, 11) observations, without exploration except SAC's own."""
+        actions: Observation
+        actions, _ = self._model.predict(observations, deterministic=not self._stochastic)
+        return actions[:, 0]
 
     def remember(self, before: Observation, after: Observation, action: float, reward: float, *, done: bool) -> None:
         """Add one transition to the replay buffer."""

@@ -69,6 +69,7 @@ class LayerwiseEnv(gymnasium.Env):
         self._bounded, self._reward = bounded, reward
         self._static = _static(problem, self.columns)
         self._dense_usage = float(self.pricing.usage(problem.space.dense[None]).max())
+        self._least_usage = self._completed_usage()
         self.observation_space = gymnasium.spaces.Box(0.0, 1.0, (_STATE,), np.float32)
         self.action_space = gymnasium.spaces.Box(0.0, 1.0, (1,), np.float32)
         self.begin()
@@ -82,16 +83,19 @@ class LayerwiseEnv(gymnasium.Env):
         """Start over from dense; the first observation."""
         self.row: Codes = self.problem.space.dense
         self._at, self._action = 0, 0.0
-        self._spent, self._least = self._dense_usage, self._completed_usage()
+        self._spent, self._least = self._dense_usage, self._least_usage
         return self._observe()
 
-    def choose(self, action: float) -> Observation:
+    def choose(self, action: float, usage: Array | None = None) -> Observation:
         """Make the next choice, `action` in [0, 1], moved inside the bounds; the next observation.
 
         A choice c of n stands for actions from c / n to (c + 1) / n (HAQ, 1811.08886, equation 3).
+
+        Args:
+            usage: of the rows of `options`, where they have been priced already: (rows, limits).
         """
         count = len(self.problem.space.domains[self.columns[self._at]])
-        priced = self._priced()
+        priced = (self.pricing.usage(self.options()) if usage is None else usage).max(axis=1).reshape(2, count)
         code = self._nearest(min(int(action * count), count - 1), priced[1])
         return self._take(code, float(priced[0, code]), float(priced[1, code]))
 
@@ -154,17 +158,18 @@ class LayerwiseEnv(gymnasium.Env):
             return int(least.argmin())
         return int(allowed[np.argmin(np.abs(allowed - code) - 0.25 * (allowed > code))])
 
-    def _priced(self) -> Array:
-        """(2, choices) usage of each choice with what follows left dense, and with what follows at its smallest."""
+    def options(self) -> Codes:
+        """(2 x choices, domains) each next choice with what follows left dense, then each with what follows at its smallest."""
         column, later = self.columns[self._at], self.columns[self._at + 1 :]
         count = len(self.problem.space.domains[column])
         rows = np.repeat(self.row[None], 2 * count, axis=0)
         rows[:, column] = np.tile(np.arange(count), 2)
         rows[count:, later] = self.pricing.smallest[later]
-        return self.pricing.usage(rows).max(axis=1).reshape(2, count)
+        return rows
 
     def _completed_usage(self) -> float:
-        row = self.row.copy()
+        """Of the dense row with every choice at its smallest."""
+        row = self.problem.space.dense
         row[self.columns] = self.pricing.smallest[self.columns]
         return float(self.pricing.usage(row[None]).max())
 

@@ -86,7 +86,7 @@ def test_rewards_move_the_actor() -> None:
         action = float(rng.random())
         learner.remember(observation, observation, action, action - 0.5, done=True)
     learner.train(200)
-    assert np.mean([learner.act(observation) for observation in seen[:20]]) > 0.7
+    assert np.mean(learner.act(seen[:20])) > 0.7
 
 
 def test_exploration_stays_between_dense_and_most_compressed() -> None:
