@@ -69,7 +69,18 @@ def _options(models: str, weights: str, cifar: str) -> tuple[str, ...]:
 
 
 def _searched(folder: Path, name: str, budget: str, options: Sequence[str]) -> dict[str, Any]:
-    command = [sys.executable, "-m", "automc", "search", "--name", name, "--budget", budget, "--runs", str(folder / "runs")]
+    command = [
+        sys.executable,
+        "-m",
+        "automc",
+        "search",
+        "--name",
+        name,
+        "--budget",
+        budget,
+        "--runs",
+        str(folder / "runs"),
+    ]
     environment = {**os.environ, "AUTOMC_CACHE": str(folder / "cache")}
     done = subprocess.run([*command, *_SEARCH, *options, "--json", "--quiet"], env=environment, capture_output=True, text=True, check=False)  # fmt: skip
     if done.returncode not in (0, UNREACHABLE):
