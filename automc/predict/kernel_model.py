@@ -35,7 +35,9 @@ class KernelModel:
         """
         known, quartiles = distinct(kernels, times_s)
         rooflines = Rooflines.fit(known, quartiles, layouts, batch_size)
-        residuals = Residuals.fit(known, quartiles / rooflines.predict(known), layouts, like and like.residuals)
+        residuals = Residuals.fit(
+            known, quartiles / rooflines.predict(known), layouts, like.residuals if like else None
+        )
         return cls(
             rooflines, residuals, {tuple(row): float(t) for row, t in zip(known.rows.tolist(), quartiles, strict=True)}
         )

@@ -7,7 +7,6 @@ Williams 2006, "Gaussian Processes for Machine Learning", equations 2.25, 4.17 a
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,7 +68,7 @@ def _parameters(points: Floats, targets: Floats) -> Any:
         return GaussianProcessRegressor(kernel, optimizer=_climb, random_state=0).fit(points, targets).kernel_
 
 
-def _climb(objective: Callable[..., Any], start: Floats, bounds: Floats) -> tuple[Floats, float]:
+def _climb(objective: Any, start: Any, bounds: Any) -> tuple[Floats, float]:
     """A few steps of L-BFGS: the last digits of the likelihood are worth nothing."""
     found = minimize(objective, start, method="L-BFGS-B", jac=True, bounds=bounds, options={"maxiter": _STEPS})
     return found.x, float(found.fun)
