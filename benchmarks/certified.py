@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+AUTOMC = Path(sys.executable).with_name("automc")
 STRANGER = Path(__file__).with_name("stranger.py")
 UNREACHABLE = 3
 _FIRST, _LAST = 0.9, 0.35

@@ -14,6 +14,7 @@ from onnx import numpy_helper
 
 from automc.errors import AutomcError, InputError
 from automc.policy import LowRank, Policy, Prune, Quantize
+from automc.predict.kriging import Kriging
 from automc.predict.predictor import LearnedPredictor
 from automc.predict.profile import Profile, profile_model
 from automc.predict.sampling import stratified
@@ -237,3 +238,16 @@ def test_structure_follows_layers_and_names() -> None:
         read_structure(DENSE, missing)
     with pytest.raises(InputError, match="readable"):
         read_structure(b"not onnx", GRAPH)
+
+
+def test_kriging_goes_through_what_is_smooth_and_back_to_the_mean_far_away() -> None:
+    rng = np.random.default_rng(0)
+    points = rng.uniform(-1, 1, (120, 3))
+    points[:, 2] = 1.0  # an input that never changes
+    values = 2.0 + np.sin(2 * points[:, 0]) + 0.5 * points[:, 1]
+    found = Kriging.fit(points[:90], values[:90])
+    np.testing.assert_allclose(found.predict(points[90:]), values[90:], atol=0.1)
+    assert found.predict(np.array([[1e6, 0.0, 1.0]]))[0] == pytest.approx(values[:90].mean())
+    fewer = Kriging.fit(points[:60], values[:60], found)
+    np.testing.assert_allclose(fewer.predict(points[90:]), values[90:], atol=0.15)
+    assert fewer.process.kernel_ == found.process.kernel_

@@ -24,14 +24,20 @@ class KernelModel:
     exact: Mapping[tuple[int, ...], float]
 
     @classmethod
-    def fit(cls, kernels: Kernels, times_s: Floats, layouts: Layouts, batch_size: int) -> KernelModel:
+    def fit(
+        cls, kernels: Kernels, times_s: Floats, layouts: Layouts, batch_size: int, like: KernelModel | None = None
+    ) -> KernelModel:
         """Learn from measured kernels, (count,) seconds each; repeated ones count by their lower quartile.
+
+        `like` is a model of more kernels, which spares choosing again how smooth the residuals are.
 
         The same kernel takes longer behind some neighbours than behind others; what it takes more belongs to the neighbourhood.
         """
         known, quartiles = distinct(kernels, times_s)
         rooflines = Rooflines.fit(known, quartiles, layouts, batch_size)
-        residuals = Residuals.fit(known, quartiles / rooflines.predict(known), layouts)
+        residuals = Residuals.fit(
+            known, quartiles / rooflines.predict(known), layouts, like.residuals if like else None
+        )
         return cls(
             rooflines, residuals, {tuple(row): float(t) for row, t in zip(known.rows.tolist(), quartiles, strict=True)}
         )

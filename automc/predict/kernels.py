@@ -31,8 +31,20 @@ __all__ = [
 ]
 
 Ints = NDArray[np.int64]
-COLUMNS = ("kind", "cin", "cout", "window", "stride", "in_positions", "out_positions", "groups", "int8", "cold")
-KINDS = ("conv", "pointwise", "depthwise", "grouped", "linear", "recurrent")
+COLUMNS = (
+    "kind",
+    "cin",
+    "cout",
+    "window",
+    "stride",
+    "in_positions",
+    "out_positions",
+    "groups",
+    "int8",
+    "cold",
+    "fused",
+)
+KINDS = ("conv", "pointwise", "depthwise", "grouped", "linear", "recurrent", "winograd", "pool", "concat")
 
 PLAIN, BLOCKED, INT8 = 1, 2, 4
 """Formats of an activation: fp32 as the model has it, fp32 in channel blocks, 8-bit. Bits, so that a tensor may have several."""
@@ -199,7 +211,7 @@ def layer_kernels(
     int8 = int(bits is not None and runs_on_integers(bits))
     rows = _own_kernel(spec, cin, cout, int8) if rank is None else _factor_kernels(spec, cin, cout, rank, int8)
     first_cold = [int(cold and int8 == 1)] + [0] * (len(rows) - 1)
-    return Kernels(np.column_stack([np.array(rows, dtype=np.int64), first_cold]))
+    return Kernels(np.column_stack([np.array(rows, dtype=np.int64), first_cold, np.zeros_like(first_cold)]))
 
 
 def _own_kernel(spec: LayerSpec, cin: int, cout: int, int8: int) -> list[tuple[int, ...]]:

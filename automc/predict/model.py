@@ -107,9 +107,9 @@ class Priced:
 class FittedModel:
     """Prices codes by what `samples` taught."""
 
-    def __init__(self, samples: Samples, setting: Setting) -> None:
+    def __init__(self, samples: Samples, setting: Setting, like: KernelModel | None = None) -> None:
         self.setting = setting
-        self.kernel_model = KernelModel.fit(*samples.all_kernels(), setting.layouts, setting.batch_size)
+        self.kernel_model = KernelModel.fit(*samples.all_kernels(), setting.layouts, setting.batch_size, like)
         layouts, batch = setting.layouts, setting.batch_size
         tables = [LayerTable(choice, layouts, batch) for choice in setting.choices()]
         self.flow = Flow(setting.structure, setting.graph, setting.space, tables, self.kernel_model)

@@ -12,7 +12,7 @@ from automc.graph import LayerGraph
 from automc.narrow import Narrowing
 from automc.policy import Policy
 from automc.predict.calibration import Corrections, conformal
-from automc.predict.kernel_model import distinct
+from automc.predict.kernel_model import KernelModel, distinct
 from automc.predict.kernels import Layouts
 from automc.predict.model import FittedModel, Samples, Setting
 from automc.predict.profile import Profile
@@ -58,8 +58,8 @@ class LearnedPredictor:
         layouts = Layouts(profile.capabilities.channel_block, profile.capabilities.channel_multiple)
         setting = Setting(graph, space, read_structure(dense_onnx, graph), layouts, batch_size)
         samples = Samples.of(profile, setting)
-        errors, kernel_errors = _held_out(samples, setting)
         model = FittedModel(samples, setting)
+        errors, kernel_errors = _held_out(samples, setting, model.kernel_model)
         report = PredictorReport(
             mape=_mape(errors),
             kernel_mape=_mape(kernel_errors),
@@ -130,15 +130,18 @@ def _mape(errors: Floats) -> float:
     return float(np.mean(np.abs(np.expm1(errors)))) if len(errors) else 0.0
 
 
-def _held_out(samples: Samples, setting: Setting) -> tuple[Floats, Floats]:
-    """Log of measured over predicted: of each model, and of kernels in no training model, predicted without them."""
+def _held_out(samples: Samples, setting: Setting, whole: KernelModel) -> tuple[Floats, Floats]:
+    """Log of measured over predicted: of each model, and of kernels in no training model, predicted without them.
+
+    Only how smooth residuals are is taken from the `whole` model.
+    """
     count = len(samples.codes)
     order = np.random.default_rng(0).permutation(count)
     folds = [fold.tolist() for fold in np.array_split(order, min(_FOLDS, count)) if len(fold)]
     errors, kernel_errors = np.zeros(count), [np.zeros(0)]
     for fold in folds if len(folds) > 1 else []:
         rest = sorted(set(range(count)) - set(fold))
-        model = FittedModel(samples.take(rest), setting)
+        model = FittedModel(samples.take(rest), setting, whole)
         held = samples.take(fold)
         errors[fold] = np.log(held.latency_s / model.price(held.codes).latency_s)
         kernels, times = distinct(*held.all_kernels())

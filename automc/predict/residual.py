@@ -1,6 +1,7 @@
-"""What the roofline leaves: scikit-learn's randomised trees on log ratios, for classes with enough samples.
+"""What the roofline leaves, in logarithms of the ratio: a smooth function of each class's shapes, or trees where a class has few samples.
 
-Trees (Geurts et al. 2006, "Extremely randomized trees") cannot extrapolate, so they only correct: outside what was measured the roofline stands.
+Both only correct: neither goes far beyond what was measured, so that the roofline stands there. Kernels change smoothly with their shapes but
+for the edges of blocks and tiles, which are inputs of their own. Trees are Geurts et al. 2006, "Extremely randomized trees", by scikit-learn.
 """
 
 from __future__ import annotations
@@ -12,42 +13,63 @@ from typing import Any
 import numpy as np
 from sklearn.ensemble import ExtraTreesRegressor
 
-from automc.predict.kernels import Kernels, Layouts
+from automc.predict.kernels import Ints, Kernels, Layouts
+from automc.predict.kriging import Kriging
 from automc.predict.roofline import Floats
 
 __all__ = ["Residuals"]
 
 MIN_SAMPLES = 20
-_LIMIT = float(np.log(2.0))
+_LIMIT = float(np.log(4.0))
 
 
 @dataclass(frozen=True)
 class Residuals:
-    """One forest per precision that has enough samples."""
+    """A function per (precision, kind) that has enough samples, and a forest per precision for the others."""
 
+    smooth: Mapping[tuple[int, int], Kriging]
     forests: Mapping[int, Any]
     layouts: Layouts
 
     @classmethod
-    def fit(cls, kernels: Kernels, ratios: Floats, layouts: Layouts, seed: int = 0) -> Residuals:
-        """`ratios` are measured over roofline times, (count,)."""
-        forests = {}
-        for int8 in (0, 1):
+    def fit(
+        cls, kernels: Kernels, ratios: Floats, layouts: Layouts, like: Residuals | None = None, seed: int = 0
+    ) -> Residuals:
+        """`ratios` are measured over roofline times, (count,); how smooth a class is may be taken from `like`, of more kernels."""
+        targets = np.clip(np.log(ratios), -_LIMIT, _LIMIT)
+        smooth, forests = {}, {}
+        for key, rows in _classes(kernels):
+            if rows.sum() >= MIN_SAMPLES:
+                before = like.smooth.get(key) if like else None
+                smooth[key] = Kriging.fit(_describe(Kernels(kernels.rows[rows]), layouts), targets[rows], before, seed)
+        for int8 in {key[0] for key, _ in _classes(kernels)}:
             rows = kernels["int8"] == int8
             if rows.sum() >= MIN_SAMPLES:
                 forest = ExtraTreesRegressor(n_estimators=60, min_samples_leaf=2, max_features=0.7, random_state=seed)
-                targets = np.clip(np.log(ratios[rows]), -_LIMIT, _LIMIT)
-                forests[int8] = forest.fit(_describe(Kernels(kernels.rows[rows]), layouts), targets)
-        return cls(forests, layouts)
+                inputs = _with_kind(Kernels(kernels.rows[rows]), layouts)
+                forests[int8] = forest.fit(inputs, targets[rows])
+        return cls(smooth, forests, layouts)
 
     def factors(self, kernels: Kernels) -> Floats:
         """(count,) what to multiply roofline times by."""
-        factors = np.ones(len(kernels))
-        for int8, forest in self.forests.items():
-            rows = kernels["int8"] == int8
-            if rows.any():
-                factors[rows] = np.exp(_mean(forest, _describe(Kernels(kernels.rows[rows]), self.layouts)))
-        return factors
+        logs = np.zeros(len(kernels))
+        for key, rows in _classes(kernels):
+            each = Kernels(kernels.rows[rows])
+            if key in self.smooth:
+                logs[rows] = self.smooth[key].predict(_describe(each, self.layouts))
+            elif key[0] in self.forests:
+                logs[rows] = _mean(self.forests[key[0]], _with_kind(each, self.layouts))
+        return np.exp(np.clip(logs, -_LIMIT, _LIMIT))
+
+
+def _classes(kernels: Kernels) -> list[tuple[tuple[int, int], Any]]:
+    """((int8, kind), (count,) which kernels) of each class that is there."""
+    keys: Ints = np.stack([kernels["int8"], kernels["kind"]], axis=1)
+    return [((int(key[0]), int(key[1])), (keys == key).all(axis=1)) for key in np.unique(keys, axis=0)]
+
+
+def _with_kind(kernels: Kernels, layouts: Layouts) -> Floats:
+    return np.column_stack([kernels["kind"], _describe(kernels, layouts)])
 
 
 def _mean(forest: Any, rows: Floats) -> Floats:
@@ -58,11 +80,13 @@ def _mean(forest: Any, rows: Floats) -> Floats:
 
 
 def _describe(kernels: Kernels, layouts: Layouts) -> Floats:
-    """(count, 12) shapes, and how far channels are from full blocks."""
+    """(count, 18) shapes in logarithms, how full the last block of channels and the last tiles of positions are, and what is special."""
     block = max(layouts.block, 1)
     cin, cout = kernels["cin"], kernels["cout"]
-    columns = (
-        kernels["kind"], layouts.modes(kernels), kernels["window"], kernels["stride"], cin, cout,
-        cin % block, -cout % block, kernels["out_positions"], cin * kernels["window"], kernels.macs, kernels["cold"],
-    )  # fmt: skip
-    return np.stack(columns, axis=1).astype(np.float64)
+    side = np.sqrt(kernels["out_positions"])
+    blocks = -(-cout // block)
+    names = ("in_positions", "out_positions", "window", "stride", "groups")
+    sizes = (cin, cout, *(kernels[name] for name in names))
+    edges = (cin % block, -cout % block, side % 2, side % 4, side % 8, blocks % 2, blocks % 4, blocks % 8)
+    rest = (layouts.modes(kernels), kernels["cold"], kernels["fused"])
+    return np.column_stack([*(np.log(np.maximum(size, 1)) for size in sizes), *edges, *rest]).astype(np.float64)
