@@ -232,7 +232,7 @@ class Run:
         best = sorted(
             (t for t in known if t.stage == "recovered" and t.score is not None), key=lambda t: -(t.score or 0)
         )
-        found = []
+        found: list[Candidate] = []
         for policy in dict.fromkeys(trial.policy for trial in best):
             path = folder.trained_path(policy)
             if len(found) < _TRAINED and path.is_file():

@@ -4,9 +4,11 @@
     python benchmarks/interrupt.py --worker-kills 10 --trials 100 ...
 
 A kill (`kill -9` to the process alone) comes after a time drawn evenly from nothing to what the search takes from its start to its end,
-so that starting, searching, measuring and writing are all met. The same command then goes on; a search that has ended is compared with
+so that starting, searching, measuring and writing are all met; every second one, while there is something to search, comes within half of
+the searching time after a trial was recorded. The same command then goes on; a search that has ended is compared with
 one that ran through, and another is begun. The device is a simulated one, so that the same search costs the same each time: searches
-that measure differ where the machine was measured differently, and no kill is needed for that.
+that measure differ where the machine was measured differently, and no kill is needed for that. For the same reason `--profile 1h` leaves
+the sensitivities all the time that they take: what they are measured on depends on the time that there is.
 
 With `--worker-kills N` a worker of the search is killed whenever so many more trials are recorded.
 """
@@ -58,9 +60,16 @@ def search(command: list[str]) -> None:
     sys.exit(automc_command(command))
 
 
-def kill_one(command: list[str], after_s: float | None) -> bool:
-    """Start a search and kill it after some time, None lets it end; whether it had not ended before."""
+def kill_one(command: list[str], after_s: float | None, run: Path | None = None) -> bool:
+    """Start a search and kill it after some time, None lets it end; whether it had not ended before.
+
+    Args:
+        run: the time begins when one more trial is recorded there, None when the search starts.
+    """
     process = started(command)
+    known = len(digests(run)) if run else 0
+    while run and process.is_alive() and len(digests(run)) <= known:
+        time.sleep(0.01)
     process.join(after_s)
     if process.is_alive():
         os.kill(process.pid, signal.SIGKILL)
@@ -78,9 +87,13 @@ def kill_searches(command: list[str], folder: Path, arguments: argparse.Namespac
     kill_one([*command, "--name", "whole"], None)
     whole_s, begun = time.perf_counter() - start, time.perf_counter()
     run = folder / "killed"
-    while killed < arguments.kills:
+    searching_s = RunDir(folder / "whole").summary().seconds["search"]
+    while killed < arguments.kills and time.perf_counter() - begun < 60 * arguments.minutes:
         before = digests(run)
-        was_killed = kill_one([*command, "--name", "killed"], chance.uniform(0.0, whole_s))
+        if killed % 2 and len(before) < arguments.trials:
+            was_killed = kill_one([*command, "--name", "killed"], chance.uniform(0.0, searching_s / 2), run)
+        else:
+            was_killed = kill_one([*command, "--name", "killed"], chance.uniform(0.0, whole_s))
         after = digests(run)
         killed += was_killed
         unrecorded += was_killed and len(after) == len(before)
@@ -127,6 +140,7 @@ def main() -> None:
     """Print what the kills did."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--minutes", type=float, default=60.0, help="no further kill after so many")
     parser.add_argument("--worker-kills", type=int, metavar="TRIALS", help="kill a worker every so many trials instead")
     parser.add_argument("--trials", type=int, default=24)
     parser.add_argument("--workers", default="2")
@@ -137,7 +151,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = f"sqlite:///{folder}/mlflow.db" if arguments.mlflow else ""
         command = ["search", "--runs", folder, "--tracking-uri", store, "--sync", "--quiet",
-                   "--workers", arguments.workers, "--trials", str(arguments.trials), "--recover", "0",
+                   "--workers", arguments.workers, "--trials", str(arguments.trials), "--recover", "0", "--profile", "1h",
                    *(arguments.options or ["--device", "eyeriss", "--budget", "50%"])]  # fmt: skip
         (kill_workers if arguments.worker_kills else kill_searches)(command, Path(folder), arguments)
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import tempfile
 import time
 
@@ -98,8 +97,6 @@ def recovery(arguments: argparse.Namespace, folder: str) -> None:
     print(HEAD)
     print(row("fine-tuned", tuned.after, summary.dense, folder, prepared))
     print(f"kept: {tuned.is_kept} {tuned.reason}; MACs {summary.best.cost.macs:.3g} of {summary.dense.cost.macs:.3g}")
-    used = sum(resource.getrusage(who).ru_utime for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    print(f"{used / 60:.1f} minutes of CPU time in {arguments.minutes:g} minutes and the search before")
     print("seconds:", {**summary.seconds, "finetune": round((1 - RECOVERING) * seconds)})
 
 
