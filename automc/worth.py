@@ -1,8 +1,9 @@
 """What a model that was trained is worth: what its trainings, their rounds and its versions are chosen by.
 
-The samples that guide a search were often among those that the dense model was trained on. It is right on nearly all of them, and so is
-whatever imitates it, also where it does worse on new ones. How far a model's outputs are from the dense model's tells more, and tells it
-with less noise; most of all on inputs that the dense model has not seen as they are, which random changes of held-out ones give.
+An accuracy on a few hundred samples is known to a point or so; how far a model's outputs are from the dense model's tells models apart
+with less noise, so it counts too. Where the samples that guide a search were among those that the dense model was trained on, it counts
+most: on them the dense model is right nearly always, and so is whatever imitates it, also where that does worse on new ones. It is taken
+on inputs that the dense model has not seen as they are, which random changes give.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ __all__ = ["GAIN", "Judge"]
 
 GAIN = 0.002
 """A trained model has to be worth so much more than the untrained one to take its place; less is noise."""
+NAT_HELD_OUT, NAT_SEEN = 0.1, 1.0
+"""What a nat of divergence costs in shares of right answers: on samples that are new to the dense model, and on such as it may know."""
 _SAMPLES, _MOST_BYTES = 512, 1 << 26
 _BATCH = 64
 _SEED = 0
@@ -49,8 +52,10 @@ class Judge:
         return sum(count * value for count, value in found) / sum(count for count, _ in found)
 
     def worth(self, score: float, divergence: float) -> float:
-        """Share of right answers less the divergence in nats: of the built-in accuracy. Any other score as it is."""
-        return score - divergence if self._logits and getattr(self._score, "logits", False) else score
+        """Share of right answers less what the divergence, in nats, costs: of the built-in accuracy. Any other score as it is."""
+        if not (self._logits and getattr(self._score, "logits", False)):
+            return score
+        return score - (NAT_SEEN if self._data.is_seen else NAT_HELD_OUT) * divergence
 
     def examine(self, model: nn.Module) -> dict[str, float]:
         """{"score": on the validation samples, "divergence", "worth"}.

@@ -167,20 +167,21 @@ def pools(**sizes: int) -> dict[str, np.ndarray]:
 def test_missing_splits_are_made_without_overlap(
     given: dict[str, int], made: dict[str, int] | None, note: str | None
 ) -> None:
-    rows, notes = allot(pools(**given), LABELS)
+    rows, notes, is_seen = allot(pools(**given), LABELS)
     assert {name: len(chosen) for name, chosen in rows.items()} == (made or given)
     everything = np.concatenate(list(rows.values()))
     assert len(np.unique(everything)) == len(everything) == 100
     assert note in " ".join(notes) if note else notes == ()
+    assert is_seen == ("validation" not in given and given != {"test": 100})
 
 
 def test_splits_are_the_same_every_time() -> None:
-    first, second = (allot(pools(all=100), LABELS)[0] for _ in range(2))
+    first, second = (allot(pools(all=100), LABELS).rows for _ in range(2))
     assert all(np.array_equal(first[name], second[name]) for name in first)
 
 
 def test_splits_that_are_read_often_stay_small() -> None:
-    rows, _ = allot(pools(all=50_000), np.zeros(50_000))
+    rows, *_ = allot(pools(all=50_000), np.zeros(50_000))
     assert {name: len(rows[name]) for name in LIMITS} == LIMITS
 
 

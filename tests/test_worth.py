@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -49,6 +50,14 @@ def test_of_models_that_score_alike_the_nearer_to_the_dense_one_is_worth_more() 
     assert near["score"] == far["score"] == 1.0
     assert near["worth"] > far["worth"]
     assert judge().examine(teacher()) == {"score": 1.0, "divergence": 0.0, "worth": 1.0}
+
+
+def test_what_the_dense_model_may_have_learned_by_heart_tells_less() -> None:
+    held_out, seen = (
+        Judge(teacher(), replace(data(), is_seen=known), ACCURACY, logits=True) for known in (False, True)
+    )
+    assert held_out.worth(0.9, 0.2) == pytest.approx(0.88)
+    assert seen.worth(0.9, 0.2) == pytest.approx(0.7)
 
 
 def test_a_score_of_the_users_own_counts_alone() -> None:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from automc.errors import InputError
 from automc.evaluate.data import SPLITS, Data, TensorSplit
-from automc.evaluate.splits import Rows, allot
+from automc.evaluate.splits import Allotted, Rows, allot
 
 __all__ = [
     "AUGMENTATIONS",
@@ -98,10 +98,10 @@ def load_npz(path: Path, options: Mapping[str, str], batch_size: int, seed: int)
     if augment is not None and x.ndim != 4:
         raise InputError(f"x in {path} has no images to crop or mirror.", remedy="Leave augment= out.")
     pools = _named_rows(arrays["split"], len(x), path) if "split" in arrays else {"all": np.arange(len(x))}
-    rows, notes = allot(pools, y)
+    allotted = allot(pools, y)
     inputs = torch.from_numpy(_as_inputs(x))
     targets = torch.from_numpy(y.astype(np.int64 if np.issubdtype(y.dtype, np.integer) else np.float32))
-    return _data(f"npz:{path.name}", inputs, targets, rows, batch_size, seed, transform, notes=notes, augment=augment)
+    return _data(f"npz:{path.name}", inputs, targets, allotted, batch_size, seed, transform, augment)
 
 
 def load_cifar10(folder: Path, options: Mapping[str, str], batch_size: int, seed: int) -> Data:
@@ -129,7 +129,7 @@ def load_cifar10(folder: Path, options: Mapping[str, str], batch_size: int, seed
     everything = np.arange(len(records))
     pools = {"train": everything[:split], "test": everything[split:]} if train else {"all": everything}
     labels = records[:, 0].astype(np.int64)
-    rows, notes = allot(pools, labels)
+    allotted = allot(pools, labels)
     images = torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32))
     augment = augmentation(options, "crop_flip")
     transform = _normalize(
@@ -139,24 +139,30 @@ def load_cifar10(folder: Path, options: Mapping[str, str], batch_size: int, seed
         "cifar10",
         images,
         torch.from_numpy(labels),
-        rows,
+        allotted,
         batch_size,
         seed,
         transform,
-        notes=notes,
-        augment=augment,
+        augment,
     )
 
 
 def _data(
-    name: str, x: Tensor, y: Tensor, rows: Mapping[str, Rows], batch_size: int, seed: int, transform: Any, **extra: Any
+    name: str,
+    x: Tensor,
+    y: Tensor,
+    allotted: Allotted,
+    batch_size: int,
+    seed: int,
+    transform: Any,
+    augment: Callable[[Tensor], Tensor] | None,
 ) -> Data:
     splits: dict[str, Any] = dict.fromkeys(SPLITS)
-    for split, numbers in rows.items():
+    for split, numbers in allotted.rows.items():
         shuffle = seed if split == "train" else None
         index = torch.from_numpy(np.ascontiguousarray(numbers))
         splits[split] = TensorSplit(x, y, batch_size, transform, index=index, shuffle_seed=shuffle)
-    return Data(name=name, **splits, **extra)
+    return Data(name=name, augment=augment, notes=allotted.notes, is_seen=allotted.is_seen, **splits)
 
 
 def _read_npz(path: Path) -> dict[str, NDArray[Any]]:

@@ -40,6 +40,7 @@ class Data:
         test: what nothing was chosen by; None when there is none, and the reported score is the validation score then.
         augment: a random change of a batch of inputs that keeps their meaning, for recovery.
         notes: what a reader of the scores has to know about the splits, one sentence each.
+        is_seen: a model trained on the data may have been trained on the validation samples.
     """
 
     train: Split | None
@@ -49,6 +50,7 @@ class Data:
     name: str
     augment: Callable[[Tensor], Tensor] | None = None
     notes: tuple[str, ...] = ()
+    is_seen: bool = False
 
     @cached_property
     def digest(self) -> str:

@@ -102,12 +102,12 @@ def load_imagefolder(folder: Path, options: Mapping[str, str], batch_size: int, 
     pools, start = {}, 0
     for split, items in found.items():
         pools[split], start = np.arange(start, start + len(items)), start + len(items)
-    rows, notes = allot(pools, np.array([label for _, label in files]))
+    rows, notes, is_seen = allot(pools, np.array([label for _, label in files]))
     splits: dict[str, Any] = dict.fromkeys(SPLITS)
     for split, index in rows.items():
         paths, labels = [files[row][0] for row in index], [files[row][1] for row in index]
         splits[split] = FileSplit(paths, labels, batch_size, seed if split == "train" else None)
-    return Data(name=f"imagefolder:{folder.name}", notes=notes, augment=augment, **splits)
+    return Data(name=f"imagefolder:{folder.name}", notes=notes, augment=augment, is_seen=is_seen, **splits)
 
 
 def _classes(roots: dict[str, Path]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from automc.errors import InputError
 from automc.evaluate.data import stratified_order
 
-__all__ = ["LIMITS", "Rows", "allot"]
+__all__ = ["LIMITS", "Allotted", "Rows", "allot"]
 
 Rows: TypeAlias = NDArray[np.int64]
 LIMITS = {"calibration": 512, "validation": 1000, "test": 5000}
@@ -20,7 +20,15 @@ _SHARES = {"calibration": 0.10, "validation": 0.20, "test": 0.20}
 _SEED = 0
 
 
-def allot(pools: Mapping[str, Rows], labels: NDArray[Any]) -> tuple[dict[str, Rows], tuple[str, ...]]:
+class Allotted(NamedTuple):
+    """Which rows are in which split, what to note about them, and whether validation may be of what a model was trained on."""
+
+    rows: dict[str, Rows]
+    notes: tuple[str, ...]
+    is_seen: bool
+
+
+def allot(pools: Mapping[str, Rows], labels: NDArray[Any]) -> Allotted:
     """Rows of each split, and what to note about them.
 
     What is given stays, but for what is taken to make a missing split: test from half of validation; validation from train, else
@@ -33,12 +41,13 @@ def allot(pools: Mapping[str, Rows], labels: NDArray[Any]) -> tuple[dict[str, Ro
     Raises:
         InputError: too few rows to make the splits.
     """
+    is_seen = ("train" in pools and "validation" not in pools) or "all" in pools
     left = {name: _shuffled(rows, labels) for name, rows in pools.items() if len(rows)}
     notes = _divide(left) if "all" in left else _complete(left)
     for name in ("calibration", "validation"):
         if not len(left.get(name, ())):
             raise InputError(f"The {name} split is empty.", remedy="Give more samples, or name the split of each one.")
-    return {name: rows for name, rows in left.items() if len(rows)}, tuple(notes)
+    return Allotted({name: rows for name, rows in left.items() if len(rows)}, tuple(notes), is_seen)
 
 
 def _divide(left: dict[str, Rows]) -> list[str]:
