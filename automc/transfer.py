@@ -17,10 +17,11 @@ from automc.errors import InputError
 from automc.narrow import Narrowing
 from automc.policy import Spec
 from automc.predict.device_file import DeviceFile, known_devices
-from automc.predict.fewshot import CLAIMABLE, FewShot, Floats, Prior
+from automc.predict.fewshot import CLAIMABLE, FewShot, Prior
 from automc.predict.kernels import Layouts
 from automc.predict.model import FittedModel, Samples, Setting
 from automc.predict.profile import Profile, now, profile_key
+from automc.predict.roofline import Floats
 from automc.predict.sampling import stratified
 from automc.predict.store import append, read_profile
 from automc.predict.structure import read_structure

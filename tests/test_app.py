@@ -138,7 +138,11 @@ class TestInABrowser:
         for _ in range(8):
             slider.press("ArrowLeft")
         app.page.wait_for_function("before => !document.body.innerText.includes(before)", arg=before, timeout=20_000)
-        assert command.text_content() != asked
+        gone = (
+            "asked => ![...document.querySelectorAll('[data-testid=stCode]')].some(code => code.textContent === asked)"
+        )
+        app.page.wait_for_function(gone, arg=asked, timeout=20_000)
+        assert "--budget" in command.text_content()
         assert policy.text_content() != before
 
     def test_the_winners_file_can_be_downloaded(self, app: App) -> None:

@@ -82,6 +82,9 @@ class _Pricing:
     def layers_s(self, codes: Codes) -> np.ndarray:
         return np.zeros((len(codes), len(GRAPH.layers)))
 
+    def layers_j(self, codes: Codes) -> None:
+        return None
+
 
 @pytest.mark.parametrize("metric", ["latency_s", "size_bytes", "macs"])
 def test_a_curve_falls_without_plateaus_and_costs_what_it_says(metric: str) -> None:

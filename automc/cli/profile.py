@@ -33,7 +33,6 @@ _RETURNED = "Measure nothing; take in the device file that a kit wrote."
 _EPILOG = """\b
 Examples:
   automc profile --model torchvision:resnet18 --input 3x224x224
-  automc profile --from-kit device-raspberrypi.jsonl --name pi
   automc profile --device ssh:pi@pi --few 20 --model torchvision:resnet18 --input 3x224x224
 """
 
