@@ -17,16 +17,16 @@ from automc.outputs import tensors_of
 __all__ = ["FLOAT_TOLERANCE", "INTEGER_TOLERANCE", "relative_error", "verify", "verify_dense"]
 
 FLOAT_TOLERANCE = 1e-3
-INTEGER_TOLERANCE = 0.03
-"""Sums in another order may fall on the other side of a half, and layers behind spread that: 0.5 to 1 % on a trained ResNet-20, nearly
-nothing in the tests' networks."""
+INTEGER_TOLERANCE = 0.1
+"""Sums in another order may fall on the other side of a half, and layers behind spread that: 0.4 to 0.7 % over the images of a trained
+ResNet-20, 3 % on a single image of a strongly compressed one, nearly nothing in the tests' networks. A fault of the export shows in tens of percent."""
 
 
 def verify(session: Session, model: nn.Module, inputs: Sequence[Tensor]) -> float:
     """The relative error of the exported model on one batch of its size.
 
     Raises:
-        AutomcError: it is beyond the tolerance: 0.001 for floating point, 0.03 where integer layers round.
+        AutomcError: it is beyond the tolerance: 0.001 for floating point, 0.1 where integer layers round.
     """
     with torch.inference_mode():
         expected = model(*inputs)
