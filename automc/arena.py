@@ -31,9 +31,9 @@ from automc.predict.targets import open_device
 from automc.prepare import Clock, Prepared, prepare
 from automc.protocols import Agent, Observer, Problem
 from automc.recover import recover
-from automc.runner import Task
 from automc.scorebook import Scorebook, append_line, read_lines
 from automc.standing import Standing
+from automc.task import Task
 from automc.trial import Trial
 
 __all__ = ["Arena", "Timed", "open_arena", "run_course"]

@@ -28,7 +28,7 @@ from automc.prepare import Clock, Prepared
 from automc.protocols import Observer
 from automc.result import Finalist, Summary
 from automc.rundir import RunDir
-from automc.runner import Task, prepare_job
+from automc.task import Task, prepare_job
 from automc.track.mlflow import MARKER, upload
 from automc.training import curves
 from automc.units import parse_duration
@@ -109,7 +109,7 @@ class _Session:
 
     def run(self, policy: Policy, known: Finalist | None) -> Tuned:
         device = open_device(self.job.device, self.job.threads)
-        prepared = prepare_job(self.job, self.task, device, self.observer, Clock())
+        prepared = prepare_job(self.job, self.task, device, self.observer, Clock(), tables=self.folder.tables())
         start = self._start(prepared, policy, known)
         checkpoints = self.folder.checkpoints / self._key(policy, start)
         outcome = fine_tuned(

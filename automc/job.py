@@ -14,7 +14,8 @@ from automc.errors import BudgetUnreachableError, InputError
 from automc.policy import Policy
 from automc.protocols import Observer
 from automc.result import Certificate, Summary
-from automc.runner import Run, Task
+from automc.runner import Run
+from automc.task import Task
 from automc.trial import Trial
 
 __all__ = ["Compressed", "Job", "Silent", "compress", "run", "search"]

@@ -39,6 +39,7 @@ from automc.predict.simulated import Pricer, SimulatedPredictor
 from automc.predict.targets import device_measures
 from automc.protocols import Observer
 from automc.space import SearchSpace
+from automc.tables import Tables
 from automc.trace import Traced
 from automc.trial import Cost
 
@@ -118,11 +119,13 @@ def prepare(
     clock: Clock,
     budget: Budget | None = None,
     quiet: Callable[[], object] = lambda: None,
+    tables: Tables | None = None,
 ) -> Prepared:
     """Trace and calibrate the model, profile the device on it, and measure how much each single choice hurts.
 
     Factorisations that are predicted to gain nothing in latency, or in what else the budget limits, are not offered. `quiet` is
-    called before the dense model is timed: it returns once nothing that was started aside loads the machine any more.
+    called before the dense model is timed: it returns once nothing that was started aside loads the machine any more. `tables` are those
+    of an earlier search of the same model and data: the losses of single choices are taken from there where it had the same choices.
 
     Raises:
         InputError: the model or the data cannot be used, or the criterion cannot rank any of the model's channels.
@@ -175,9 +178,12 @@ def prepare(
     if joules is not None and device_measures(device):
         dense_cost = joules.told(dense_cost, dense_onnx)
     clock.start("sensitivities")
-    probe = [tensor[:SENSITIVITY_SAMPLES] for tensor in inputs]
-    curves = sensitivities(stitcher, searched, probe, limit_s=profile_s / 2, logits=logits, observer=observer)
-    stitcher.database.save()
+    if tables is not None and tables.domains == searched.domains:
+        curves = [np.array(loss) for loss in tables.loss]
+    else:
+        probe = [tensor[:SENSITIVITY_SAMPLES] for tensor in inputs]
+        curves = sensitivities(stitcher, searched, probe, limit_s=profile_s / 2, logits=logits, observer=observer)
+        stitcher.database.save()
     clock.stop()
     return Prepared(
         data,

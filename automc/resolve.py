@@ -11,20 +11,19 @@ from typing import Any
 from automc.answering import Known, limits_of
 from automc.budget import Budget
 from automc.certify import Candidate, Certified, Certifier, Failed
-from automc.compression.criteria import Pruning
 from automc.errors import AutomcError, InputError
 from automc.evaluate.models import model_digest
 from automc.job import Job
 from automc.policy import Policy
 from automc.predict.targets import open_device
-from automc.prepare import Clock, Prepared, prepare
+from automc.prepare import Clock, Prepared
 from automc.protocols import Observer
 from automc.recover import recover
 from automc.result import Finalist
 from automc.rundir import RunDir
-from automc.runner import Task
 from automc.solver import smallest, solve
 from automc.standing import Standing
+from automc.task import Task, prepare_job
 
 __all__ = ["Resolved", "certify_budget", "job_of"]
 
@@ -113,12 +112,8 @@ def _prepared(run: RunDir, observer: Observer) -> tuple[Prepared, Task]:
                 f"The {what} of the run {run.name!r} is not what it was, or was given in Python.",
                 remedy="Use --no-certify, or search again.",
             )
-    prepared = prepare(
-        task.model, task.data, task.score, open_device(job.device, job.threads), batch_size=task.batch_size, space=job.space,
-        pruning=Pruning(job.criterion, seed=job.seed), seed=job.seed, profile_s=task.profile_s, observer=observer,
-        clock=Clock(), budget=task.settings.watched,
-    )  # fmt: skip
-    return prepared, task
+    device = open_device(job.device, job.threads)
+    return prepare_job(job, task, device, observer, Clock(), tables=run.tables()), task
 
 
 def _candidates(standing: Standing, known: Known) -> Iterator[list[Candidate]]:

@@ -4,145 +4,47 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import math
 import os
 import platform
 import re
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from automc import __version__, registry
-from automc.budget import Budget
 from automc.certify import Candidate, Certified
-from automc.compression.criteria import Pruning
-from automc.devices.device import Device
-from automc.engine import Engine, Settings
+from automc.engine import Engine
 from automc.errors import AutomcError, InputError
-from automc.evaluate.data import Data
-from automc.evaluate.faults import check_inputs, find_setting_faults, raise_faults
-from automc.evaluate.models import load_model, model_digest
-from automc.evaluate.task import Score, as_data, load_data, load_score
-from automc.execute.parallel import Executors, Parallel, local_cpus, read_environment
+from automc.evaluate.models import model_digest
+from automc.execute.parallel import Executors
 from automc.export.torch_export import build_pt2
 from automc.noting import Noting
 from automc.pareto import front
 from automc.policy import Policy
 from automc.predict.targets import open_device
-from automc.prepare import Clock, Prepared, prepare
+from automc.prepare import Clock, Prepared
 from automc.progress import Reference
 from automc.protocols import Observer
 from automc.result import Summary
 from automc.rundir import RunDir
+from automc.tables import Tables
 from automc.tabulate import tabulate
+from automc.task import Task, prepare_job
 from automc.track.mlflow import MLflowTracker
 from automc.track.null import NullTracker
 from automc.training import curves
 from automc.trial import Trial
-from automc.units import METRIC_NAMES, parse_duration
-from automc.unwrap import unwrapped
 from automc.warm import nearest, read_start
 from automc.weights import pack, unpack
 
 if TYPE_CHECKING:
     from automc.job import Job
 
-__all__ = ["Run", "Task", "prepare_job"]
+__all__ = ["Run"]
 
-EVALUATION_BATCH = 64
-PROFILING = 0.15
-"""Share of a limited time that measuring the device has at most."""
 _LIBRARIES = ("torch", "onnxruntime", "onnx", "torch-pruning", "numpy", "scipy", "scikit-learn", "mlflow")
-
-
-@dataclass(frozen=True)
-class Task:
-    """The loaded objects of a job."""
-
-    model: nn.Module
-    data: Data
-    score: Score
-    batch_size: int
-    settings: Settings
-    parallel: Parallel | None
-    profile_s: float
-    is_demo: bool
-
-    @classmethod
-    def of(cls, job: Job, model: nn.Module | None = None, data: Any = None, score: Any = None) -> Task:
-        from automc.demo.model import BATCH_SIZE
-
-        raise_faults(find_setting_faults(**dataclasses.asdict(job)))
-        demo = model is None and job.model is None
-        if model is not None and (job.weights or job.model):
-            raise InputError("Both a module and a model to load were given.", remedy="Give one of them.")
-        batch_size = (BATCH_SIZE if demo else 1) if job.batch_size is None else job.batch_size
-        settings = _settings(job, batch_size)
-        profile_s = min(_duration(job.profile, "profile"), PROFILING * settings.timeout_s)
-        parallel = _parallel(job)
-        loaded = model if model is not None else load_model(job.model, Path(job.weights) if job.weights else None)
-        size = max(EVALUATION_BATCH, batch_size)
-        chosen = as_data(data, size, job.seed) if data is not None else load_data(job.data, size, job.seed)
-        scored = load_score(job.evaluate) if score is None else Score(getattr(score, "__name__", "score"), score)
-        raise_faults(check_inputs(loaded, chosen, scored))
-        return cls(unwrapped(loaded), chosen, scored, batch_size, settings, parallel, profile_s, demo)
-
-
-def _settings(job: Job, batch_size: int) -> Settings:
-    timeout_s = math.inf if job.timeout is None else _duration(job.timeout, "timeout") or math.inf
-    return Settings(
-        budget=Budget.parse(*job.budget),
-        agent=job.agent,
-        trials=job.trials,
-        deadline=None if math.isinf(timeout_s) else time.monotonic() + timeout_s,
-        timeout_s=timeout_s,
-        finetune_epochs=job.finetune_epochs,
-        fidelity=job.fidelity,
-        workers=_trainings(job),
-        ray_address=job.ray_address,
-        seed=job.seed,
-        recover_s=_duration(job.recover, "recover"),
-        batch_size=batch_size,
-        synchronous=job.sync or _in_process(job),
-        objectives=tuple(METRIC_NAMES[name] for name in job.objective),
-    )
-
-
-def _trainings(job: Job) -> int:
-    """CPUs for fine-tuning: of a cluster what was asked for, of this machine no more than it has."""
-    if job.workers == "auto":
-        return local_cpus()
-    return int(job.workers) if job.ray_address else min(int(job.workers), local_cpus())
-
-
-def _in_process(job: Job) -> bool:
-    return job.workers == 1 and job.ray_address is None
-
-
-def _parallel(job: Job) -> Parallel | None:
-    """The workers of a job; None where it evaluates in this process."""
-    if _in_process(job):
-        return None
-    return Parallel(
-        workers=None if job.workers == "auto" else int(job.workers),
-        address=job.ray_address,
-        cpus=job.worker_cpus,
-        trial_timeout_s=None if job.trial_timeout is None else _duration(job.trial_timeout, "trial-timeout") or None,
-        environment=read_environment(job.ray_env),
-    )
-
-
-def _duration(text: str, option: str) -> float:
-    try:
-        return parse_duration(text)
-    except ValueError:
-        raise InputError(f"{option} {text!r} is not a duration.", remedy="Write 90s, 10m or 1h; 0 is off.") from None
 
 
 _TRAINED = 3
@@ -190,7 +92,9 @@ class Run:
         self, folder: RunDir, tracker: MLflowTracker | NullTracker, noting: Noting, executors: Executors
     ) -> Iterator[Trial]:
         clock = Clock()
-        prepared = prepare_job(self.job, self.task, self.device, self.observer, clock, quiet=executors.wait)
+        prepared = prepare_job(
+            self.job, self.task, self.device, self.observer, clock, quiet=executors.wait, tables=self._tables(folder)
+        )
         if self.job.trial_timeout is not None and self.task.parallel is None:
             self.observer.message(
                 "--trial-timeout has no effect on evaluations in this process: give --workers 2 or more.", "warning"
@@ -226,6 +130,14 @@ class Run:
         folder.add_trainings(curves(folder.checkpoints))
         shutil.rmtree(folder.checkpoints, ignore_errors=True)
         self._hand_over(folder, tracker, engine, prepared, clock)
+
+    def _tables(self, folder: RunDir) -> Tables | None:
+        """What an earlier attempt knew: agents start from the same losses, or a resumed search would end elsewhere."""
+        try:
+            return folder.tables()
+        except InputError as error:
+            self.observer.message(f"{error} Losses are measured anew.")
+            return None
 
     def _trained(self, folder: RunDir, prepared: Prepared, known: Sequence[Trial]) -> list[Candidate]:
         """The models that earlier attempts or `automc finetune` trained, the best policies first."""
@@ -368,23 +280,6 @@ class Run:
         }
         facts["tracking"] = facts.pop("tracking_uri")
         return facts
-
-
-def prepare_job(
-    job: Job,
-    task: Task,
-    device: Device,
-    observer: Observer,
-    clock: Clock,
-    *,
-    quiet: Callable[[], object] = lambda: None,
-) -> Prepared:
-    """What a job names, ready to be searched; see `prepare`."""
-    return prepare(
-        task.model, task.data, task.score, device, batch_size=task.batch_size, space=job.space,
-        pruning=Pruning(job.criterion, seed=job.seed), seed=job.seed, profile_s=task.profile_s, observer=observer,
-        clock=clock, budget=task.settings.watched, quiet=quiet,
-    )  # fmt: skip
 
 
 def _before_recovery(known: Sequence[Trial], policy: Policy) -> tuple[float, float | None] | None:

@@ -30,8 +30,8 @@ from automc.predict.targets import open_device
 from automc.prepare import Clock, Prepared
 from automc.result import Finalist
 from automc.rundir import RunDir
-from automc.runner import Task, prepare_job
 from automc.student import Lesson
+from automc.task import Task, prepare_job
 from automc.weights import unpack
 
 RECOVERING = 0.2

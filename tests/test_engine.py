@@ -146,9 +146,12 @@ def test_other_points_can_be_taken_home_and_impossible_ones_are_named(
         export_run(folder, budget="1us", knee=False, format="onnx", out=tmp_path)
 
 
-def test_a_finished_search_is_not_searched_again(finished: tuple[automc.Compressed, Path]) -> None:
+def test_a_finished_search_is_not_searched_again(
+    finished: tuple[automc.Compressed, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, folder = finished
     before = [trial for trial in RunDir(folder).trials() if trial.stage == "search"]
+    monkeypatch.delattr("automc.prepare.sensitivities")  # the losses of single choices are those of the first attempt
     compress(folder.parent, recover="0")
     after = [trial for trial in RunDir(folder).trials() if trial.stage == "search"]
     assert after[: len(before)] == before

@@ -17,7 +17,7 @@ from automc.errors import InputError
 from automc.fidelity import halve, rungs
 from automc.job import Job, Silent
 from automc.policy import Policy, Prune
-from automc.runner import Task
+from automc.task import Task
 
 SEARCH: dict[str, Any] = {
     **OPTIONS,
