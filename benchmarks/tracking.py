@@ -34,7 +34,10 @@ def main() -> None:
             store = f"sqlite:///{Path(folder) / f'{pair}.db'}"
             times["without"].append(searched(f"without-{pair}", common, NOWHERE))
             times["with"].append(searched(f"with-{pair}", common, ["--tracking-uri", store]))
-            print(f"pair {pair}: " + ", ".join(f"{name} MLflow {taken[-1]:.1f} s" for name, taken in times.items()))
+            print(
+                f"pair {pair}: " + ", ".join(f"{name} MLflow {taken[-1]:.1f} s" for name, taken in times.items()),
+                flush=True,
+            )
     without, recorded = (statistics.median(taken) for taken in times.values())
     spread = (max(times["without"]) - min(times["without"])) / without
     print(

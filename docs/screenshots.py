@@ -1,7 +1,7 @@
 """Makes the pictures in docs/images from a finished run: its report, the live app, MLflow's page of it.
 
-    automc search --budget 60% --name digits --register digits
-    python docs/screenshots.py digits
+    automc search --budget 20ms --name demo-20ms --register digits
+    python docs/screenshots.py demo-20ms
 
 Needs chromium and playwright. The servers answer on 127.0.0.1 and are ended.
 """
@@ -52,7 +52,7 @@ def main(name: str, runs: Path, images: Path) -> None:
 
 
 def open_mlflow(page: Any, address: str, uri: str, run_id: str) -> None:
-    """MLflow's page of a run, once its metrics are shown, without the panel of its assistant."""
+    """MLflow's page of a run, once its metrics are shown, the whole description open, without the panel of its assistant."""
     import mlflow
 
     experiment = mlflow.MlflowClient(uri).get_run(run_id).info.experiment_id
@@ -61,6 +61,9 @@ def open_mlflow(page: Any, address: str, uri: str, run_id: str) -> None:
     assistant = page.get_by_role("button", name="Close")
     if assistant.count():
         assistant.first.click()
+    more = page.get_by_text("Show more", exact=True)
+    if more.count():
+        more.first.click()
 
 
 @contextlib.contextmanager
