@@ -123,8 +123,18 @@ class Stitcher:
         carriers = Carriers(self._flow)
         carriers.plan(model)
         carriers.share(model)
-        carriers.set_grids({key: best_range(self._between[key]) for key in carriers.own})
+        carriers.set_grids({key: self._range_between(key) for key in carriers.own})
         attach(model, carriers)
+
+    def _range_between(self, key: str) -> tuple[float, float]:
+        """The range of what a step puts out in the dense model, looked for once: every policy has the same."""
+        if key not in self._ranges:
+            self._ranges[key] = best_range(self._between[key])
+        return self._ranges[key]
+
+    @cached_property
+    def _ranges(self) -> dict[str, tuple[float, float]]:
+        return {}
 
     @cached_property
     def _flow(self) -> Flow:
