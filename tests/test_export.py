@@ -95,6 +95,42 @@ def test_only_the_layer_that_the_policy_names_becomes_integer() -> None:
         assert [layer_of(node) for node in layers if node.input[1] in decoded] == [layer]
 
 
+def optimised(file: bytes, folder: object) -> list[str]:
+    """The operators that ONNX Runtime makes of a file."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = f"{folder}/optimised.onnx"
+    onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    return [node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node]
+
+
+def test_an_integer_linear_layer_before_a_floating_point_operator_multiplies_integers(tmp_path: object) -> None:
+    """The runtime decodes weights anew in every run where it finds no integer bias."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4)).eval()
+    inputs = torch.randn(32, 5, 8)
+    found = trace(model, (inputs[:2],))
+    stitch = Stitcher(found, calibrate(found, [(inputs,)], 32), (inputs,), reduce_range=True)
+    compressed = stitch.apply(Policy.of((name, Quantize(8, 8)) for name in ("0", "2")))
+    file = build_onnx(compressed, (inputs[:2],), reduce_range=True)
+    operators = optimised(file, tmp_path)
+    assert operators.count("QGemm") == 2
+    assert not {"Gemm", "MatMul"} & set(operators)
+    np.testing.assert_allclose(run(file, inputs[:2]), compressed(inputs[:2]).numpy(), atol=1e-3)
+
+
+def test_maxima_of_a_floating_point_layer_are_not_taken_over_codes(tmp_path: object) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 16, 3), nn.Flatten()).eval()
+    inputs = torch.randn(32, 3, 16, 16)
+    found = trace(model, (inputs[:2],))
+    stitch = Stitcher(found, calibrate(found, [(inputs,)], 32), (inputs,), reduce_range=True)
+    compressed = stitch.apply(Policy.of([("3", Quantize(8, 8))]))
+    file = build_onnx(compressed, (inputs[:2],), reduce_range=True)
+    operators = optimised(file, tmp_path)
+    assert operators.index("MaxPool") < operators.index("QuantizeLinear")
+    np.testing.assert_allclose(run(file, inputs[:2]), compressed(inputs[:2]).numpy(), atol=1e-3)
+
+
 def test_an_integer_layer_without_a_node_is_an_error() -> None:
     class Bypassed(nn.Module):
         def __init__(self) -> None:

@@ -72,7 +72,8 @@ def _gemm(a: Tensor, b: Tensor, c: Tensor | None = None, *, alpha: float = 1.0, 
 
 
 def _clip(x: Tensor, low: Any = None, high: Any = None, **limits: float) -> Tensor:
-    return torch.clamp(x, _number(low, limits.get("min")), _number(high, limits.get("max")))
+    least, most = _number(low, limits.get("min")), _number(high, limits.get("max"))
+    return x if least is None and most is None else torch.clamp(x, least, most)
 
 
 def _number(value: Any, otherwise: float | None) -> float | None:

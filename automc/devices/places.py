@@ -16,7 +16,7 @@ __all__ = ["Place", "assign"]
 Place = tuple[str, int]
 """(layer, factor): factor 0 is the layer itself where it is not factorised."""
 
-_ADDED = re.compile(r"^fused |(_token_\d+|_nchwc|_fused|_quant|/duplicated)+$")
+_ADDED = re.compile(r"^fused |(_token_\d+|_nchwc|_fused|_quant|/duplicated|/\w+Fusion/?)+$")
 _COMPUTES = ("Conv", "GRU", "Gemm", "LSTM", "MatMul", "RNN")
 
 

@@ -43,6 +43,7 @@ def store_integers(proto: onnx.ModelProto, layers: Mapping[str, Quantized]) -> o
     _fold_constants(graph)
     _drop_activations(graph)
     weights = {tensor.name: tensor for tensor in graph.initializer}
+    readers = _readers(graph)
     decoded: dict[str, str] = {}
     for node in list(graph.node):
         layer = layers.get(layer_of(node)) if node.op_type in _INTEGER_OPS else None
@@ -50,18 +51,37 @@ def store_integers(proto: onnx.ModelProto, layers: Mapping[str, Quantized]) -> o
             continue
         scales: NDArray[np.float32] = layer.weight_scale.numpy().reshape(-1)
         axis = _output_axis(node)
-        weight, *bias = list(node.input)[1:]
+        weight = node.input[1]
         if weight not in decoded:
             decoded[weight] = _decoded(graph, weights[weight], scales, axis, np.int8)
         node.input[1] = decoded[weight]
-        if bias and bias[0] in weights:
+        for reader, place in _biases(node, readers, weights):
+            bias = reader.input[place]
             product = scales * layer.scale.numpy().astype(np.float32)
-            decoded.setdefault(bias[0], _decoded(graph, weights[bias[0]], product, 0, np.int32))
-            node.input[2] = decoded[bias[0]]
+            if bias not in decoded:
+                decoded[bias] = _decoded(graph, weights[bias], product, 0, np.int32)
+            reader.input[place] = decoded[bias]
+    _hold_pools(graph)
     used = {name for node in graph.node for name in node.input}
     for initializer in [i for i in graph.initializer if i.name not in used]:
         graph.initializer.remove(initializer)
     return proto
+
+
+def _biases(
+    node: onnx.NodeProto, readers: Mapping[str, Sequence[onnx.NodeProto]], weights: Mapping[str, onnx.TensorProto]
+) -> list[tuple[onnx.NodeProto, int]]:
+    """Where the bias of a layer stands: its third input, or one of the addition that alone reads a matrix product.
+
+    ONNX Runtime decodes the weights anew in every run, and multiplies in floating point, where it finds a product whose bias is no integer.
+    """
+    if len(node.input) > 2:
+        return [(node, 2)] if node.input[2] in weights else []
+    following = readers.get(node.output[0], [])
+    if node.op_type != "MatMul" or len(following) != 1 or following[0].op_type != "Add":
+        return []
+    addition = following[0]
+    return [(addition, i) for i, name in enumerate(addition.input) if name in weights and len(weights[name].dims) == 1]
 
 
 def _decoded(
@@ -105,6 +125,26 @@ def _drop_activations(graph: onnx.GraphProto) -> None:
         if following and all(_cuts(node, following_one, constants) for following_one in following):
             maker.output[list(maker.output).index(node.input[0])] = node.output[0]
             graph.node.remove(node)
+
+
+def _hold_pools(graph: onnx.GraphProto) -> None:
+    """Let maxima of floating-point tensors be taken before these are rounded: a Clip without limits stands between.
+
+    ONNX Runtime otherwise moves the rounding in front of the maximum, and takes it over codes channel by channel, which is 30 times slower
+    (4.5 ms instead of 0.14 ms at the beginning of a ResNet-18). What comes out is the same; the runtime removes the Clip.
+    """
+    readers = _readers(graph)
+    makers = {name: node for node in graph.node for name in node.output}
+    for index, node in reversed(list(enumerate(graph.node))):
+        following = readers.get(node.output[0], [])
+        maker = makers.get(node.input[0]) if node.input else None
+        reads_codes = maker is not None and maker.op_type == "DequantizeLinear"
+        if node.op_type != "MaxPool" or reads_codes or {f.op_type for f in following} != {"QuantizeLinear"}:
+            continue
+        rounded = node.output[0]
+        node.output[0] = f"{rounded}_maximum"
+        clip = helper.make_node("Clip", [node.output[0]], [rounded], name=f"{node.name or rounded}/Clip")
+        graph.node.insert(index + 1, clip)
 
 
 def _cuts(node: onnx.NodeProto, encode: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> bool:
