@@ -10,10 +10,15 @@ import numpy as np
 import onnx
 import pytest
 import synthetic
+import torch
 from onnx import numpy_helper
+from torch import nn
 
+from automc.devices.cpu import Cpu
 from automc.errors import AutomcError, InputError
+from automc.export.floating import export_float
 from automc.policy import LowRank, Policy, Prune, Quantize
+from automc.predict.attribute import attribute
 from automc.predict.kriging import Kriging
 from automc.predict.predictor import LearnedPredictor
 from automc.predict.profile import Profile, profile_model
@@ -75,6 +80,22 @@ def test_whole_models_that_it_never_saw(predictor: LearnedPredictor, unseen: tup
     assert predictor.report.mape > 0.2 * errors.mean()  # the held-out error is not flattering
     inside = (costs.latency_low_s <= truth) & (truth <= costs.latency_high_s)
     assert inside.mean() >= 0.85  # 34 of 40; at a true 95 % fewer than that happens once in 3,000
+
+
+def test_what_it_costs_to_time_a_node_is_no_time_of_the_node(unseen: tuple[np.ndarray, np.ndarray]) -> None:
+    codes, truth = unseen
+    watched = profile(synthetic.ClosedFormDevice(watching_s=5e-6))  # half of what many of its nodes take
+    costs = LearnedPredictor.fit(watched, GRAPH, SPACE, DENSE, synthetic.BATCH).predict(codes)
+    assert np.abs(costs.latency_s / truth - 1).mean() < 0.04
+
+
+def test_kernels_that_the_runtime_fuses_from_several_operators_belong_to_their_layer(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, inputs = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4)).eval(), torch.randn(2, 5, 8)
+    file = export_float(model, (inputs,)).SerializeToString()
+    nodes = Cpu().node_times(file, [inputs.numpy()])
+    assert any("Fusion" in node.name for node in nodes)
+    assert [place for place in attribute(file, nodes, ("0", "2")) if place] == [("0", 0), ("2", 0)]
 
 
 def test_prices_are_what_the_counted_features_add_up_to(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import lsq_linear
 
 from automc.devices.device import NodeTime
 from automc.graph import LayerGraph
@@ -30,6 +31,10 @@ _CONVERSIONS = frozenset({"DequantizeLinear", "QuantizeLinear", "Reorder", "Tran
 
 TOLERATED_DISAGREEMENT = 0.03
 """Of kernel times with the latency of their whole model, as a fraction."""
+
+_MOST_WATCHING_US = 10.0
+_LEAST_SHARE = 0.1
+"""Of its time as measured that is left of a node at least."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +76,13 @@ class Samples:
         latency = np.array([profile.latency_s(candidate) for candidate in profile.candidates])
         codes = setting.space.encode(candidate.policy for candidate in profile.candidates)
         tables = {c.spec.name: LayerTable(c, setting.layouts, setting.batch_size) for c in setting.choices()}
-        scales = _scales(profile.candidates, latency)
-        kernels = [_measured(c, row, tables, s) for c, row, s in zip(profile.candidates, codes, scales, strict=True)]
+        times = _alone(profile.candidates, latency)
+        kernels = [_measured(c, row, tables, t) for c, row, t in zip(profile.candidates, codes, times, strict=True)]
         glue: dict[str, Floats] = defaultdict(lambda: np.zeros(len(latency)))
         for index, candidate in enumerate(profile.candidates):
-            for node, place in zip(candidate.nodes, candidate.places, strict=True):
+            for node, place, seconds in zip(candidate.nodes, candidate.places, times[index].tolist(), strict=True):
                 if place is None:
-                    glue[node.op][index] += node.time_s * scales[index]
+                    glue[node.op][index] += seconds
         sizes = np.array([candidate.size_bytes for candidate in profile.candidates], dtype=np.float64)
         return cls(codes, latency, tuple(kernels), dict(glue), sizes)
 
@@ -153,18 +158,20 @@ class FittedModel:
         return np.stack([layers[:, 0], self.glue.predict(glue), nodes, np.ones(len(layers))], axis=1)
 
 
-def _measured(candidate: Candidate, code: Codes, tables: dict[str, LayerTable], scale: float) -> tuple[Kernels, Floats]:
-    """The kernels of a candidate as the policy says; whether they are integer as the runtime ran them."""
+def _measured(
+    candidate: Candidate, code: Codes, tables: dict[str, LayerTable], times_s: Floats
+) -> tuple[Kernels, Floats]:
+    """The kernels of a candidate as the policy says, by the (nodes,) seconds of all; whether they are integer as the runtime ran them."""
     rows, times = [np.zeros((0, len(COLUMNS)), dtype=np.int64)], []
     expected = {name: table.kernels(int(table.choices.keys(code[None])[0])) for name, table in tables.items()}
     before = [None, *candidate.nodes[:-1]]
-    for node, previous, place in zip(candidate.nodes, before, candidate.places, strict=True):
+    for node, previous, place, seconds in zip(candidate.nodes, before, candidate.places, times_s, strict=True):
         if place is not None and place[0] in expected and place[1] < len(expected[place[0]]):
             row = expected[place[0]].rows[place[1] : place[1] + 1].copy()
             row[0, COLUMNS.index("int8")] = _is_int8(node)
             row[0, COLUMNS.index("cold")] = _is_int8(node) and not (previous and _is_int8(previous))
             rows.append(row)
-            times.append(node.time_s * scale)
+            times.append(seconds)
     return Kernels(np.concatenate(rows)), np.maximum(np.array(times), 1e-9)
 
 
@@ -173,14 +180,34 @@ def _is_int8(node: NodeTime) -> bool:
     return bool(node.inputs) and node.inputs[0].dtype in ("uint8", "int8") and node.op not in _CONVERSIONS
 
 
-def _scales(candidates: Sequence[Candidate], latency_s: Floats) -> Floats:
-    """(models,) what makes kernel times agree with the whole latency, less an overhead per node and per run.
+def _alone(candidates: Sequence[Candidate], latency_s: Floats) -> list[Floats]:
+    """Per candidate the (nodes,) seconds that its nodes take where nobody watches them, in keeping with the latency of the whole model.
 
-    Kernels are timed a few times, one model after the other, the whole models in many interleaved rounds: where both disagree by more than
-    TOLERATED_DISAGREEMENT, other work disturbed the kernels.
+    To time a node costs a few microseconds, which a regression of the whole latencies on the times and numbers of nodes finds.
+    Kernels are timed a few times, one model after the other, the whole models in many interleaved rounds: where both then disagree by more
+    than TOLERATED_DISAGREEMENT, other work disturbed the kernels.
     """
-    sums = np.array([sum(node.time_s for node in candidate.nodes) for candidate in candidates])
-    counts = np.array([len(candidate.nodes) for candidate in candidates], dtype=np.float64)
+    raw = [np.array([node.time_s for node in candidate.nodes]) for candidate in candidates]
+    watching_s = _watching_s(raw, latency_s)
+    times = [np.maximum(each - watching_s, _LEAST_SHARE * each) for each in raw]
+    return [each * scale for each, scale in zip(times, _scales(times, latency_s), strict=True)]
+
+
+def _watching_s(times_s: Sequence[Floats], latency_s: Floats) -> float:
+    """Seconds that it costs to time a node; 0 for fewer than five models."""
+    if len(times_s) < 5:
+        return 0.0
+    sums, counts = _sums(times_s)
+    design = np.stack([sums, -1e-6 * counts, np.full(len(sums), 1e-6)], axis=1) / latency_s[:, None]
+    pull = 0.01 * np.sqrt(len(sums)) * np.array([[1.0, 0.0, 0.0], [0.0, 0.1, 0.0]])
+    target = np.concatenate([np.ones(len(sums)), pull @ np.array([1.0, 0.0, 0.0])])
+    found = lsq_linear(np.vstack([design, pull]), target, ([0.5, 0.0, 0.0], [2.0, _MOST_WATCHING_US, np.inf]))
+    return 1e-6 * float(found.x[1])
+
+
+def _scales(times_s: Sequence[Floats], latency_s: Floats) -> Floats:
+    """(models,) what makes kernel times agree with the whole latency, less an overhead per node and per run."""
+    sums, counts = _sums(times_s)
     design = np.stack([sums, counts, np.ones(len(sums))], axis=1)
     weights = relative_nnls(design, latency_s)
     errors = np.abs(design @ weights / latency_s - 1.0)
@@ -188,3 +215,8 @@ def _scales(candidates: Sequence[Candidate], latency_s: Floats) -> Floats:
     weights = relative_nnls(design[calm], latency_s[calm])
     scales = (latency_s - design[:, 1:] @ weights[1:]) / np.maximum(weights[0] * sums, 1e-12)
     return np.where(np.abs(scales - 1.0) > TOLERATED_DISAGREEMENT, np.clip(scales, 0.5, 2.0), 1.0)
+
+
+def _sums(times_s: Sequence[Floats]) -> tuple[Floats, Floats]:
+    """(models,) sums and numbers of node times."""
+    return np.array([each.sum() for each in times_s]), np.array([float(len(each)) for each in times_s])

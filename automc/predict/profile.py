@@ -24,7 +24,7 @@ from automc.space import SearchSpace
 
 __all__ = ["Candidate", "Profile", "Shelf", "measure_policies", "now", "profile_key", "profile_model", "subject"]
 
-MAX_CANDIDATES = 28
+MAX_CANDIDATES = 48
 MIN_CANDIDATES = 8
 _KERNEL_REPEATS = 4
 _MOST_REPEATS = 64
