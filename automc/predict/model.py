@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import lsq_linear
+from scipy.optimize import least_squares
 
 from automc.devices.device import NodeTime
 from automc.graph import LayerGraph
@@ -33,6 +33,8 @@ TOLERATED_DISAGREEMENT = 0.03
 """Of kernel times with the latency of their whole model, as a fraction."""
 
 _MOST_WATCHING_US = 10.0
+_USUAL_ERROR = 0.01
+"""Of a sum of node times; candidates that were disturbed while their nodes were timed are off by far more, and count for little."""
 _LEAST_SHARE = 0.1
 """Of its time as measured that is left of a node at least."""
 
@@ -183,7 +185,7 @@ def _is_int8(node: NodeTime) -> bool:
 def _alone(candidates: Sequence[Candidate], latency_s: Floats) -> list[Floats]:
     """Per candidate the (nodes,) seconds that its nodes take where nobody watches them, in keeping with the latency of the whole model.
 
-    To time a node costs a few microseconds, which a regression of the whole latencies on the times and numbers of nodes finds.
+    To time a node costs a few microseconds, which a robust regression of the whole latencies on the times and numbers of nodes finds.
     Kernels are timed a few times, one model after the other, the whole models in many interleaved rounds: where both then disagree by more
     than TOLERATED_DISAGREEMENT, other work disturbed the kernels.
     """
@@ -199,9 +201,14 @@ def _watching_s(times_s: Sequence[Floats], latency_s: Floats) -> float:
         return 0.0
     sums, counts = _sums(times_s)
     design = np.stack([sums, -1e-6 * counts, np.full(len(sums), 1e-6)], axis=1) / latency_s[:, None]
-    pull = 0.01 * np.sqrt(len(sums)) * np.array([[1.0, 0.0, 0.0], [0.0, 0.1, 0.0]])
-    target = np.concatenate([np.ones(len(sums)), pull @ np.array([1.0, 0.0, 0.0])])
-    found = lsq_linear(np.vstack([design, pull]), target, ([0.5, 0.0, 0.0], [2.0, _MOST_WATCHING_US, np.inf]))
+    pull = 0.05 * np.sqrt(len(sums))
+
+    def errors(weights: Floats) -> Floats:
+        """Relative errors of the latencies, and how far the times' weight is from 1."""
+        return np.append(design @ weights - 1.0, pull * (weights[0] - 1.0))
+
+    limits = [0.5, 0.0, 0.0], [2.0, _MOST_WATCHING_US, np.inf]
+    found = least_squares(errors, np.ones(3), bounds=limits, loss="soft_l1", f_scale=_USUAL_ERROR)
     return 1e-6 * float(found.x[1])
 
 
