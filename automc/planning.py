@@ -25,7 +25,7 @@ __all__ = ["MOST", "Effort", "Outcome", "fine_tuned", "seconds_of_examination", 
 
 MOST = 6
 """Trainings, where nothing else is said."""
-_ENOUGH_EPOCHS = 20
+_ENOUGH_EPOCHS = 60
 """Time goes into one training up to here, and only then into others with other choices."""
 _EPOCHS_AT_FULL_RATE = 10
 """So long a training starts at the full rate, however near the model is: it has the time to come back from there."""

@@ -21,7 +21,7 @@ from automc.errors import AutomcError
 from automc.evaluate.divergence import distillation_loss
 from automc.policy import Policy
 from automc.prepare import Prepared
-from automc.student import Lesson, distance, fold, samples, settle, unfold, zeros_kept
+from automc.student import Lesson, distance, fold, quick_layout, samples, settle, unfold, zeros_kept
 
 __all__ = ["LOSS_AT_FULL_RATE", "NEAR", "RATE", "recover", "refine_within"]
 
@@ -54,7 +54,7 @@ def recover(
         AutomcError: the loss is not finite from the first step on.
     """
     torch.manual_seed(seed)
-    student, teacher = copy.deepcopy(model), prepared.traced.model
+    student, teacher = copy.deepcopy(model), quick_layout(copy.deepcopy(prepared.traced.model))
     start = time.perf_counter()
     lesson = Lesson.of(prepared)
     judge = lesson.judge
@@ -62,9 +62,10 @@ def recover(
     is_near = distance(student, lesson) < NEAR
     normed = [] if is_near else unfold(student, lesson)
     student.train(not is_near)
+    quick_layout(student)
     with zeros_kept(student):
         _train(student, teacher, samples(lesson), start + seconds, prepared.logits, advance)
-    student.eval()
+    student.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     requantize(student)
     settle(student, normed, lesson)
     for name in normed:

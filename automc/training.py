@@ -25,13 +25,15 @@ from automc.compression.learned import fix_steps, learn_steps
 from automc.disk import write_atomic
 from automc.distil import Loss, Weights, hint_layers
 from automc.errors import AutomcError
-from automc.student import Lesson, fold, samples, settle, unfold, zeros_kept
+from automc.student import Lesson, fold, mixed, quick_layout, samples, settle, unfold, zeros_kept
 from automc.worth import GAIN
 
 __all__ = ["Choices", "Plan", "Training", "best_state", "curves"]
 
 _WARM_UP = 10
 _CLIP = 5.0
+_ENOUGH_TO_MIX = 500
+"""Steps: shorter trainings get farther on the samples as they are."""
 
 
 @dataclass(frozen=True)
@@ -91,17 +93,18 @@ class Training:
         for parameter in self.student.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
         self._steps = learn_steps(self.student)
+        quick_layout(self.student)
         weights = Weights(choices.labels, choices.hints, choices.attention)
         self.loss = Loss(
             self.student,
-            lesson.teacher,
+            quick_layout(copy.deepcopy(lesson.teacher)),
             weights,
             logits=lesson.logits,
             layers=hint_layers(layers),
             example=lesson.ranges,
         )
         self._optimizer = self._sgd()
-        self._batches = samples(lesson)
+        self._batches = mixed(samples(lesson)) if self._mixes else samples(lesson)
         self._diverged = False
         self._began = time.time()
 
@@ -157,6 +160,11 @@ class Training:
         parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         for number, buffer in _under("momentum/", tensors).items():
             self._optimizer.state[parameters[int(number)]]["momentum_buffer"] = buffer
+
+    @property
+    def _mixes(self) -> bool:
+        """Whether there is time to learn from mixtures too; labels would have to be mixed with them."""
+        return not self.choices.labels and self.plan.rounds * self.plan.steps >= _ENOUGH_TO_MIX
 
     @property
     def _stale(self) -> int:
@@ -221,7 +229,7 @@ class Training:
     def _momentum(self) -> list[tuple[int, Tensor]]:
         parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         buffers = [(i, self._optimizer.state[p].get("momentum_buffer")) for i, p in enumerate(parameters)]
-        return [(i, buffer.clone()) for i, buffer in buffers if buffer is not None]
+        return [(i, buffer.clone(memory_format=torch.contiguous_format)) for i, buffer in buffers if buffer is not None]
 
 
 def best_state(folder: Path) -> tuple[dict[str, float], dict[str, Tensor]] | None:

@@ -2,7 +2,7 @@
 
     python benchmarks/recovery.py --model M --weights W --data D [--budget 50%macs] [--space prune] [--minutes 40] [--workers 2]
 
-A fifth of the minutes goes to recovery within the search (short distillations of the candidates, then longer ones of two finalists),
+A tenth of the minutes goes to recovery within the search (short distillations of the candidates, then longer ones of two finalists),
 the rest to `automc finetune` of the winner. Costs are those of a simulated device, so that no measuring takes part.
 
     python benchmarks/recovery.py --arena 8 ...
@@ -34,7 +34,7 @@ from automc.student import Lesson
 from automc.task import Task, prepare_job
 from automc.weights import unpack
 
-RECOVERING = 0.2
+RECOVERING = 0.1
 
 
 class Told(Silent):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,7 @@ from automc.job import Silent
 from automc.policy import LowRank, Policy, Prune, Quantize
 from automc.predict.targets import open_device
 from automc.prepare import Clock, Prepared, prepare
-from automc.student import Lesson, samples
+from automc.student import Lesson, mixed, quick_layout, samples
 from automc.training import Choices, Plan, Training, best_state
 
 PLAN = Plan(rounds=3, steps=8)
@@ -194,3 +196,28 @@ def test_weights_are_refused_to_another_model() -> None:
         weights.unpack(nn.Linear(2, 2), packed)
     with pytest.raises(InputError, match="damaged"):
         weights.unpack(stitched(), packed[:50])
+
+
+def test_mixtures_are_means_of_samples_of_the_batch() -> None:
+    torch.manual_seed(0)
+    rows = torch.eye(8)
+    found = [inputs[0] for inputs, _ in islice(mixed(itertools.repeat(((rows,), torch.arange(8)))), 40)]
+    plain = [batch for batch in found if torch.equal(batch, rows)]
+    assert 10 <= len(plain) <= 30
+    for batch in found:
+        assert torch.allclose(batch.sum(1), torch.ones(8))
+        assert (batch > 0).sum(1).max() <= 2
+
+
+def test_numbers_of_tokens_are_not_mixed() -> None:
+    rows = torch.arange(8)[:, None]
+    batches = islice(mixed(itertools.repeat(((rows, torch.randn(8, 2)), None))), 10)
+    assert all(torch.equal(inputs[0], rows) for inputs, _ in batches)
+
+
+def test_the_layout_in_memory_changes_no_number() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
+    inputs = torch.randn(2, 3, 8, 8)
+    before = model(inputs)
+    assert quick_layout(model)[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(model(inputs), before, atol=1e-5)
