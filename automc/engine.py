@@ -62,7 +62,7 @@ class Settings:
     """
 
     budget: Budget
-    agent: str = "ilp"
+    agent: str = "auto"
     trials: int = 60
     deadline: float | None = None
     timeout_s: float = np.inf

@@ -56,7 +56,7 @@ class Job:
     batch_size: int | None = None
     device: str = "cpu"
     threads: int = 1
-    agent: str = "ilp"
+    agent: str = "auto"
     space: str = "default"
     criterion: str = "obs"
     trials: int = 60

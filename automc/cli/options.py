@@ -99,7 +99,7 @@ JOB_OPTIONS = (
     ),
     click.Option(
         ["--agent"],
-        default="ilp",
+        default="auto",
         show_default=True,
         help=_AGENT,
         shell_complete=plug_in_names,

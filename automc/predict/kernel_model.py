@@ -27,19 +27,19 @@ class KernelModel:
     def fit(
         cls, kernels: Kernels, times_s: Floats, layouts: Layouts, batch_size: int, like: KernelModel | None = None
     ) -> KernelModel:
-        """Learn from measured kernels, (count,) seconds each; repeated ones count by their lower quartile.
+        """Learn from measured kernels, (count,) seconds each; repeated ones count by their median.
 
         `like` is a model of more kernels, which spares choosing again how smooth the residuals are.
 
-        The same kernel takes longer behind some neighbours than behind others; what it takes more belongs to the neighbourhood.
+        The same kernel takes longer behind some neighbours than behind others; what it takes more or less belongs to the neighbourhood.
         """
-        known, quartiles = distinct(kernels, times_s)
-        rooflines = Rooflines.fit(known, quartiles, layouts, batch_size)
+        known, medians = distinct(kernels, times_s)
+        rooflines = Rooflines.fit(known, medians, layouts, batch_size)
         residuals = Residuals.fit(
-            known, quartiles / rooflines.predict(known), layouts, like.residuals if like else None
+            known, medians / rooflines.predict(known), layouts, like.residuals if like else None
         )
         return cls(
-            rooflines, residuals, {tuple(row): float(t) for row, t in zip(known.rows.tolist(), quartiles, strict=True)}
+            rooflines, residuals, {tuple(row): float(t) for row, t in zip(known.rows.tolist(), medians, strict=True)}
         )
 
     def predict(self, kernels: Kernels, *, use_exact: bool = True) -> Floats:
@@ -60,9 +60,9 @@ class KernelModel:
 
 
 def distinct(kernels: Kernels, times_s: Floats) -> tuple[Kernels, Floats]:
-    """Each different kernel once, with the lower quartile of its times."""
+    """Each different kernel once, with the median of its times."""
     rows, inverse = np.unique(kernels.rows, axis=0, return_inverse=True)
     where: Ints = inverse.reshape(-1)
     order = np.argsort(where, kind="stable")
     groups = np.split(times_s[order], np.cumsum(np.bincount(where, minlength=len(rows)))[:-1])
-    return Kernels(rows), np.array([np.quantile(group, 0.25) for group in groups])
+    return Kernels(rows), np.array([np.median(group) for group in groups])
