@@ -33,6 +33,8 @@ _KERNEL_S = 0.2
 _ROUNDS = 8
 _VISIT_S = 0.04
 """A short model runs several times when its turn comes: the first run finds the caches full of the other models' tensors."""
+_EXPORTS = "2"
+"""Raised when exported files change so that runtimes run other kernels, or when they are timed in another way: older profiles do not count."""
 _BUILD_SHARE = 0.6
 """Share of the time limit for building candidates and timing their kernels; the rest is for the interleaved rounds."""
 
@@ -170,7 +172,7 @@ def subject(space: SearchSpace, inputs: Sequence[Array], dense_onnx: bytes) -> s
     """Identifies model, batch and space, on whatever device."""
     shapes = json.dumps([list(array.shape) for array in inputs])
     domains = [[d.target, d.knob, [spec and dataclasses.asdict(spec) for spec in d.choices]] for d in space.domains]
-    return digest(__version__, dense_onnx, shapes, json.dumps(domains))
+    return digest(__version__, _EXPORTS, dense_onnx, shapes, json.dumps(domains))
 
 
 @dataclass
