@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 import torch
 from networks import images
+from tiny_run import searched
 
+import automc
 from automc.errors import InputError, MissingError
 from automc.evaluate.task import Data, TensorSplit
 from automc.execute.parallel import Executors, Parallel, check_room, read_environment
 from automc.execute.pool import Pool
-from automc.job import search
+from automc.job import Silent, search
 from automc.policy import Policy, Prune
 from automc.protocols import Outcome
 from automc.rundir import RunDir
@@ -228,3 +230,30 @@ def test_a_runtime_environment_is_read_strictly(tmp_path: Path) -> None:
         read_environment(str(path))
     with pytest.raises(InputError, match="cannot be read"):
         read_environment(str(tmp_path / "none.yaml"))
+
+
+class _Removes(Silent):
+    """Takes a node away once three trainings have a round each. It cannot be sent to other processes, and does not need to be."""
+
+    def __init__(self, cluster: Any, node: Any) -> None:
+        self._lock = threading.Lock()
+        self._cluster, self._node, self.rounds = cluster, node, 0
+
+    def advance(self, amount: float = 1.0, note: str = "") -> None:
+        self.rounds += "trainings" in note
+        if self.rounds == 3:
+            self._cluster.remove_node(self._node, allow_graceful=False)
+
+
+def test_fine_tuning_runs_on_the_nodes_of_a_cluster_and_survives_one_that_leaves(cluster: Any, tmp_path: Path) -> None:
+    folder = searched(tmp_path)
+    joined = cluster.add_node(num_cpus=1)
+    leaves = _Removes(cluster, joined)
+    tuned = automc.finetune(
+        "tiny", runs=str(tmp_path / "runs"), epochs=4, samples=3, workers=3, address=cluster.address, observer=leaves
+    )
+    assert leaves.rounds > 3
+    trainings = folder.trainings()
+    assert len(trainings) == 3
+    assert all(training["history"] for training in trainings)
+    assert tuned.after.merit >= tuned.before.merit
