@@ -35,9 +35,7 @@ class KernelModel:
         """
         known, medians = distinct(kernels, times_s)
         rooflines = Rooflines.fit(known, medians, layouts, batch_size)
-        residuals = Residuals.fit(
-            known, medians / rooflines.predict(known), layouts, like.residuals if like else None
-        )
+        residuals = Residuals.fit(known, medians / rooflines.predict(known), layouts, like.residuals if like else None)
         return cls(
             rooflines, residuals, {tuple(row): float(t) for row, t in zip(known.rows.tolist(), medians, strict=True)}
         )

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import least_squares
 
 from automc.devices.device import NodeTime
 from automc.graph import LayerGraph
@@ -18,25 +17,17 @@ from automc.predict.kernel_model import KernelModel
 from automc.predict.kernels import COLUMNS, Kernels, LayerChoices, Layouts
 from automc.predict.layers import WIDTH, LayerTable
 from automc.predict.profile import Candidate, Profile
-from automc.predict.roofline import Floats, relative_nnls
+from automc.predict.roofline import Floats
 from automc.predict.size import SizeModel
 from automc.predict.structure import Structure
 from automc.predict.tally import Prices
+from automc.predict.watching import unwatched_s
 from automc.space import Codes, SearchSpace
 
 __all__ = ["FittedModel", "Priced", "Samples", "Setting"]
 
 
 _CONVERSIONS = frozenset({"DequantizeLinear", "QuantizeLinear", "Reorder", "Transpose"})
-
-TOLERATED_DISAGREEMENT = 0.03
-"""Of kernel times with the latency of their whole model, as a fraction."""
-
-_MOST_WATCHING_US = 10.0
-_USUAL_ERROR = 0.01
-"""Of a sum of node times; candidates that were disturbed while their nodes were timed are off by far more, and count for little."""
-_LEAST_SHARE = 0.1
-"""Of its time as measured that is left of a node at least."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +69,7 @@ class Samples:
         latency = np.array([profile.latency_s(candidate) for candidate in profile.candidates])
         codes = setting.space.encode(candidate.policy for candidate in profile.candidates)
         tables = {c.spec.name: LayerTable(c, setting.layouts, setting.batch_size) for c in setting.choices()}
-        times = _alone(profile.candidates, latency)
+        times = unwatched_s(profile.candidates, latency)
         kernels = [_measured(c, row, tables, t) for c, row, t in zip(profile.candidates, codes, times, strict=True)]
         glue: dict[str, Floats] = defaultdict(lambda: np.zeros(len(latency)))
         for index, candidate in enumerate(profile.candidates):
@@ -180,50 +171,3 @@ def _measured(
 def _is_int8(node: NodeTime) -> bool:
     """Whether a kernel computes on integers; conversions do not count."""
     return bool(node.inputs) and node.inputs[0].dtype in ("uint8", "int8") and node.op not in _CONVERSIONS
-
-
-def _alone(candidates: Sequence[Candidate], latency_s: Floats) -> list[Floats]:
-    """Per candidate the (nodes,) seconds that its nodes take where nobody watches them, in keeping with the latency of the whole model.
-
-    To time a node costs a few microseconds, which a robust regression of the whole latencies on the times and numbers of nodes finds.
-    Kernels are timed a few times, one model after the other, the whole models in many interleaved rounds: where both then disagree by more
-    than TOLERATED_DISAGREEMENT, other work disturbed the kernels.
-    """
-    raw = [np.array([node.time_s for node in candidate.nodes]) for candidate in candidates]
-    watching_s = _watching_s(raw, latency_s)
-    times = [np.maximum(each - watching_s, _LEAST_SHARE * each) for each in raw]
-    return [each * scale for each, scale in zip(times, _scales(times, latency_s), strict=True)]
-
-
-def _watching_s(times_s: Sequence[Floats], latency_s: Floats) -> float:
-    """Seconds that it costs to time a node; 0 for fewer than five models."""
-    if len(times_s) < 5:
-        return 0.0
-    sums, counts = _sums(times_s)
-    design = np.stack([sums, -1e-6 * counts, np.full(len(sums), 1e-6)], axis=1) / latency_s[:, None]
-    pull = 0.05 * np.sqrt(len(sums))
-
-    def errors(weights: Floats) -> Floats:
-        """Relative errors of the latencies, and how far the times' weight is from 1."""
-        return np.append(design @ weights - 1.0, pull * (weights[0] - 1.0))
-
-    limits = [0.5, 0.0, 0.0], [2.0, _MOST_WATCHING_US, np.inf]
-    found = least_squares(errors, np.ones(3), bounds=limits, loss="soft_l1", f_scale=_USUAL_ERROR)
-    return 1e-6 * float(found.x[1])
-
-
-def _scales(times_s: Sequence[Floats], latency_s: Floats) -> Floats:
-    """(models,) what makes kernel times agree with the whole latency, less an overhead per node and per run."""
-    sums, counts = _sums(times_s)
-    design = np.stack([sums, counts, np.ones(len(sums))], axis=1)
-    weights = relative_nnls(design, latency_s)
-    errors = np.abs(design @ weights / latency_s - 1.0)
-    calm = errors <= max(3.0 * float(np.median(errors)), 0.01)
-    weights = relative_nnls(design[calm], latency_s[calm])
-    scales = (latency_s - design[:, 1:] @ weights[1:]) / np.maximum(weights[0] * sums, 1e-12)
-    return np.where(np.abs(scales - 1.0) > TOLERATED_DISAGREEMENT, np.clip(scales, 0.5, 2.0), 1.0)
-
-
-def _sums(times_s: Sequence[Floats]) -> tuple[Floats, Floats]:
-    """(models,) sums and numbers of node times."""
-    return np.array([each.sum() for each in times_s]), np.array([float(len(each)) for each in times_s])
