@@ -109,9 +109,10 @@ def mixed(batches: Iterable[tuple[tuple[Tensor, ...], Tensor | None]]) -> Iterat
 
 
 def quick_layout(model: nn.Module) -> nn.Module:
-    """`model` with channels last in memory where it has two-dimensional convolutions: PyTorch trains them up to a third quicker on CPUs."""
-    if any(isinstance(module, nn.Conv2d) for module in model.modules()):
-        return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    """`model` with the weights of its two-dimensional convolutions channels last in memory: PyTorch trains them up to a third quicker on CPUs."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight.data = module.weight.data.to(memory_format=torch.channels_last)
     return model
 
 

@@ -132,7 +132,7 @@ def _measured(subject: Subject, codes: Codes, observer: Observer, seed: int, wai
         models[policy.digest] = build(policy)
         observer.advance()
     inputs = [tensor.numpy() for tensor in subject.example]
-    measurement = subject.device.measure(models, inputs, _ROUNDS, min_time_s=0.0, retries=3, seed=seed, wait_s=wait_s)
+    measurement = subject.device.measure(models, inputs, _ROUNDS, retries=3, seed=seed, wait_s=wait_s)
     return np.array([measurement.median_s(policy.digest) for policy in policies]), measurement.noise_floor
 
 

@@ -216,8 +216,8 @@ def test_numbers_of_tokens_are_not_mixed() -> None:
 
 
 def test_the_layout_in_memory_changes_no_number() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
-    inputs = torch.randn(2, 3, 8, 8)
+    layers = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Unflatten(1, (4, 1)), nn.Conv3d(4, 2, (1, 3, 3))
+    model, inputs = nn.Sequential(*layers).eval(), torch.randn(2, 3, 8, 8)
     before = model(inputs)
     assert quick_layout(model)[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert torch.allclose(model(inputs), before, atol=1e-5)

@@ -70,7 +70,7 @@ def measure_kit(
     models = _time_kernels(device, kit, manifest, key, done, out, say)
     say(f"measure {len(models)} models whole, interleaved")
     inputs = _arrays(manifest["inputs"])
-    measured = device.measure(models, inputs, _ROUNDS, min_time_s=0.0, time_limit_s=time_limit_s, retries=3)
+    measured = device.measure(models, inputs, _ROUNDS, time_limit_s=time_limit_s, retries=3)
     head = {
         **facts, "key": key, "environment": {**environment, "measured_at": _now()}, "batch_size": manifest["batch_size"],
         "measurement": measured.to_json(), "seconds": time.monotonic() - begin, "candidates": len(models),

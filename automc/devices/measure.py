@@ -104,7 +104,8 @@ class Protocol:
 
     Attributes:
         rounds: every round visits each model once, in a new random order.
-        min_time_s: a visit repeats the model for at least this long, at least once.
+        min_time_s: a visit repeats the model for at least this long, at least once; the first run of a short model finds the caches full of
+            the other models' tensors.
         warmup_s: before the rounds each model runs twice, and on until two runs agree within 5 % or this time is over.
         time_limit_s: past it no round is begun once three are there.
         retries: how many disturbed rounds are measured again, None for as many as `rounds`; beyond that the least disturbed
@@ -113,7 +114,7 @@ class Protocol:
     """
 
     rounds: int = 12
-    min_time_s: float = 0.02
+    min_time_s: float = 0.04
     warmup_s: float = 0.3
     time_limit_s: float = 60.0
     retries: int | None = None

@@ -45,6 +45,7 @@ def store_integers(proto: onnx.ModelProto, layers: Mapping[str, Quantized]) -> o
     weights = {tensor.name: tensor for tensor in graph.initializer}
     readers = _readers(graph)
     decoded: dict[str, str] = {}
+    products: dict[str, NDArray[np.float32]] = {}
     for node in list(graph.node):
         layer = layers.get(layer_of(node)) if node.op_type in _INTEGER_OPS else None
         if layer is None or node.input[1] not in weights:
@@ -59,8 +60,11 @@ def store_integers(proto: onnx.ModelProto, layers: Mapping[str, Quantized]) -> o
             bias = reader.input[place]
             product = scales * layer.scale.numpy().astype(np.float32)
             if bias not in decoded:
-                decoded[bias] = _decoded(graph, weights[bias], product, 0, np.int32)
-            reader.input[place] = decoded[bias]
+                decoded[bias], products[bias] = _decoded(graph, weights[bias], product, 0, np.int32), product
+            if np.array_equal(
+                products[bias], product
+            ):  # a bias that layers of other scales share stays as it is for them
+                reader.input[place] = decoded[bias]
     _hold_pools(graph)
     used = {name for node in graph.node for name in node.input}
     for initializer in [i for i in graph.initializer if i.name not in used]:

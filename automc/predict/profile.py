@@ -31,8 +31,6 @@ _MOST_REPEATS = 64
 _KERNEL_S = 0.2
 """Running time of a candidate whose kernels are timed: a model of a millisecond runs as often as _MOST_REPEATS."""
 _ROUNDS = 8
-_VISIT_S = 0.04
-"""A short model runs several times when its turn comes: the first run finds the caches full of the other models' tensors."""
 _EXPORTS = "2"
 """Raised when exported files change so that runtimes run other kernels, or when they are timed in another way: older profiles do not count."""
 _BUILD_SHARE = 0.6
@@ -148,7 +146,7 @@ def measure_policies(
     built, failed = _build(device, build, graph, policies, inputs, deadline, observer, shelf or Shelf())
     left = max(time_limit_s - (time.monotonic() - begin), 2.0)
     models = {candidate.policy.digest: model for candidate, model in built}
-    options = {"min_time_s": _VISIT_S, "time_limit_s": left, "retries": 3, "seed": seed, "wait_s": wait_s}
+    options = {"time_limit_s": left, "retries": 3, "seed": seed, "wait_s": wait_s}
     measurement = device.measure(models, inputs, _ROUNDS, **options)
     if observer:
         observer.advance(float(len(policies)))
