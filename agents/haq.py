@@ -27,12 +27,14 @@ def haq(problem: Problem, seed: int) -> Layerwise:
     """Bits alone; where the fewest bits exceed the budget, the other knobs are lowered after them.
 
     Raises:
-        InputError: the space offers no bits.
+        InputError: the space offers no bits, or none that change what the budget limits.
     """
     choice = problem.space.cardinalities > 1
     columns = [column for column in problem.space.columns(Quantize.knob) if choice[column]]
     if choice.any() and not columns:
-        raise InputError("The agent 'haq' chooses bits, and this space has none.", remedy="Use --agent haq-joint.")
+        raise InputError(
+            "The agent 'haq' chooses bits, and none here change what is limited.", remedy="Use --agent haq-joint."
+        )
     return _haq(problem, seed, columns)
 
 

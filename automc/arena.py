@@ -23,6 +23,7 @@ from automc.evaluate.fast import fast_evaluator
 from automc.evaluate.models import model_digest
 from automc.execute.serial import Serial
 from automc.features import layer_features
+from automc.idle import without_idle
 from automc.job import Job
 from automc.league import Course, League, Recovered
 from automc.loop import Loop
@@ -93,7 +94,7 @@ class Arena:
 
     def run(self, agent: str, seed: int, evaluations: int, advance: Callable[[float], None] = lambda _: None) -> Course:
         """Let an agent search, and note how it went; one that raises ends its own course alone."""
-        problem = self._problem(evaluations)
+        problem = without_idle(self._problem(evaluations))
         course = run_course(agent, seed, evaluations, problem, self.book, advance)
         self.courses.append(course)
         for trial in course.trials:

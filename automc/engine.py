@@ -21,6 +21,7 @@ from automc.execute.remembering import Remembering
 from automc.execute.serial import Serial
 from automc.features import layer_features
 from automc.fidelity import halve
+from automc.idle import idle_knobs, without_idle
 from automc.loop import Loop
 from automc.planning import Effort, fine_tuned
 from automc.policy import Policy
@@ -253,7 +254,12 @@ class Engine:
             options=self.options,
         )
         seed = self.settings.seed + attempt
-        agent: Agent = registry.load("agent", self.settings.agent)(problem, seed)
+        felt = without_idle(problem)
+        if attempt == 0 and (knobs := idle_knobs(problem, felt)):
+            self.observer.message(
+                f"{' and '.join(knobs)} changes nothing that is limited, and stays out of the search."
+            )
+        agent: Agent = registry.load("agent", self.settings.agent)(felt, seed)
         return WarmStart(agent, problem, self.starts, seed) if self.starts else agent
 
     def _target(self) -> Budget:
