@@ -21,13 +21,25 @@ from automc.errors import AutomcError
 from automc.evaluate.divergence import distillation_loss
 from automc.policy import Policy
 from automc.prepare import Prepared
-from automc.student import Lesson, distance, fold, quick_layout, samples, settle, unfold, zeros_kept
+from automc.student import (
+    ENOUGH_TO_MIX,
+    Lesson,
+    distance,
+    fold,
+    mixed,
+    quick_layout,
+    samples,
+    settle,
+    unfold,
+    zeros_kept,
+)
 
 __all__ = ["LOSS_AT_FULL_RATE", "NEAR", "RATE", "recover", "refine_within"]
 
 RATE = 0.01
 NEAR = 0.05
 """Models that diverge less than this from the dense one train without batch statistics, whose noise would cost more."""
+_WARM_UP = 10
 _LEAST_GAIN = 0.02
 """Share of the divergence by which training has to bring a model nearer; less is noise."""
 _FEWEST_REFINED, _MOST_REFINED = 256, 2048
@@ -44,6 +56,8 @@ def recover(
     advance: Callable[[float], None] = lambda _: None,
 ) -> nn.Module:
     """A fine-tuned copy of `model`, trained for about `seconds`; shapes, and so the cost, stay as they are.
+
+    Where the time is enough for hundreds of steps it also learns from mixtures of inputs (see `student.mixed`).
 
     Where training brought it not clearly nearer to the dense model on held-out inputs, a copy of `model` as it was.
 
@@ -120,7 +134,9 @@ def _train(
         progress = (last - start) / max(1e-9, deadline - start)
         if progress >= 1.0:
             return
-        rate = full_rate * min(1.0, (step + 1) / 10) * 0.5 * (1 + math.cos(math.pi * progress))
+        if step == _WARM_UP and (deadline - last) * step / (last - start) >= ENOUGH_TO_MIX:
+            batches = mixed(batches)
+        rate = full_rate * min(1.0, (step + 1) / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * progress))
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss = _step(student, teacher, next(batches)[0], optimizer, logits)

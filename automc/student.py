@@ -25,12 +25,25 @@ from automc.worth import Judge
 if TYPE_CHECKING:
     from automc.prepare import Prepared  # takes a second to import, which every process of a training would spend
 
-__all__ = ["Lesson", "distance", "fold", "mixed", "quick_layout", "samples", "settle", "unfold", "zeros_kept"]
+__all__ = [
+    "ENOUGH_TO_MIX",
+    "Lesson",
+    "distance",
+    "fold",
+    "mixed",
+    "quick_layout",
+    "samples",
+    "settle",
+    "unfold",
+    "zeros_kept",
+]
 
 _SETTLING_BATCHES = 16
 _LEAST_BATCH = 16
 """Smaller batches are put together: batch norm needs several samples."""
 _MIXED_SHARE = 0.5
+ENOUGH_TO_MIX = 500
+"""Steps: shorter trainings get farther on the samples as they are."""
 
 
 @dataclass(frozen=True)

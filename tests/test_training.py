@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
@@ -14,6 +15,7 @@ import torch
 from test_engine import data, trained
 from torch import nn
 
+from automc import recover as recovery
 from automc import weights
 from automc.compression.learned import fix_steps, learn_steps
 from automc.compression.quantize import Quantized
@@ -221,3 +223,21 @@ def test_the_layout_in_memory_changes_no_number() -> None:
     before = model(inputs)
     assert quick_layout(model)[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert torch.allclose(model(inputs), before, atol=1e-5)
+
+
+@pytest.mark.parametrize(("enough", "mixes"), [(1, True), (10**9, False)])
+def test_recovery_learns_from_mixtures_once_it_knows_that_its_time_is_enough(
+    monkeypatch: pytest.MonkeyPatch, enough: int, mixes: bool
+) -> None:
+    monkeypatch.setattr(recovery, "ENOUGH_TO_MIX", enough)
+    torch.manual_seed(0)
+    student, teacher = nn.Linear(4, 3), nn.Linear(4, 3)
+    met: list[tuple[torch.Tensor, ...]] = []
+    student.register_forward_pre_hook(lambda _, inputs: met.append(inputs))
+    once = torch.eye(4)
+    batches = islice(itertools.repeat(((once,), None)), 60)
+    with pytest.raises((StopIteration, RuntimeError)):  # so many batches there are, in an hour
+        recovery._train(student, teacher, batches, time.perf_counter() + 3600, True, lambda _: None)
+    as_they_are = [bool((inputs[0] == once).all()) for inputs in met]
+    assert all(as_they_are[: recovery._WARM_UP])
+    assert all(as_they_are) is not mixes
