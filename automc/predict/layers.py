@@ -100,16 +100,16 @@ class LayerTable:
         return np.where(self.keys[rows] == keys, rows, -1)
 
     def _rows(self, keys: Ints, kernels: Sequence[Kernels], times: Floats) -> tuple[Floats, Formats]:
-        ends = np.cumsum([len(k) for k in kernels])
+        ends = np.cumsum([len(k) for k in kernels]).tolist()
+        reads, writes = self.layouts.formats(Kernels(np.concatenate([each.rows for each in kernels])))
         values, formats = np.zeros((len(kernels), WIDTH)), np.zeros((len(kernels), 2), dtype=np.uint8)
-        for row, (key, each, end) in enumerate(zip(keys.tolist(), kernels, ends.tolist(), strict=True)):
+        for row, (key, each, start, end) in enumerate(zip(keys.tolist(), kernels, [0, *ends], ends, strict=False)):
             stored = self.choices.bits(key), self.choices.density(key)
-            values[row, :5] = self._sums(each, times[end - len(each) : end], *stored)
-            reads, writes = self.layouts.formats(each)
-            formats[row] = reads[0], writes[-1]
+            values[row, :5] = self._sums(each, times[start:end], *stored)
+            formats[row] = reads[start], writes[end - 1]
             for i in range(len(each) - 1):
                 elements = int(each["cout"][i] * each["out_positions"][i]) * self.batch_size
-                self._between(values[row], int(writes[i]), int(reads[i + 1]), elements)
+                self._between(values[row], int(writes[start + i]), int(reads[start + i + 1]), elements)
         return values, formats
 
     def _between(self, row: Floats, source: int, target: int, elements: int) -> None:
