@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from automc.policy import Policy
-from automc.pricing import Pricing
 from automc.protocols import Agent, Problem
 from automc.space import Codes
 from automc.trial import Trial
@@ -49,7 +48,7 @@ class Auto:
 
     def __init__(self, problem: Problem, seed: int) -> None:
         self._ilp = ILP(problem, seed)
-        self._pricing = Pricing(problem)
+        self._pricing = self._ilp.pricing
         self._ledger = Ledger(problem.space)
         self._rng = np.random.default_rng(seed)
         self._knapsack = Knapsack(problem.space.cardinalities)

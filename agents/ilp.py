@@ -50,19 +50,22 @@ def ilp(problem: Problem, seed: int) -> Agent:
 class ILP:
     """Proposes solutions of the multiple-choice knapsack for the budget and around it.
 
+    Attributes:
+        pricing: shared with whoever asks this agent besides others, so that nothing is priced twice.
+
     Raises:
         InputError: the problem carries no sensitivities.
     """
 
     def __init__(self, problem: Problem, seed: int) -> None:
         self._problem = problem
-        self._pricing = Pricing(problem)
-        self._solver = Solver(self._pricing)
+        self.pricing = Pricing(problem)
+        self._solver = Solver(self.pricing)
         self._ledger = Ledger(problem.space)
         self._belief = Belief([domain.knob for domain in problem.space.domains])
         self._rng = np.random.default_rng(seed)
-        self._variation = Variation(self._pricing, self._solver.knapsack, self._rng)
-        self._frontier = Frontier(self._pricing, self._ledger, self._rng)
+        self._variation = Variation(self.pricing, self._solver.knapsack, self._rng)
+        self._frontier = Frontier(self.pricing, self._ledger, self._rng)
         self._codes = np.concatenate([np.arange(n) for n in problem.space.cardinalities] or [np.zeros(0)])
         self._alone = single_losses(problem, "ilp")
         self._rungs: deque[float] | None = None
@@ -89,11 +92,11 @@ class ILP:
 
     def _next(self, count: int) -> Codes | None:
         """The next new row; `count` of them will be wanted in all."""
-        while self._pricing.reachable and (self._rungs is None or self._rungs):
+        while self.pricing.reachable and (self._rungs is None or self._rungs):
             row = self._open() if self._rungs is None else self._climb(self._rungs.popleft())
             if row is not None and self._ledger.is_new(row):
                 return row
-        if not self._varied and self._pricing.reachable:
+        if not self._varied and self.pricing.reachable:
             self._varied = self._vary(count)
         while self._varied:
             row = self._varied.popleft()
@@ -143,14 +146,14 @@ class ILP:
     def _open(self) -> Codes | None:
         """The answer for the budget itself, from the dense, the all-integer, the smallest and the best known policy."""
         dense = self._problem.space.dense
-        self._rungs = deque(self._ladder(float(self._pricing.usage(dense[None]).max())))
-        starts = [dense, self._all_integer(), self._pricing.smallest, self._start()]
+        self._rungs = deque(self._ladder(float(self.pricing.usage(dense[None]).max())))
+        starts = [dense, self._all_integer(), self.pricing.smallest, self._start()]
         return self._solve(1.0, self._belief.mean(), starts, exact=True)
 
     def _ladder(self, dense: float) -> list[float]:
         """The rungs after the budget itself; where the dense model holds it, they run down from the dense model's usage."""
         top = min(dense, 1.0)
-        lowest = float(self._pricing.usage(self._pricing.smallest[None]).max())
+        lowest = float(self.pricing.usage(self.pricing.smallest[None]).max())
         tighter = [top * share for share in _TIGHTER if top * share > lowest]
         if dense <= 1.0:
             self._targets = tighter or [1.0]
@@ -184,7 +187,7 @@ class ILP:
         rows = np.array([row for row, _ in self._ledger.scored])
         scores = np.array([trial.score for _, trial in self._ledger.scored], dtype=float)
         losses = self._solver.knapsack.at(self._alone, rows)
-        inside = np.flatnonzero(self._pricing.holds(rows))
+        inside = np.flatnonzero(self.pricing.holds(rows))
         order = inside[np.lexsort((losses[inside].sum(axis=1), -scores[inside]))]
         self._elite = list(rows[order[:_ELITE]])
         self._varied.clear()

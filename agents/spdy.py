@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from automc.policy import Policy
@@ -110,21 +111,23 @@ def cheapest(knapsack: Knapsack, loss: Array, usage: Array, room: float) -> Code
     spans = [slice(first, first + n) for first, n in zip(knapsack.first, knapsack.cardinalities, strict=True)]
     least = np.array([usage[span].min() for span in spans])
     bucket = max(room - float(least.sum()), 1e-12) / _BUCKETS
-    table, taken = np.zeros(_BUCKETS + 1), []
-    for span, floor in zip(spans, least, strict=True):
-        steps = np.minimum(np.ceil((usage[span] - floor) / bucket - 1e-9), _BUCKETS + 1).astype(np.int64)
-        before = np.arange(_BUCKETS + 1) - steps[:, None]
-        options = np.where(before >= 0, table[before] + loss[span][:, None], np.inf)
-        taken.append((steps, options.argmin(axis=0)))
-        table = options.min(axis=0)
+    above = np.ceil((usage - least[knapsack.domain]) / bucket - 1e-9)
+    steps = np.minimum(above, _BUCKETS + 1).astype(np.int64)
+    table = np.append(np.full(_BUCKETS + 1, np.inf), np.zeros(_BUCKETS + 1))  # what begins below 0 has no answer
+    begin = sliding_window_view(table, _BUCKETS + 1)
+    taken = []
+    for span in spans:
+        options = begin[_BUCKETS + 1 - steps[span]] + loss[span][:, None]
+        taken.append((steps[span], options))
+        options.min(axis=0, out=table[_BUCKETS + 1 :])
     return _traced(taken)
 
 
-def _traced(taken: Sequence[tuple[Codes, Codes]]) -> Codes:
-    """The choices along the best path, from the last domain back to the first."""
+def _traced(taken: Sequence[tuple[Codes, Array]]) -> Codes:
+    """The choices along the best path, from the last domain back to the first; per domain (choices,) buckets and (choices, buckets) losses."""
     codes, left = np.zeros(len(taken), dtype=np.int64), _BUCKETS
     for domain in range(len(taken) - 1, -1, -1):
-        steps, choices = taken[domain]
-        codes[domain] = choices[left]
+        steps, options = taken[domain]
+        codes[domain] = options[:, left].argmin()
         left -= int(steps[codes[domain]])
     return codes

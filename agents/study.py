@@ -153,9 +153,11 @@ class Study:
 
     def _values(self, trial: Trial, usage: float, row: Codes) -> list[float]:
         assert trial.score is not None
-        costs = self._problem.predictor.predict(row[None])
-        shares = [float(costs.array(metric)[0]) / dense for metric, dense in self._objectives.items()]
-        return [trial.score, *([usage] if self._front else []), *shares]
+        values = [trial.score, *([usage] if self._front else [])]
+        if self._objectives:
+            costs = self._problem.predictor.predict(row[None])
+            values += [float(costs.array(metric)[0]) / dense for metric, dense in self._objectives.items()]
+        return values
 
     def _parameters(self, row: Codes) -> dict[str, int]:
         return {name: int(row[int(name)]) for name in self._distributions}

@@ -10,6 +10,7 @@ import optuna
 
 from automc.protocols import Problem
 
+from .parzen import TabulatedParzen
 from .study import STARTUP, Study
 
 __all__ = ["tpe"]
@@ -18,4 +19,5 @@ __all__ = ["tpe"]
 def tpe(problem: Problem, seed: int) -> Study:
     """Proposes where the ratio of the density of good codes to that of the others is largest (equation 19 of the paper)."""
     sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP)
+    sampler._parzen_estimator_cls = TabulatedParzen
     return Study(problem, seed, sampler, "tpe")

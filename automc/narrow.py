@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,9 +58,15 @@ class Narrowing:
         """
         rows = self.narrow.check(codes)
         wide = np.zeros((len(rows), self.domains), dtype=np.int64)
-        for index, (column, meaning) in enumerate(zip(self.columns, self.codes, strict=True)):
-            wide[:, column] = meaning[rows[:, index]]
+        if self.columns:
+            wide[:, self.columns] = np.concatenate(self.codes)[rows + self._first]
         return wide
+
+    @cached_property
+    def _first(self) -> Codes:
+        """(narrow domains,) where the codes of each domain begin."""
+        sizes = self.narrow.cardinalities
+        return np.cumsum(sizes) - sizes
 
 
 def narrow(space: SearchSpace, predictor: Predictor, budget: Budget | None, observer: Observer) -> SearchSpace:

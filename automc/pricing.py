@@ -15,7 +15,7 @@ __all__ = ["Pricing", "neighbours", "ray"]
 Array = NDArray[np.float64]
 _ROUNDS = 60
 _ROOM = 0.05
-_REMEMBERED = 256
+_REMEMBERED = 1 << 14
 _STRETCH = 16
 
 
@@ -23,16 +23,30 @@ class Pricing:
     """Prices codes as usage: cost over limit, one column per limit of the budget; 1 is exactly the budget.
 
     Where nothing holds the budget, `ceiling` rises to just above the smallest usage found: predictors err by a few percent, so
-    which policy is the smallest is known only when some of those near it were measured.
+    which policy is the smallest is known only when some of those near it were measured. The latest rows are remembered, because
+    searches come back to where they were and a predictor takes about as long for one row as for a hundred.
     """
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
         self.space = problem.space
-        self._around: dict[bytes, Array] = {}
+        self._known: dict[bytes, Array] = {}
 
     def usage(self, codes: Codes) -> Array:
         """(count, limits) usage of (count, domains) codes, latency by the upper end of its interval."""
+        if len(self._known) > _REMEMBERED:
+            self._known = {}
+        keys = [row.tobytes() for row in codes]
+        fresh = {key: at for at, key in enumerate(keys) if key not in self._known}
+        if fresh or not keys:
+            priced = self._priced(codes[list(fresh.values())])
+            if len(fresh) == len(keys):
+                self._known.update(zip(keys, priced, strict=True))
+                return priced
+            self._known.update(zip(fresh, priced, strict=True))
+        return np.array([self._known[key] for key in keys])
+
+    def _priced(self, codes: Codes) -> Array:
         costs = self._problem.predictor.predict(codes)
         return np.stack([costs.array(limit.metric) / limit.value for limit in self._problem.budget], axis=1)
 
@@ -69,16 +83,9 @@ class Pricing:
         return neighbours(self.space.cardinalities, row)
 
     def priced_around(self, row: Codes) -> tuple[Codes, Array, Array]:
-        """The (moves, domains) rows `around` a row, their (moves, limits) usage, and the (limits,) usage of the row itself.
-
-        The prices of the latest rows are remembered: searches come back to where they were.
-        """
-        moves, key = self.around(row), row.tobytes()
-        if key not in self._around:
-            if len(self._around) >= _REMEMBERED:
-                self._around.clear()
-            self._around[key] = self.usage(np.concatenate([row[None], moves]))
-        used = self._around[key]
+        """The (moves, domains) rows `around` a row, their (moves, limits) usage, and the (limits,) usage of the row itself."""
+        moves = self.around(row)
+        used = self.usage(np.concatenate([row[None], moves]))
         return moves, used[1:], used[0]
 
     def shrink(self, row: Codes, rng: np.random.Generator) -> Codes:
@@ -102,7 +109,7 @@ class Pricing:
 def neighbours(cardinalities: Codes, row: Codes) -> Codes:
     """(moves, domains) every row that differs from (domains,) `row` in exactly one domain."""
     domain = np.repeat(np.arange(len(row)), cardinalities)
-    choice = np.concatenate([np.arange(n) for n in cardinalities] or [domain])
+    choice = np.arange(len(domain)) - (np.cumsum(cardinalities) - cardinalities)[domain]
     moved = choice != row[domain]
     rows = np.repeat(row[None], int(moved.sum()), axis=0)
     rows[np.arange(len(rows)), domain[moved]] = choice[moved]

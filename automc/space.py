@@ -107,9 +107,9 @@ class SearchSpace:
             raise InputError(f"Expected codes of shape (count, {len(self)}), got {rows.shape}.")
         if not np.issubdtype(rows.dtype, np.integer):
             raise InputError(f"Codes must be integers, got {rows.dtype}.")
-        outside = np.argwhere((rows < 0) | (rows >= self.cardinalities))
-        if len(outside):
-            row, column = outside[0]
+        outside = (rows < 0) | (rows >= self.cardinalities)
+        if outside.any():
+            row, column = np.argwhere(outside)[0]
             domain = self.domains[column]
             raise InputError(
                 f"Code {rows[row, column]} is outside the {len(domain)} choices of {domain.knob} of {domain.target!r}."

@@ -10,28 +10,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeAlias, TypeVar
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from automc.graph import Channels, LayerGraph
+from automc.graph import LayerGraph
 from automc.predict.kernel_model import KernelModel
-from automc.predict.kernels import BLOCKED, INT8, PLAIN, Ints, count, kept
-from automc.predict.layers import TRANSITIONS, Formats, LayerTable, learn, transition
+from automc.predict.kernels import BLOCKED, INT8, PLAIN, Sum, Sums, kept
+from automc.predict.layers import TRANSITIONS, Formats, LayerTable, find_rows, transition
 from automc.predict.roofline import Floats
 from automc.predict.structure import Step, Structure
-from automc.predict.tally import Bill, Prices, Sink, Tally
+from automc.predict.tally import Bill, Columns, Prices, Tally, Trail
 from automc.space import Codes, SearchSpace
 
 __all__ = ["Counted", "Flow"]
 
-Rows: TypeAlias = NDArray[np.bool_]
-S = TypeVar("S", bound=Sink)
+Flags: TypeAlias = NDArray[np.uint8]
 
 _FORMATS = {PLAIN: "plain", BLOCKED: "blocked", INT8: "int8"}
-_NOTHING, _QUANTIZED = 0, 8
-"""States of an operator besides the formats: part of the layer behind it, or fp32 between conversions from and to integers."""
+_WANTED = 8
+"""Bit beside the formats: an integer layer reads the tensor."""
+_TO_WANTED = np.uint8(1)
+"""From INT8 to that bit."""
 _UNARY = frozenset({"Clip", "HardSigmoid", "HardSwish", "LeakyRelu", "PRelu", "Relu", "Sigmoid", "Tanh"})
 _FOLDED = frozenset({"Pad"})
 """Operators that become part of the fp32 convolution which alone reads them."""
@@ -54,6 +55,21 @@ class Counted:
     times_s: Floats
 
 
+@dataclass(frozen=True)
+class Rule:
+    """How an operator other than a layer works, by the format that all its inputs have (0 where they differ) and _WANTED.
+
+    Attributes:
+        formats: (16,) what it writes.
+        columns: (16,) of its count among the features; -1 where it becomes part of the layer behind it.
+        volumes: of what it works on: the largest of these.
+    """
+
+    formats: Formats
+    columns: Columns
+    volumes: tuple[int, ...]
+
+
 class Flow:
     """Counts or prices what policies add up to, many at once.
 
@@ -61,6 +77,10 @@ class Flow:
         names: of the columns of `Counted.glue`.
         count_columns: those of them that count operators.
         int8_columns: those of them that count integer tensors made between layers.
+        sums: of every layer its key and whether it runs on integers, then the channels of the tensors.
+        volumes: (different volumes,) which of those channels a tensor has, and how many elements each stands for.
+        volume: of each tensor.
+        readers: of each tensor the layers that read it; in `behind` those behind a fused activation function too.
     """
 
     def __init__(
@@ -79,157 +99,154 @@ class Flow:
         self.names = tuple(f"{kind}:{what}" for kind in kinds for what in ("count", "elements"))
         self.count_columns = list(range(0, len(self.names), 2))
         self.int8_columns = [i for i, name in enumerate(self.names) if name.endswith("int8:count")]
-        column = {kind: 2 * index for index, kind in enumerate(kinds)}
-        self.by_state = {op: _by_state(op, column) for op in ops}
-        met = [*(t.channels for t in structure.tensors), *(c for n in graph.layers for c in (n.inputs, n.outputs))]
-        self.widths = {c: (c.fixed, kept(c.parts, graph, space)) for c in met if c is not None}
         tensors = range(len(structure.tensors))
         self.readers = [_readers(structure.steps, tensor, through=False) for tensor in tensors]
         self.behind = [_readers(structure.steps, tensor, through=True) for tensor in tensors]
+        widths: dict[object, Sum] = {
+            info.channels or info.width: (info.width, ())
+            if info.channels is None
+            else (info.channels.fixed, kept(info.channels.parts, graph, space))
+            for info in structure.tensors
+        }
+        choices = [table.choices for table in tables]
+        self.sums = Sums([*(c.key for c in choices), *(c.runs_int8 for c in choices), *widths.values()])
+        place = {width: 2 * len(tables) + i for i, width in enumerate(widths)}
+        each = [(place[t.channels or t.width], t.elements / max(t.width, 1)) for t in structure.tensors]
+        different = list(dict.fromkeys(each))
+        self.volume = [different.index(volume) for volume in each]
+        self.volumes = np.array([v[0] for v in different]), np.array([v[1] for v in different])
+        column = {kind: 2 * index for index, kind in enumerate(kinds)}
+        self.rules = [self._rule(step, column) for step in structure.steps]
 
     def count(self, codes: Codes) -> Counted:
         """What the policies add up to."""
-        tally = _Walk(self, codes, Tally(len(codes), len(self.names), len(self.tables))).sink
+        tally = Tally(_Walk(self, codes).trail, len(self.names))
         return Counted(tally.layers, tally.glue.T, tally.times_s.T)
 
     def bill(self, codes: Codes, prices: Prices) -> Bill:
         """What the policies cost."""
-        return _Walk(self, codes, Bill(prices, len(codes), len(self.tables))).sink
+        return Bill(_Walk(self, codes).trail, prices)
 
-    def only_layers_read(self, tensor: int) -> bool:
-        """Whether nothing but layers reads a tensor."""
+    def _rule(self, step: Step, column: dict[str, int]) -> Rule | None:
+        if step.layer >= 0:
+            return None
+        formats, columns = np.full(16, PLAIN, dtype=np.uint8), np.full(16, -1, dtype=np.int16)
+        folds = step.op in _FOLDED and self._only_layers_read(step.output)
+        for state in range(16):
+            common = state % _WANTED
+            keeps = {BLOCKED: step.op in _KEEPS_BLOCKS, INT8: step.op in _KEEPS_INT8}.get(common, False)
+            formats[state] = common if keeps else PLAIN
+            quantized = state >= _WANTED and formats[state] != INT8
+            if folds and not quantized and formats[state] != INT8:
+                formats[state] = common
+            else:
+                columns[state] = column[f"{step.op}:{'quantized' if quantized else _FORMATS[int(formats[state])]}"]
+        largest: dict[int, int] = {}
+        for volume in (self.volume[tensor] for tensor in (*step.inputs, step.output)):
+            width = int(self.volumes[0][volume])
+            largest[width] = max(largest.get(width, volume), volume, key=lambda v: float(self.volumes[1][v]))
+        return Rule(formats, columns, tuple(largest.values()))
+
+    def _only_layers_read(self, tensor: int) -> bool:
         return sum(tensor in step.inputs for step in self.structure.steps) == len(self.readers[tensor])
 
 
-class _Walk(Generic[S]):
-    """One pass over the steps for some codes: the formats of every tensor, and the sums so far, in `sink`."""
+class _Walk:
+    """One pass over the steps for some codes.
 
-    def __init__(self, flow: Flow, codes: Codes, sink: S) -> None:
-        self.flow, self.codes, self.sink = flow, codes, sink
-        count, structure = len(codes), flow.structure
-        self._widths: dict[Channels, Ints] = {}
-        self._elements: dict[int, Floats] = {}
-        self.keys = [self._keys(table) for table in flow.tables]
-        learn(flow.tables, flow.model, self.keys)
-        self.int8 = [table.choices.is_int8(codes) for table in flow.tables]
+    Attributes:
+        born: of each tensor (count,) the format that it is made in; `native` after it was quantised, `have` all that it was converted to.
+        int8: (layers, count) INT8 where a layer's policy says so, else 0.
+    """
+
+    def __init__(self, flow: Flow, codes: Codes) -> None:
+        structure, layers = flow.structure, len(flow.tables)
+        self.flow = flow
+        sums = flow.sums.of(codes)
+        stored = list(find_rows(flow.tables, flow.model, sums[:layers]))
+        self._run, self._columns, self._elements = list(stored), list[Columns](), list[Floats]()
+        self.trail = Trail(len(codes), flow.tables, stored, self._run, self._columns, self._elements)
+        self.int8 = (INT8 * sums[layers : 2 * layers]).astype(np.uint8)
         self._some_int8 = [bool(rows.any()) for rows in self.int8]
-        self.never = np.zeros(count, dtype=np.bool_)
-        self.born: list[Formats] = [np.zeros(count, dtype=np.uint8)] * len(structure.tensors)
-        self.native = list(self.born)
-        self.have = list(self.born)
+        widths, each = flow.volumes
+        self.volumes = sums[widths] * each[:, None]
+        plain = np.full(len(codes), PLAIN, dtype=np.uint8)
+        self.born: list[Formats] = [plain] * len(structure.tensors)
+        self.native, self.have = list(self.born), list(self.born)
         for index in range(structure.inputs):
-            self.write(index, np.full(count, PLAIN, dtype=np.uint8))
-        for step in structure.steps:
-            if step.layer >= 0:
+            self.write(index, plain)
+        for step, rule in zip(structure.steps, flow.rules, strict=True):
+            if rule is None:
                 self.layer(step)
             else:
-                self.operator(step)
+                self.operator(step, rule)
 
     def layer(self, step: Step) -> None:
         """Run a layer; on integers also where its policy says fp32, if it reads and feeds nothing but integers."""
-        table, keys, int8 = self.flow.tables[step.layer], self.keys[step.layer], self.int8[step.layer]
-        source = step.inputs[0]
-        implied = (self.native[source] == INT8) & self._any_int8(self.flow.behind[step.output]) & ~int8
-        file = run = keys
-        if implied.any():
-            run = np.where(implied, table.choices.int8_key(keys), keys)
-        cold = (implied | int8) & (self.born[source] != INT8)
-        if cold.any():
-            run = run + cold
-        formats = table.formats[table.find(run)]
+        table, source, run = self.flow.tables[step.layer], step.inputs[0], self._run[step.layer]
+        integer, behind = self.int8[step.layer], self._integers(self.flow.behind[step.output])
+        if behind is not None:
+            integer = integer | (behind & self.native[source])
+            run = np.where(integer, table.twins[run], run)
+        if behind is not None or self._some_int8[step.layer]:
+            run = run + ((integer & ~self.born[source]) != 0)  # cold: behind a conversion
+        self._run[step.layer] = run
+        formats = table.formats[run]
         self.convert(source, formats[:, 0])
-        self.sink.layer(step.layer, table, run, file if implied.any() else run)
         self.write(step.output, formats[:, 1])
 
-    def operator(self, step: Step) -> None:
+    def operator(self, step: Step, rule: Rule) -> None:
         """Run another operator, in the format that its inputs allow."""
-        natives = [self.native[tensor] for tensor in step.inputs]
-        formats = np.full(len(self.codes), PLAIN, dtype=np.uint8)
-        if step.op in _KEEPS_BLOCKS:
-            formats[_all_are(natives, BLOCKED)] = BLOCKED
-        if step.op in _KEEPS_INT8:
-            formats[_all_are(natives, INT8)] = INT8
-        quantized = self._any_int8(self.flow.readers[step.output]) & (formats != INT8)
-        state = np.where(quantized, _QUANTIZED, formats)
-        if step.op in _FOLDED and self.flow.only_layers_read(step.output):
-            folded = ~quantized & (formats != INT8)
-            formats = np.where(folded, natives[0], formats)
-            state = np.where(folded, _NOTHING, state)
+        state = self.native[step.inputs[0]]
+        for tensor in step.inputs[1:]:
+            state = state & self.native[tensor]
+        if (integers := self._integers(self.flow.readers[step.output])) is not None:
+            state = state | (integers << _TO_WANTED)
+        formats = rule.formats[state]
         for tensor in step.inputs:
             self.convert(tensor, formats)
-        sizes = [self.elements(tensor) for tensor in (*step.inputs, step.output)]
-        elements = sizes[0]
-        for size in sizes[1:]:
-            elements = elements if size is elements else np.maximum(elements, size)
-        self.sink.operators(self.flow.by_state[step.op][state], elements)
+        elements = self.volumes[rule.volumes[0]]
+        for volume in rule.volumes[1:]:
+            elements = np.maximum(elements, self.volumes[volume])
+        self._note(rule.columns[state], elements)
         self.write(step.output, formats)
 
     def write(self, tensor: int, formats: Formats) -> None:
         """A tensor is made in these formats, and quantised where an integer layer reads it."""
         self.born[tensor] = self.native[tensor] = self.have[tensor] = formats
-        readers = self.flow.readers[tensor]
-        quantized = self._any_int8(readers) & (formats != INT8) if readers else self.never
-        if quantized.any():
-            native = np.where(quantized, INT8, formats).astype(np.uint8)
+        if (integers := self._integers(self.flow.readers[tensor])) is not None:
+            native = np.where(integers, integers, formats)
             self.convert(tensor, native)
             self.native[tensor] = self.have[tensor] = native
 
     def convert(self, tensor: int, wanted: Formats) -> None:
         """Make a tensor available in the wanted format, counting the conversion where it was not."""
         have = self.have[tensor]
-        missing = (have & wanted) == 0
-        if not missing.any():
+        if (have & wanted).all():
             return
-        self.sink.operators(_CONVERSION[have * missing, wanted], self.elements(tensor))
+        self._note(_CONVERSION[have, wanted], self.volumes[self.flow.volume[tensor]])
         self.have[tensor] = have | wanted
 
-    def elements(self, tensor: int) -> Floats:
-        """(count,) elements of a tensor, batch included."""
-        if tensor not in self._elements:
-            info = self.flow.structure.tensors[tensor]
-            width = np.full(len(self.codes), info.width) if info.channels is None else self._width(info.channels)
-            self._elements[tensor] = np.asarray(width * (info.elements / max(info.width, 1)), dtype=np.float64)
-        return self._elements[tensor]
+    def _note(self, columns: Columns, elements: Floats) -> None:
+        self._columns.append(columns)
+        self._elements.append(elements)
 
-    def _width(self, channels: Channels) -> Ints:
-        if channels not in self._widths:
-            self._widths[channels] = count(self.flow.widths[channels], self.codes)
-        return self._widths[channels]
-
-    def _keys(self, table: LayerTable) -> Ints:
-        spec = table.choices.spec
-        return table.choices.keys(self.codes, self._width(spec.inputs), self._width(spec.outputs))
-
-    def _any_int8(self, layers: Sequence[int]) -> Rows:
-        found = self.never
+    def _integers(self, layers: Sequence[int]) -> Flags | None:
+        """(count,) INT8 where any of the layers' policies says so, else 0; None where that is nowhere."""
+        found = None
         for layer in layers:
             if self._some_int8[layer]:
-                found = found | self.int8[layer]
+                found = self.int8[layer] if found is None else found | self.int8[layer]
         return found
 
 
-def _all_are(formats: Sequence[Formats], wanted: int) -> Rows:
-    found = formats[0] == wanted
-    for other in formats[1:]:
-        found = found & (other == wanted)
-    return found
-
-
-def _by_state(op: str, column: dict[str, int]) -> Ints:
-    """The column of an operator in each state (a format, or quantised); -1 where it is none."""
-    columns = np.full(_QUANTIZED + 1, -1, dtype=np.int64)
-    for state, name in {**_FORMATS, _QUANTIZED: "quantized"}.items():
-        columns[state] = column[f"{op}:{name}"]
-    return columns
-
-
-def _conversions() -> Ints:
+def _conversions() -> Columns:
     """(8, 8) column of the conversion from one of the formats at hand, the first of _FORMATS, to one; -1 where there is none."""
-    columns = np.full((8, 8), -1, dtype=np.int64)
+    columns = np.full((8, 8), -1, dtype=np.int16)
     for have in range(8):
         for target in _FORMATS:
-            sources = [source for source in _FORMATS if have & source and source != target]
-            if sources:
+            sources = [source for source in _FORMATS if have & source]
+            if sources and not have & target:
                 columns[have, target] = 2 * transition(sources[0], target)
     return columns
 

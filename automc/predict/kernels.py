@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +26,16 @@ __all__ = [
     "Kernels",
     "LayerChoices",
     "Layouts",
-    "count",
+    "Sum",
+    "Sums",
     "kept",
     "layer_kernels",
 ]
 
 Ints = NDArray[np.int64]
+Sum: TypeAlias = tuple[int, tuple[tuple[int, Ints], ...]]
+"""What is always added, and per domain (its column or -1) what each of its codes adds, the first where there is no domain."""
+
 COLUMNS = (
     "kind",
     "cin",
@@ -129,8 +134,8 @@ class LayerChoices:
     """
 
     spec: LayerSpec
-    inputs: tuple[int, tuple[tuple[int, Ints], ...]]
-    outputs: tuple[int, tuple[tuple[int, Ints], ...]]
+    inputs: Sum
+    outputs: Sum
     low_rank: tuple[int, tuple[LowRank | None, ...]]
     quantize: tuple[int, tuple[Quantize | None, ...]]
     sparsify: tuple[int, tuple[Sparsify | None, ...]] = (-1, (None,))
@@ -150,23 +155,27 @@ class LayerChoices:
             (zeros[0], tuple(s if isinstance(s, Sparsify) else None for s in zeros[1])),
         )
 
-    def keys(self, codes: Codes, cin: Ints | None = None, cout: Ints | None = None) -> Ints:
-        """(count,) one even integer per policy that says all about the layer: cin, cout, zeros, rank and bits code; odd is cold.
+    @property
+    def key(self) -> Sum:
+        """One even integer per policy that says all about the layer: cin, cout, zeros, rank and bits code; odd is cold."""
+        fixed, parts, unit = 0, list[tuple[int, Ints]](), 2
+        for column, specs in (self.quantize, self.low_rank, self.sparsify):
+            parts.append((column, unit * np.arange(len(specs))))
+            unit *= len(specs)
+        for (always, channels), times in ((self.outputs, unit), (self.inputs, unit * (self.spec.out_channels + 1))):
+            fixed += always * times
+            parts += [(column, kept * times) for column, kept in channels]
+        return fixed, tuple(parts)
 
-        `cin` and `cout`, (count,) channels, spare counting them where they are known.
-        """
-        cin = count(self.inputs, codes) if cin is None else cin
-        cout = count(self.outputs, codes) if cout is None else cout
-        keys = cin * (self.spec.out_channels + 1) + cout
-        keys = keys * len(self.sparsify[1]) + _code(self.sparsify[0], codes)
-        keys = keys * len(self.low_rank[1]) + _code(self.low_rank[0], codes)
-        return 2 * (keys * len(self.quantize[1]) + _code(self.quantize[0], codes))
+    def keys(self, codes: Codes) -> Ints:
+        """(count,) `key` of each policy."""
+        return Sums([self.key]).of(codes)[0]
 
-    def is_int8(self, codes: Codes) -> NDArray[np.bool_]:
-        """(count,) whether each policy runs the layer on integers."""
+    @property
+    def runs_int8(self) -> Sum:
+        """1 where a policy runs the layer on integers, else 0."""
         column, specs = self.quantize
-        chosen = np.array([spec is not None and runs_on_integers(spec) for spec in specs])
-        return np.full(len(codes), False) if column < 0 else chosen[codes[:, column]]
+        return 0, ((column, np.array([int(spec is not None and runs_on_integers(spec)) for spec in specs])),)
 
     def int8_key(self, keys: Ints) -> Ints:
         """(count,) the same choices run on integers, where the layer may be and is not factorised; else the same key."""
@@ -271,13 +280,28 @@ def kept(parts: Sequence[tuple[str, int]], graph: LayerGraph, space: SearchSpace
     return tuple(found)
 
 
-def count(choices: tuple[int, tuple[tuple[int, Ints], ...]], codes: Codes) -> Ints:
-    """(count,) channels of each policy."""
-    fixed, parts = choices
-    total = np.full(len(codes), fixed, dtype=np.int64)
-    for column, keeps in parts:
-        total += keeps[0] if column < 0 else keeps[codes[:, column]]
-    return total
+class Sums:
+    """Many sums over the choices of a policy, taken at once."""
+
+    def __init__(self, sums: Sequence[Sum]) -> None:
+        terms = [[(-1, np.array([fixed])), *parts] if fixed or not parts else [*parts] for fixed, parts in sums]
+        order = sorted(range(len(terms)), key=lambda index: -len(terms[index]))
+        self._back = np.argsort(order)
+        self._rounds = []  # the first term of every sum, the second of those that have one, ...
+        for place in range(len(terms[order[0]])):
+            columns, values = zip(*(terms[i][place] for i in order if len(terms[i]) > place), strict=True)
+            sizes = [len(each) for each in values]
+            first = np.cumsum(sizes) - sizes
+            self._rounds.append((np.array(columns), first[:, None], np.concatenate(values)))
+
+    def of(self, codes: Codes) -> Ints:
+        """(sums, count) values for (count, domains) codes."""
+        by_domain = np.zeros((codes.shape[1] + 1, len(codes)), dtype=np.int64)  # the last row is that of no domain, -1
+        by_domain[:-1] = codes.T
+        total = np.zeros((len(self._back), len(codes)), dtype=np.int64)
+        for columns, first, values in self._rounds:
+            total[: len(columns)] += values[by_domain[columns] + first]
+        return total[self._back]
 
 
 def _domain(space: SearchSpace, target: str, knob: str) -> tuple[int, tuple[object, ...]]:
@@ -285,7 +309,3 @@ def _domain(space: SearchSpace, target: str, knob: str) -> tuple[int, tuple[obje
         if domain.target == target and domain.knob == knob:
             return column, domain.choices
     return -1, (None,)
-
-
-def _code(column: int, codes: Codes) -> Ints | int:
-    return 0 if column < 0 else codes[:, column]

@@ -16,7 +16,7 @@ from automc.predict.kernel_model import KernelModel
 from automc.predict.kernels import Ints, Kernels, LayerChoices, Layouts
 from automc.predict.roofline import Floats
 
-__all__ = ["FILE_COLUMNS", "TRANSITIONS", "WIDTH", "Formats", "LayerTable", "learn", "transition"]
+__all__ = ["FILE_COLUMNS", "TRANSITIONS", "WIDTH", "Formats", "LayerTable", "find_rows", "transition"]
 
 TRANSITIONS = ("blocked>plain", "int8>plain", "plain>blocked", "int8>blocked", "plain>int8", "blocked>int8")
 """Conversions of an activation that a runtime inserts where a reader wants another format."""
@@ -45,7 +45,8 @@ class LayerTable:
     """What each distinct choice for a layer implies. Grows as choices are met; lookups are vectorised.
 
     Columns of `values`: seconds, kernels, macs, weights and biases in bytes, int8 kernels, then count and elements of
-    each of TRANSITIONS between the factors of the layer. Columns of `formats`: format read, format written.
+    each of TRANSITIONS between the factors of the layer. Columns of `formats`: format read, format written. A row of a warm
+    kernel is followed by that of the same kernel when cold; `twins` holds per row that of the same choices on integers.
     """
 
     choices: LayerChoices
@@ -54,6 +55,7 @@ class LayerTable:
     keys: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     values: Floats = field(default_factory=lambda: np.zeros((0, WIDTH)))
     formats: Formats = field(default_factory=lambda: np.zeros((0, 2), dtype=np.uint8))
+    twins: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     def __post_init__(self) -> None:
         size = self.choices.key_count
@@ -61,27 +63,17 @@ class LayerTable:
         self._fold: tuple[Floats, Floats] | None = None
 
     def fresh(self, keys: Ints) -> Ints:
-        """The different keys among `keys`, their integer twins, and both when cold, that the table does not hold."""
-        if self._holds(keys):
+        """The different keys among even `keys`, their integer twins, and both when cold, that the table does not hold."""
+        if (self.find(keys) >= 0).all():
             return keys[:0]
         warm = np.concatenate([keys, self.choices.int8_key(keys)])
         return np.setdiff1d(np.concatenate([warm, warm + 1]), self.keys)
-
-    def _holds(self, keys: Ints) -> bool:
-        if self._row_of is not None:
-            return bool((self._row_of[keys] >= 0).all())
-        return len(self.keys) > 0 and np.array_equal(self.keys[self.find(keys)], keys)
 
     def folded(self, weights: Floats) -> Floats:
         """(rows, columns) `values` times (WIDTH, columns) weights, kept until the table grows or the weights are others."""
         if self._fold is None or self._fold[0] is not weights or len(self._fold[1]) != len(self.values):
             self._fold = weights, self.values @ weights
         return self._fold[1]
-
-    def lookup(self, keys: Ints) -> tuple[Floats, Formats]:
-        """((count, WIDTH) values, (count, 2) formats) of keys that the table holds."""
-        where = self.find(keys)
-        return self.values[where], self.formats[where]
 
     def kernels(self, key: int) -> Kernels:
         """The kernels of a key, in order."""
@@ -96,24 +88,28 @@ class LayerTable:
         self.formats = np.concatenate([self.formats, formats])[order]
         if self._row_of is not None:
             self._row_of[self.keys] = np.arange(len(self.keys))
+        self.twins = self.find(self.choices.int8_key(self.keys)).astype(np.int64)
 
     def find(self, keys: Ints) -> NDArray[np.signedinteger]:
-        """(count,) row of each key; any row for a key that the table does not hold."""
+        """(count,) row of each key, -1 for a key that the table does not hold."""
         if self._row_of is not None:
             return self._row_of[keys]
-        return np.minimum(np.searchsorted(self.keys, keys), max(len(self.keys) - 1, 0))
+        if not len(self.keys):
+            return np.full(len(keys), -1)
+        rows = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        return np.where(self.keys[rows] == keys, rows, -1)
 
     def _rows(self, keys: Ints, kernels: Sequence[Kernels], times: Floats) -> tuple[Floats, Formats]:
-        ends = np.cumsum([len(k) for k in kernels])
+        ends = np.cumsum([len(k) for k in kernels]).tolist()
+        reads, writes = self.layouts.formats(Kernels(np.concatenate([each.rows for each in kernels])))
         values, formats = np.zeros((len(kernels), WIDTH)), np.zeros((len(kernels), 2), dtype=np.uint8)
-        for row, (key, each, end) in enumerate(zip(keys.tolist(), kernels, ends.tolist(), strict=True)):
+        for row, (key, each, start, end) in enumerate(zip(keys.tolist(), kernels, [0, *ends], ends, strict=False)):
             stored = self.choices.bits(key), self.choices.density(key)
-            values[row, :5] = self._sums(each, times[end - len(each) : end], *stored)
-            reads, writes = self.layouts.formats(each)
-            formats[row] = reads[0], writes[-1]
+            values[row, :5] = self._sums(each, times[start:end], *stored)
+            formats[row] = reads[start], writes[end - 1]
             for i in range(len(each) - 1):
                 elements = int(each["cout"][i] * each["out_positions"][i]) * self.batch_size
-                self._between(values[row], int(writes[i]), int(reads[i + 1]), elements)
+                self._between(values[row], int(writes[start + i]), int(reads[start + i + 1]), elements)
         return values, formats
 
     def _between(self, row: Floats, source: int, target: int, elements: int) -> None:
@@ -145,8 +141,19 @@ def _saved_bytes(kernels: Kernels, bits: Quantize | None, density: float) -> flo
     return float(np.maximum(saved, 0.0).sum()) if value_bytes >= 1 else 0.0
 
 
-def learn(tables: Sequence[LayerTable], model: KernelModel, keys: Sequence[Ints]) -> None:
-    """Take per table (count,) keys in; the kernels of those that it does not hold are predicted in one go, equal ones once."""
+def find_rows(tables: Sequence[LayerTable], model: KernelModel, keys: Ints) -> Ints:
+    """(tables, count) rows of (tables, count) keys; those that a table does not hold it takes in."""
+    rows = np.empty(keys.shape, dtype=np.int64)
+    for table, row, of_layer in zip(tables, rows, keys, strict=True):
+        row[:] = table.find(of_layer)
+    if (rows < 0).any():
+        _learn(tables, model, keys)
+        return find_rows(tables, model, keys)
+    return rows
+
+
+def _learn(tables: Sequence[LayerTable], model: KernelModel, keys: Ints) -> None:
+    """Take (tables, count) keys in; the kernels of those that a table does not hold are predicted in one go, equal ones once."""
     fresh = [table.fresh(of_layer) for table, of_layer in zip(tables, keys, strict=True)]
     kernels = [[table.kernels(key) for key in new.tolist()] for table, new in zip(tables, fresh, strict=True)]
     rows = [each.rows for of_layer in kernels for each in of_layer]

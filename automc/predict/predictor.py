@@ -25,7 +25,8 @@ from automc.space import Codes, SearchSpace
 __all__ = ["LearnedPredictor"]
 
 _FOLDS = 6
-_CHUNK = 8192
+_CHUNK = 2048
+"""Policies priced at a time: what a walk holds of them stays in a processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class LearnedPredictor:
 
     def predict(self, codes: Codes) -> Costs:
         """Costs of (count, domains) codes."""
-        rows = self.model.setting.space.check(self.narrowing.widen(codes) if self.narrowing else codes)
+        rows = self._widened(codes)
         parts = [self._predict(rows[i : i + _CHUNK]) for i in range(0, max(len(rows), 1), _CHUNK)]
         fields = ("latency_s", "latency_low_s", "latency_high_s", "size_bytes", "macs")
         seconds, low, high, size, macs = (np.concatenate([getattr(part, name) for part in parts]) for name in fields)
@@ -80,8 +81,7 @@ class LearnedPredictor:
 
     def layers_s(self, codes: Codes) -> Floats:
         """(count, layers) seconds of each layer's kernels, without what stands between layers."""
-        rows = self.model.setting.space.check(self.narrowing.widen(codes) if self.narrowing else codes)
-        return self.model.price(rows).layers_s
+        return self.model.price(self._widened(codes)).layers_s
 
     def layers_j(self, codes: Codes) -> Floats | None:
         """(count, layers) joules of each layer's kernels at the device's power; None where energy is not asked for."""
@@ -102,6 +102,10 @@ class LearnedPredictor:
         codes = self.model.setting.space.encode(policy for policy, _ in measured)
         fresh = {tuple(row): float(seconds) for row, (_, seconds) in zip(codes.tolist(), measured, strict=True)}
         return replace(self, anchors=tuple({**dict(self.anchors), **fresh}.items()))
+
+    def _widened(self, codes: Codes) -> Codes:
+        """(count, domains of the fit) the codes in the space of the fit, validated."""
+        return self.narrowing.widen(codes) if self.narrowing else self.model.setting.space.check(codes)
 
     def _predict(self, codes: Codes) -> Costs:
         priced = self.model.price(codes)

@@ -1,13 +1,15 @@
 """What a walk through the graph adds up: every feature by itself, to learn from, or what the features cost, to price with.
 
 Both are linear in the counts and elements of `flow.Flow.names` and in the columns of the layer tables, so prices need no features:
-each layer's table is folded into a few columns once, and operators are billed as they are met.
+each layer's table is folded into a few columns once, and operators are billed all at once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,22 +18,30 @@ from automc.predict.kernels import Ints
 from automc.predict.layers import FILE_COLUMNS, TRANSITIONS, WIDTH, LayerTable
 from automc.predict.roofline import Floats
 
-__all__ = ["Bill", "Prices", "Sink", "Tally"]
+__all__ = ["Bill", "Columns", "Prices", "Tally", "Trail"]
 
+Columns: TypeAlias = NDArray[np.int16]
 _FROM_LAYERS = slice(0, 2 * len(TRANSITIONS))
 """Features that happen inside layers too: the last columns of a layer table."""
 
 
-class Sink(Protocol):
-    """Takes what a walk meets, for (count,) policies at once."""
+@dataclass(frozen=True)
+class Trail:
+    """What a walk met, for (count,) policies at once.
 
-    def layer(self, index: int, table: LayerTable, run: Ints, file: Ints) -> None:
-        """A layer runs as the keys `run` say and is stored as the keys `file` say; `file` is `run` where that is the same."""
-        ...
+    Attributes:
+        stored: of each layer (count,) rows of its table, as the file holds the layer.
+        run: the same as the layer runs; the same array where that is the same.
+        columns: (count,) the column of each operator met; -1 where a policy has none there.
+        elements: (count,) what those operators work on.
+    """
 
-    def operators(self, columns: Ints, elements: Floats) -> None:
-        """An operator, or nothing where a policy's column is -1, on so many elements."""
-        ...
+    count: int
+    tables: Sequence[LayerTable]
+    stored: Sequence[Ints]
+    run: Sequence[Ints]
+    columns: Sequence[Columns]
+    elements: Sequence[Floats]
 
 
 class Tally:
@@ -43,23 +53,21 @@ class Tally:
         times_s: (layers, count).
     """
 
-    def __init__(self, count: int, features: int, layers: int) -> None:
-        self.layers: Floats = np.zeros((count, WIDTH))
-        self.glue: Floats = np.zeros((features, count))
-        self.times_s: Floats = np.zeros((layers, count))
-
-    def layer(self, index: int, table: LayerTable, run: Ints, file: Ints) -> None:
-        values = table.lookup(run)[0].copy()
-        values[:, FILE_COLUMNS] = table.lookup(file)[0][:, FILE_COLUMNS]
-        self.layers += values
-        self.glue[_FROM_LAYERS] += values[:, WIDTH - 2 * len(TRANSITIONS) :].T
-        self.times_s[index] = values[:, 0]
-
-    def operators(self, columns: Ints, elements: Floats) -> None:
-        for column in np.unique(columns[columns >= 0]).tolist():
-            rows = columns == column
-            self.glue[column] += rows
-            self.glue[column + 1] += rows * elements
+    def __init__(self, trail: Trail, features: int) -> None:
+        self.layers: Floats = np.zeros((trail.count, WIDTH))
+        self.glue: Floats = np.zeros((features, trail.count))
+        self.times_s: Floats = np.zeros((len(trail.tables), trail.count))
+        for index, (table, stored, run) in enumerate(zip(trail.tables, trail.stored, trail.run, strict=True)):
+            values = table.values[run]
+            values[:, FILE_COLUMNS] = table.values[stored][:, FILE_COLUMNS]
+            self.layers += values
+            self.glue[_FROM_LAYERS] += values[:, WIDTH - 2 * len(TRANSITIONS) :].T
+            self.times_s[index] = values[:, 0]
+        for columns, elements in zip(trail.columns, trail.elements, strict=True):
+            for column in np.unique(columns[columns >= 0]).tolist():
+                rows = columns == column
+                self.glue[column] += rows
+                self.glue[column + 1] += rows * elements
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +99,11 @@ class Prices:
         table[2, 3] = table[0, 4] = 1.0
         return cls(table, np.append(feature_s, 0.0), np.append(feature_bytes, 0.0), *constants)
 
+    @cached_property
+    def element_s(self) -> Floats:
+        """(features + 1,) per element of an operator whose count is that column; the last is 0."""
+        return np.append(self.feature_s[1:], 0.0)
+
 
 class Bill:
     """Sums of prices.
@@ -100,24 +113,24 @@ class Bill:
         times_s: (count, layers).
     """
 
-    def __init__(self, prices: Prices, count: int, layers: int) -> None:
-        self.prices = prices
-        self.sums: Floats = np.zeros((count, 5))
-        self.times_s: Floats = np.zeros((count, layers))
+    def __init__(self, trail: Trail, prices: Prices) -> None:
+        self.sums: Floats = np.zeros((trail.count, 5))
+        self.times_s: Floats = np.zeros((trail.count, len(trail.tables)))
         self.sums[:, 0], self.sums[:, 1] = prices.constant_s, prices.constant_bytes
-
-    def layer(self, index: int, table: LayerTable, run: Ints, file: Ints) -> None:
-        folded = table.folded(self.prices.table)
-        values = np.take(folded, table.find(run), axis=0)
-        if run is not file:
-            values[:, 2] = folded[table.find(file), 2]
-        self.sums += values
-        self.times_s[:, index] = values[:, 4]
-
-    def operators(self, columns: Ints, elements: Floats) -> None:
-        seconds, size = self.prices.feature_s, self.prices.feature_bytes
-        self.sums[:, 0] += seconds[columns] + np.append(seconds[1:], 0.0)[columns] * elements
-        self.sums[:, 1] += size[columns]
+        for index, (table, stored, run) in enumerate(zip(trail.tables, trail.stored, trail.run, strict=True)):
+            folded = table.folded(prices.table)
+            values = np.take(folded, run, axis=0)
+            if run is not stored:
+                values[:, 2] = folded[stored, 2]
+            self.sums += values
+            self.times_s[:, index] = values[:, 4]
+        if trail.columns:
+            columns = np.stack(trail.columns).astype(np.intp)
+            seconds = np.stack(trail.elements)
+            seconds *= prices.element_s[columns]
+            seconds += prices.feature_s[columns]
+            self.sums[:, 0] += seconds.sum(axis=0)
+            self.sums[:, 1] += prices.feature_bytes[columns].sum(axis=0)
 
     def rows(self) -> NDArray[np.float64]:
         """(count, 3) seconds, bytes, macs."""
