@@ -85,7 +85,7 @@ class Auto:
 
     def _improving(self, count: int) -> list[Codes]:
         rows = np.array([row for row, _ in self._ledger.scored[-_MOST:]])
-        scores = np.array([trial.score for _, trial in self._ledger.scored[-_MOST:]], dtype=float)
+        scores = np.array([trial.merit for _, trial in self._ledger.scored[-_MOST:]], dtype=float)
         inside = self._pricing.holds(rows)
         pool = self._pool(rows[inside][np.argsort(-scores[inside], kind="stable")[:_PARENTS]])
         if not len(pool):

@@ -54,7 +54,7 @@ class Evolution:
         scored = self._ledger.scored
         if scored:
             rows = np.array([row for row, _ in scored])
-            scores = np.array([trial.score for _, trial in scored], dtype=float)
+            scores = np.array([trial.merit for _, trial in scored], dtype=float)
             inside = np.flatnonzero(self._pricing.holds(rows))
             self._parents = rows[inside[np.argsort(-scores[inside], kind="stable")[:_PARENTS]]]
 

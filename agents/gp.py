@@ -90,9 +90,9 @@ class GaussianProcess:
         """The best and the latest scored rows, best first, and their scores."""
         scored = self._ledger.scored
         latest, rest = scored[-_MOST // 2 :], scored[: -_MOST // 2]
-        rest = sorted(rest, key=lambda pair: -(pair[1].score or 0.0))[: _MOST // 2]
+        rest = sorted(rest, key=lambda pair: -pair[1].merit)[: _MOST // 2]
         kept = [*rest, *latest]
-        return np.array([row for row, _ in kept]), np.array([trial.score for _, trial in kept], dtype=float)
+        return np.array([row for row, _ in kept]), np.array([trial.merit for _, trial in kept], dtype=float)
 
     def _pool(self, parents: Codes) -> Codes:
         """(rows, domains) new rows inside the budget: mutants of the parents, and points of random paths."""

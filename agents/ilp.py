@@ -185,7 +185,7 @@ class ILP:
         if not self._stale:
             return
         rows = np.array([row for row, _ in self._ledger.scored])
-        scores = np.array([trial.score for _, trial in self._ledger.scored], dtype=float)
+        scores = np.array([trial.merit for _, trial in self._ledger.scored], dtype=float)
         losses = self._solver.knapsack.at(self._alone, rows)
         inside = np.flatnonzero(self.pricing.holds(rows))
         order = inside[np.lexsort((losses[inside].sum(axis=1), -scores[inside]))]

@@ -93,8 +93,8 @@ class Layerwise:
             return
         for row, trial in noted:
             episode = self._episodes.pop(row.tobytes(), None)
-            if is_scored(trial) and trial.score is not None:
-                self._remember(self._learner, episode or Episode(*self._env.replay(row)), self._scale * trial.score)
+            if is_scored(trial):
+                self._remember(self._learner, episode or Episode(*self._env.replay(row)), self._scale * trial.merit)
                 self._learner.train(_STEPS if episode else 0)
 
     def _new(self) -> Codes | None:

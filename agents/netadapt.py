@@ -77,7 +77,7 @@ class NetAdapt:
         """Note the scores that the step is chosen by."""
         for row, trial in self._ledger.record(trials):
             if trial.score is not None:
-                self._scores[row.tobytes()] = trial.score
+                self._scores[row.tobytes()] = trial.merit
             elif trial.state == "infeasible":
                 self._unscored_outside = True
 

@@ -59,11 +59,10 @@ class SPDY:
         noted = len(self._ledger.scored)
         self._ledger.record(trials)
         for row, trial in self._ledger.scored[noted:]:
-            assert trial.score is not None
-            better = self._best is None or trial.score > self._best[0]
+            better = self._best is None or trial.merit > self._best[0]
             if better and self._pricing.holds(row[None])[0]:
                 coefficients = self._asked.get(row.tobytes(), np.ones(len(row)))
-                self._best = trial.score, row, coefficients
+                self._best = trial.merit, row, coefficients
 
     def _new(self) -> Codes | None:
         for _ in range(_PATIENCE if self._pricing.reachable else 0):

@@ -152,8 +152,7 @@ class Study:
         return self._ledger.propose(row)
 
     def _values(self, trial: Trial, usage: float, row: Codes) -> list[float]:
-        assert trial.score is not None
-        values = [trial.score, *([usage] if self._front else [])]
+        values = [trial.merit, *([usage] if self._front else [])]
         if self._objectives:
             costs = self._problem.predictor.predict(row[None])
             values += [float(costs.array(metric)[0]) / dense for metric, dense in self._objectives.items()]

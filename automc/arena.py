@@ -21,6 +21,7 @@ from automc.devices.device import digest
 from automc.errors import InputError
 from automc.evaluate.fast import fast_evaluator
 from automc.evaluate.models import model_digest
+from automc.evaluate.worth import price_of_a_nat
 from automc.execute.serial import Serial
 from automc.features import layer_features
 from automc.idle import without_idle
@@ -30,7 +31,7 @@ from automc.loop import Loop
 from automc.policy import Policy
 from automc.predict.targets import open_device
 from automc.prepare import Clock, Prepared, prepare
-from automc.protocols import Agent, Observer, Problem
+from automc.protocols import Agent, Observer, Problem, Scored
 from automc.recover import recover
 from automc.scorebook import Scorebook, append_line, read_lines
 from automc.standing import Standing
@@ -40,6 +41,8 @@ from automc.trial import Trial
 __all__ = ["Arena", "Timed", "open_arena", "run_course"]
 
 _BATCH = 4
+_SCORES = "2"
+"""Version of what is kept about an evaluation: scores, and since 2 what they are worth."""
 
 
 @dataclass
@@ -194,12 +197,22 @@ def open_arena(job: Job, folder: Path, observer: Observer, *, live: bool = False
         prepared.score,
         certifier.dense.validation,
         observer,
+        price_of_a_nat(prepared.data, prepared.score, logits=prepared.logits),
     )
     explicit = Standing(prepared, task.settings.budget, limits, certifier.dense, prepared.predictor).explicit
-    key = digest(__version__, model_digest(task.model), task.data.digest, task.score.name, job.criterion, str(job.seed))
+    told = (
+        __version__,
+        _SCORES,
+        model_digest(task.model),
+        task.data.digest,
+        task.score.name,
+        job.criterion,
+        str(job.seed),
+    )
+    key = digest(*told)
     path = folder / f"scores-{key}.jsonl"
     full = (t for t in known if t.stage == "search" and t.samples is None and t.score is not None)
-    taken = {} if live else {explicit(t.policy).digest: t.score for t in full if t.score is not None}
+    taken = {} if live else {explicit(t.policy).digest: Scored(t.score, t.worth) for t in full if t.score is not None}
     if live:
         path.unlink(missing_ok=True)
     book = Scorebook(evaluator, path, lambda policy: explicit(policy).digest, taken)

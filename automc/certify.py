@@ -19,13 +19,13 @@ from automc.compression.quantize import float_model
 from automc.compression.recurrent import bake
 from automc.devices.measure import Measurement
 from automc.evaluate.accuracy import Deployed
+from automc.evaluate.worth import Judge
 from automc.export.verify import verify
 from automc.policy import Policy
 from automc.predict.targets import device_measures
 from automc.prepare import Prepared
 from automc.result import Certificate, Finalist
 from automc.trial import Cost, Source
-from automc.worth import Judge
 
 __all__ = ["Candidate", "Certified", "Certifier", "Failed", "count_macs", "settled"]
 

@@ -17,6 +17,7 @@ from automc.certify import Candidate, Certified, Certifier, Failed
 from automc.errors import AutomcError
 from automc.evaluate.fast import fast_evaluator
 from automc.evaluate.models import model_digest
+from automc.evaluate.worth import price_of_a_nat
 from automc.execute.remembering import Remembering
 from automc.execute.serial import Serial
 from automc.features import layer_features
@@ -28,7 +29,7 @@ from automc.policy import Policy
 from automc.predict.bottleneck import bottleneck
 from automc.predict.predictor import LearnedPredictor
 from automc.prepare import Clock, Prepared
-from automc.protocols import Agent, Evaluator, Executor, Observer, Problem
+from automc.protocols import Agent, Evaluator, Executor, Observer, Problem, Scored
 from automc.recover import recover, refine_within
 from automc.result import Finalist
 from automc.standing import Standing
@@ -144,7 +145,9 @@ class Engine:
     def _remembering(self) -> Remembering:
         executor = Remembering(self.execute(self._fast_evaluator()), lambda p: self.standing.explicit(p).digest)
         full = (t for t in self._recorded.values() if t.score is not None and t.samples is None)
-        executor.known.update((self.standing.explicit(t.policy).digest, t.score) for t in full if t.score is not None)
+        executor.known.update(
+            (self.standing.explicit(t.policy).digest, Scored(t.score, t.worth)) for t in full if t.score is not None
+        )
         return executor
 
     def _fast_evaluator(self) -> Evaluator:
@@ -156,6 +159,7 @@ class Engine:
             prepared.score,
             self.dense.validation,
             self.observer,
+            price_of_a_nat(prepared.data, prepared.score, logits=prepared.logits),
         )
 
     @property
@@ -307,7 +311,8 @@ class Engine:
             self.standing.failed.add(policy.digest)
             self.observer.message(f"A {stage} could not be measured: {one.reason}", "warning")
             return Trial(number, policy, Cost(), state="failed", reason=one.reason, seconds=seconds, stage=stage)
-        return Trial(number, policy, one.finalist.cost, one.finalist.validation, seconds=seconds, stage=stage)
+        made = one.finalist
+        return Trial(number, policy, made.cost, made.validation, seconds=seconds, stage=stage, worth=made.worth)
 
     def _recovery_s(self) -> float:
         """Seconds for all of recovery."""

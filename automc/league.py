@@ -51,10 +51,11 @@ class Recovered:
 
 @dataclass(frozen=True)
 class Row:
-    """An agent's line in the table. Scores are of the best policy inside the budget, over the seeds.
+    """An agent's line in the table. Scores are of the policy inside the budget that is worth most, over the seeds.
 
     Attributes:
         mean, std, best: None where no seed found a policy inside the budget.
+        worth: mean worth of the winners, which is what they are the best in; their mean score where that is all there is.
         hypervolume: mean share of the box between nothing and the dense model that the front dominates.
         evaluations_to_near: median over the seeds that got within a hundredth of the best of all; None where none did.
         near: how many seeds did.
@@ -66,6 +67,7 @@ class Row:
     agent: str
     seeds: int
     evaluations: float
+    worth: float | None
     mean: float | None
     std: float | None
     best: float | None
@@ -95,14 +97,14 @@ class League:
     recovered: Mapping[str, Recovered]
 
     def rows(self) -> list[Row]:
-        """One per agent, the best mean first."""
+        """One per agent, those first whose winners are worth most."""
         agents = dict.fromkeys(course.agent for course in self.courses)
         rows = [self._row(agent, [c for c in self.courses if c.agent == agent]) for agent in agents]
-        return sorted(rows, key=lambda row: (row.mean is None, -(row.mean or 0.0), -row.hypervolume))
+        return sorted(rows, key=lambda row: (row.worth is None, -(row.worth or 0.0), -row.hypervolume))
 
     def winner(self, course: Course) -> Trial | None:
-        """The best score inside the budget; the first of equals."""
-        return max((t for t in course.trials if self.holds(t)), key=lambda t: t.score or 0.0, default=None)
+        """What is worth most inside the budget; the first of equals."""
+        return max((t for t in course.trials if self.holds(t)), key=lambda t: t.merit, default=None)
 
     def holds(self, trial: Trial) -> bool:
         """Whether a scored trial is expected to hold the budget."""
@@ -146,6 +148,7 @@ class League:
             agent=agent,
             seeds=len(courses),
             evaluations=statistics.fmean(len(c.trials) for c in courses),
+            worth=statistics.fmean(w.merit for w in winners) if winners else None,
             mean=statistics.fmean(scores) if scores else None,
             std=statistics.stdev(scores) if len(scores) > 1 else 0.0 if scores else None,
             best=max(scores, default=None),
@@ -181,7 +184,7 @@ class League:
 
 
 _HEADS = (
-    "agent", "mean", "std", "best", "hypervolume", "evaluations to 99 % of the best", "inside the budget", "evaluations",
+    "agent", "worth", "mean", "std", "best", "hypervolume", "evaluations to 99 % of the best", "inside the budget", "evaluations",
     "own time per policy", "held out, before recovery", "after recovery",
 )  # fmt: skip
 
@@ -195,6 +198,7 @@ def _cells(row: Row, *, percent: bool) -> list[str]:
     near = _NOTHING if row.evaluations_to_near is None else f"{row.evaluations_to_near:.0f}"
     return [
         row.agent + (f" ({row.reason})" if row.reason else ""),
+        _score(row.worth, percent=percent),
         _score(row.mean, percent=percent),
         _score(row.std, percent=percent),
         _score(row.best, percent=percent),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from automc.policy import Policy
-from automc.protocols import Agent, Estimate, Executor, Outcome, Predictor
+from automc.protocols import Agent, Executor, Outcome, Predictor, Scored
 from automc.space import SearchSpace
 from automc.trial import Cost, Trial
 
@@ -199,5 +199,5 @@ def _ended(trial: Trial, outcome: Outcome) -> Trial:
         return replace(trial, reason=outcome.reason)
     if not np.isfinite(score):
         return replace(trial, reason=f"the score is {score}")
-    samples = score.samples if isinstance(score, Estimate) else None
-    return replace(trial, score=float(score), state="complete", reason="", samples=samples)
+    told = Scored.of(score)
+    return replace(trial, score=float(score), worth=told.worth, state="complete", reason="", samples=told.samples)

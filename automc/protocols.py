@@ -18,7 +18,7 @@ from automc.trial import Cost, Source, Trial
 __all__ = [
     "Agent",
     "Costs",
-    "Estimate",
+    "Scored",
     "Evaluator",
     "Executor",
     "Observer",
@@ -102,18 +102,29 @@ class Evaluator(Protocol):
         ...
 
 
-class Estimate(float):
-    """A score from the first `samples` of the samples alone, because more could not have let it beat its rival."""
+class Scored(float):
+    """A score, and what else its evaluation tells.
 
-    samples: int
+    Attributes:
+        worth: what a search goes by, in the unit of the score; see `automc.evaluate.worth`. None: the score itself.
+        samples: of so many samples alone, because more could not have let it beat its rival; None: of all.
+    """
 
-    def __new__(cls, value: float, samples: int) -> Estimate:
-        estimate = super().__new__(cls, value)
-        estimate.samples = samples
-        return estimate
+    worth: float | None
+    samples: int | None
 
-    def __reduce__(self) -> tuple[type[Estimate], tuple[float, int]]:
-        return Estimate, (float(self), self.samples)
+    def __new__(cls, value: float, worth: float | None = None, samples: int | None = None) -> Scored:
+        scored = super().__new__(cls, value)
+        scored.worth, scored.samples = worth, samples
+        return scored
+
+    @classmethod
+    def of(cls, value: float) -> Scored:
+        """`value`, as it is or with nothing else told."""
+        return value if isinstance(value, Scored) else cls(value)
+
+    def __reduce__(self) -> tuple[type[Scored], tuple[float, float | None, int | None]]:
+        return Scored, (float(self), self.worth, self.samples)
 
 
 @runtime_checkable
@@ -125,7 +136,7 @@ class Racer(Protocol):
         ...
 
     def race(self, policy: Policy, rival: float) -> float:
-        """The score of a policy, or an `Estimate` of it once it is known to be below `rival`.
+        """The score of a policy, or that of the first samples once it is known to be below `rival`.
 
         Raises:
             Exception: as `evaluate`.

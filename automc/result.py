@@ -87,7 +87,7 @@ class Finalist:
 
     Scores are those of the exported model, run by the runtime; `validation` served the search, `test` nothing.
     `noisy`: the machine was busy while the latency was measured. `divergence`: from the dense model on held-out inputs.
-    `worth`: what versions are chosen by, see `automc.worth`; None takes the validation score.
+    `worth`: what versions are chosen by, see `automc.evaluate.worth`; None takes the validation score.
     """
 
     policy: Policy

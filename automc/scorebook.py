@@ -6,11 +6,12 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from automc.disk import explained
 from automc.errors import InputError
 from automc.policy import Policy
-from automc.protocols import Evaluator
+from automc.protocols import Evaluator, Scored
 
 __all__ = ["Scorebook", "append_line", "read_lines", "read_scores"]
 
@@ -41,27 +42,27 @@ class Scorebook:
         """
         key = self.key(policy)
         if key not in self.scores:
-            score = float(self.inner.evaluate(policy))
+            score = Scored.of(self.inner.evaluate(policy))
             self.evaluated += 1
             self.scores[key] = score
             if math.isfinite(score):  # what is no number is no answer, and evaluated again next time
-                append_line(self.path, {"digest": key, "score": score})
+                append_line(self.path, {"digest": key, "score": float(score), "worth": score.worth})
         return self.scores[key]
 
 
-def read_scores(path: Path) -> dict[str, float]:
+def read_scores(path: Path) -> dict[str, Scored]:
     """Key -> score of a file that a `Scorebook` wrote; empty where there is none. A half-written last line is ignored.
 
     Raises:
         InputError: a line is not a score.
     """
     try:
-        return {str(line["digest"]): float(line["score"]) for line in read_lines(path)}
+        return {str(line["digest"]): Scored(float(line["score"]), line.get("worth")) for line in read_lines(path)}
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} does not hold scores.", remedy="Give another --out, or delete it.") from error
 
 
-def read_lines(path: Path) -> list[dict[str, float | str]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a file of JSON lines; empty where there is none.
 
     Raises:
@@ -73,7 +74,7 @@ def read_lines(path: Path) -> list[dict[str, float | str]]:
     return [json.loads(line) for line in whole.splitlines() if line]
 
 
-def append_line(path: Path, record: Mapping[str, float | str]) -> None:
+def append_line(path: Path, record: Mapping[str, Any]) -> None:
     """Add one JSON line; a half-written one before it is ended first.
 
     Raises:

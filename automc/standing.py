@@ -88,7 +88,7 @@ class Standing:
         )
 
     def finalists(self) -> list[Candidate]:
-        """The most promising trials not yet measured: the best scores, and the least sum of single-choice losses.
+        """The most promising trials not yet measured: those worth most, and the least sum of single-choice losses.
 
         Where the dense model holds the budget, the fastest of those that lose little. Where what was measured missed the
         budget, the one with most room too. A trial whose score is an estimate can be chosen for its losses alone; like every
@@ -101,7 +101,7 @@ class Standing:
             return self._candidates(nearest) if self.best is None else []
         gentlest = min(likely, key=lambda t: self.loss(t.policy))
         full = [t for t in likely if t.samples is None]
-        ranked = sorted(full, key=lambda t: (-_score(t), self.loss(t.policy)))
+        ranked = sorted(full, key=lambda t: (-t.merit, self.loss(t.policy)))
         if self.dense.holds:
             ranked.sort(key=lambda t: (not self._is_tolerable(_score(t)), t.cost.latency_s or np.inf))
         if self.certified and self.best is None:
@@ -117,9 +117,9 @@ class Standing:
         )
 
     def contenders(self) -> list[Policy]:
-        """The most promising tenth of what should hold the budget, by score and by the sum of single-choice losses in turn."""
+        """The most promising tenth of what should hold the budget, by worth and by the sum of single-choice losses in turn."""
         likely = [t for t in self.done if t.state == "complete" and len(t.policy) and self.is_likely(t)]
-        by_score = sorted((t for t in likely if t.samples is None), key=lambda t: -_score(t))
+        by_score = sorted((t for t in likely if t.samples is None), key=lambda t: -t.merit)
         by_loss = sorted(likely, key=lambda t: self.loss(t.policy))
         mixed = [t for pair in zip_longest(by_loss, by_score) for t in pair if t is not None]
         chosen = dict.fromkeys(self.explicit(t.policy) for t in mixed)

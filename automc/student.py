@@ -20,7 +20,7 @@ from automc.compression.quantize import Quantized
 from automc.errors import InputError
 from automc.evaluate.data import Data, inputs_of, targets_of
 from automc.evaluate.divergence import divergence
-from automc.worth import Judge
+from automc.evaluate.worth import Judge
 
 if TYPE_CHECKING:
     from automc.prepare import Prepared  # takes a second to import, which every process of a training would spend

@@ -25,8 +25,8 @@ from automc.compression.learned import fix_steps, learn_steps
 from automc.disk import write_atomic
 from automc.distil import Loss, Weights, hint_layers
 from automc.errors import AutomcError
+from automc.evaluate.worth import GAIN
 from automc.student import ENOUGH_TO_MIX, Lesson, fold, mixed, quick_layout, samples, settle, unfold, zeros_kept
-from automc.worth import GAIN
 
 __all__ = ["Choices", "Plan", "Training", "best_state", "curves"]
 

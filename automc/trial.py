@@ -80,7 +80,8 @@ class Trial:
     """One policy, what it costs and scored, and how it ended.
 
     `state` is `complete` (scored), `infeasible` (outside the budget or not applicable: an answer, with a reason) or
-    `failed` (raised or lost, with a reason). A score is higher-is-better and is None unless complete.
+    `failed` (raised or lost, with a reason). A score is higher-is-better and is None unless complete. `worth` is what a search goes by where
+    the score alone tells little apart, see `automc.evaluate.worth`; None takes the score.
     """
 
     number: int
@@ -95,6 +96,7 @@ class Trial:
     stage: Literal["search", "finalist", "recovered"] = "search"
     samples: int | None = None
     """How many samples the score was estimated from when trials that cost no more had beaten it; None where all were run."""
+    worth: float | None = None
 
     def __post_init__(self) -> None:
         scored = self.score is not None and not math.isnan(self.score)
@@ -103,6 +105,12 @@ class Trial:
         if self.state != "complete" and not self.reason:
             raise ValueError(f"trial {self.number} is {self.state} and says no reason")
 
+    @property
+    def merit(self) -> float:
+        """What trials are ranked by, in the unit of the score: the worth, or else the score; -inf where there is none."""
+        known = self.score if self.worth is None else self.worth
+        return -math.inf if known is None else known
+
     def to_json(self) -> dict[str, Any]:
         """One line of trials.jsonl."""
         return {
@@ -110,6 +118,7 @@ class Trial:
             "digest": self.policy.digest,
             "state": self.state,
             "score": self.score,
+            "worth": self.worth,
             "cost": self.cost.to_json(),
             "reason": self.reason,
             "seconds": round(self.seconds, 4),
@@ -132,6 +141,7 @@ class Trial:
             policy=Policy.from_json(data["policy"]),
             cost=Cost.from_json(data["cost"]),
             score=data["score"],
+            worth=data.get("worth"),
             state=data["state"],
             reason=data["reason"],
             seconds=data["seconds"],

@@ -181,7 +181,7 @@ def test_the_comparison_is_on_disk(compared: Path) -> None:
     assert told["kendall_tau"]["summed losses with the score"]["policies"] >= 5
     assert {len(steps) for steps in told["progress"].values()} == {5}
     table = (compared / "table.md").read_text()
-    assert table.startswith("| agent | mean")
+    assert table.startswith("| agent | worth | mean")
     assert "after recovery" in table
     assert (compared / "progress.svg").read_text().startswith("<svg")
     (scores,) = compared.glob("scores-*.jsonl")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -129,3 +131,8 @@ def test_the_built_in_accuracy_scores_logits_at_every_position() -> None:
     assert not Score("accuracy", lambda model, loader: 1.0).logits
     assert outputs_are_logits(data, load_score(None), torch.randn(4, 3, 5, 5))
     assert not outputs_are_logits(data, load_score(None), torch.randn(4))
+
+
+def test_logits_that_are_no_numbers_do_not_count_as_equal() -> None:
+    reference = torch.randn(4, 3)
+    assert math.isnan(divergence(reference, reference * math.nan, logits=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from automc.execute.serial import Serial
 from automc.loop import Loop
 from automc.pareto import front
 from automc.policy import Policy, Prune
-from automc.protocols import Costs, Estimate
+from automc.protocols import Costs, Scored
 from automc.space import Codes, Domain, SearchSpace
 from automc.trial import Cost, Trial
 
@@ -110,10 +111,11 @@ def test_a_loser_ends_early_with_an_estimate_and_a_winner_runs_to_the_end() -> N
     builder = Builder()
     race = racing(builder)
     loser = race.race(POLICIES[3], rival=0.94)
-    assert isinstance(loser, Estimate)
+    assert isinstance(loser, Scored)
+    assert loser.samples is not None
     assert builder.models[POLICIES[3].digest].seen == loser.samples < 300
     assert loser == pytest.approx(0.6, abs=0.15)
-    assert not isinstance(race.race(POLICIES[1], rival=0.7), Estimate)
+    assert Scored.of(race.race(POLICIES[1], rival=0.7)).samples is None
     assert race.race(POLICIES[1], rival=0.7) == race.evaluate(POLICIES[1])
     assert race.race(POLICIES[3], rival=-np.inf) == race.evaluate(POLICIES[3])
 
@@ -160,9 +162,61 @@ def test_an_estimate_never_stands_on_the_front() -> None:
     assert front([estimated]) == []
 
 
-def test_an_estimate_survives_pickling() -> None:
-    copy = pickle.loads(pickle.dumps(Estimate(0.5, 64)))  # noqa: S301
-    assert (copy, copy.samples) == (0.5, 64)
+def test_what_an_evaluation_tells_survives_pickling() -> None:
+    copy = pickle.loads(pickle.dumps(Scored(0.5, 0.4, 64)))  # noqa: S301
+    assert (copy, copy.worth, copy.samples) == (0.5, 0.4, 64)
+
+
+class Fainter:
+    """The dense model, and models that are as right as it and less sure."""
+
+    def apply(self, policy: Policy) -> nn.Module:
+        index = POLICIES.index(policy) if policy in POLICIES else 0
+        return Scaled(1.0 if not len(policy) else 0.5 / (1 + index))
+
+
+class Scaled(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * torch.stack([1 + x[:, 0], -1 - x[:, 0]], 1)
+
+
+def test_of_candidates_that_score_alike_the_nearer_to_the_dense_model_is_worth_more() -> None:
+    samples = Samples.read(split())
+    assert samples is not None
+    race = Racing(Fainter(), samples, right_share, nat=0.5)  # type: ignore[arg-type]
+    found = [Scored.of(race.evaluate(policy)) for policy in POLICIES[1:]]
+    assert [float(score) for score in found] == [1.0] * len(found)
+    worths = [score.worth for score in found if score.worth is not None]
+    assert worths == sorted(worths, reverse=True)
+    assert len(set(worths)) == len(found)
+    assert Scored.of(race.evaluate(Policy())).worth == 1.0
+    assert all(0.5 < worth < 1.0 for worth in worths)
+
+
+def test_worth_is_told_to_agents_and_recorded() -> None:
+    samples = Samples.read(split())
+    assert samples is not None
+    race = Racing(Fainter(), samples, right_share, nat=0.5)  # type: ignore[arg-type]
+    trials = list(Loop(SPACE, InOrder(), Serial(race), Linear()).run(4))
+    assert all(t.merit == t.worth for t in trials)
+    assert Trial.from_json(trials[1].to_json()).merit == trials[1].merit != trials[1].score
+    assert replace(trials[1], worth=None).merit == trials[1].score
+    assert replace(trials[1], state="failed", reason="no", score=None, worth=None).merit == -np.inf
+
+
+def test_outputs_that_are_no_numbers_cost_the_whole_price() -> None:
+    class Broken(Fainter):
+        def apply(self, policy: Policy) -> nn.Module:
+            return Scaled(float("nan")) if len(policy) else Scaled(1.0)
+
+    samples = Samples.read(split())
+    assert samples is not None
+    score = Scored.of(Racing(Broken(), samples, right_share, nat=0.5).evaluate(POLICIES[1]))  # type: ignore[arg-type]
+    assert score.worth == pytest.approx(float(score) - 0.5)
 
 
 def test_a_score_says_whether_it_is_a_mean_over_samples() -> None:

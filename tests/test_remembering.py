@@ -9,7 +9,7 @@ import numpy as np
 from automc.execute.remembering import Remembering
 from automc.execute.serial import Serial
 from automc.policy import Policy, Prune
-from automc.protocols import Estimate
+from automc.protocols import Scored
 
 ONE, OTHER, LONGER = (
     Policy.of([("a", Prune(4))]),
@@ -55,7 +55,7 @@ def test_policies_that_are_the_same_model_share_a_score() -> None:
 
 
 def test_an_estimate_and_a_failure_are_each_policys_own() -> None:
-    for answer in (Estimate(0.2, 64), RuntimeError("no")):
+    for answer in (Scored(0.2, samples=64), RuntimeError("no")):
         scorer = Scorer([answer])
         found = collected(by_length(scorer), [ONE, OTHER])
         assert found[0][1] == (None if isinstance(answer, RuntimeError) else 0.2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from automc.evaluate.data import Data, TensorSplit
 from automc.evaluate.task import Score, accuracy
-from automc.worth import Judge
+from automc.evaluate.worth import Judge
 
 ACCURACY = Score("accuracy", accuracy)
 
@@ -56,8 +57,9 @@ def test_what_the_dense_model_may_have_learned_by_heart_tells_less() -> None:
     held_out, seen = (
         Judge(teacher(), replace(data(), is_seen=known), ACCURACY, logits=True) for known in (False, True)
     )
-    assert held_out.worth(0.9, 0.2) == pytest.approx(0.88)
-    assert seen.worth(0.9, 0.2) == pytest.approx(0.7)
+    assert held_out.worth(0.9, 0.2) == pytest.approx(0.9 - 0.1 * (1 - math.exp(-0.2)))
+    assert seen.worth(0.9, 0.2) == pytest.approx(0.9 - (1 - math.exp(-0.2)))
+    assert seen.worth(0.9, math.inf) == pytest.approx(-0.1)
 
 
 def test_a_score_of_the_users_own_counts_alone() -> None:

@@ -29,20 +29,27 @@ _TOLERANCE = 0.005
 
 
 def fast_evaluator(
-    stitcher: Stitcher, space: SearchSpace, split: Split, score: Score, dense_score: float, observer: Observer
+    stitcher: Stitcher,
+    space: SearchSpace,
+    split: Split,
+    score: Score,
+    dense_score: float,
+    observer: Observer,
+    nat: float | None = None,
 ) -> Evaluator:
     """The evaluator of a search.
 
     Args:
+        nat: what a nat of divergence costs, see `Racing`.
         dense_score: of the dense model as deployed; what does not reproduce it is not used.
     """
     builder = fast_builder(stitcher, space, split, score, dense_score, observer)
     per_sample = getattr(score, "per_sample", None)
     samples = None if per_sample is None else Samples.read(split)
-    if per_sample is None or samples is None or len(samples) < MIN_SAMPLES:
+    if per_sample is None or samples is None or (len(samples) < MIN_SAMPLES and nat is None):
         return Stitched(builder, split, score)
     try:
-        racing = Racing(builder, samples, per_sample)
+        racing = Racing(builder, samples, per_sample, nat)
     except Exception as error:  # the user's own function
         return _on_all(Stitched(builder, split, score), f"per_sample raised {type(error).__name__}: {error}", observer)
     if not _close(float(racing.dense.mean()), dense_score):

@@ -6,7 +6,8 @@ followed is the difference from the dense model's values on the same samples: it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +19,12 @@ from torch import Tensor, nn
 from automc.errors import InputError
 from automc.evaluate.betting import is_below
 from automc.evaluate.data import inputs_of, targets_of
+from automc.evaluate.divergence import divergence
 from automc.evaluate.runtime import Builder
+from automc.evaluate.worth import worth
+from automc.outputs import logits_of
 from automc.policy import Policy
-from automc.protocols import Estimate
+from automc.protocols import Scored
 
 __all__ = ["ERROR", "MIN_SAMPLES", "Racing", "Samples"]
 
@@ -29,7 +33,10 @@ ERROR = 0.01
 MIN_SAMPLES = 256
 _MAX_BYTES = 2**30
 
+_MOST_LOGITS = 2**26
+
 PerSample = Callable[[Any, Any], Tensor]
+Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -73,57 +80,101 @@ class Racing:
 
     Args:
         per_sample: outputs and targets of a batch -> (batch,) values.
+        nat: the outputs are logits of classes, and a nat of divergence from the dense model's costs so much of a score's worth; None
+            where the score is all that counts.
         error: probability that `race` stops a candidate that would have beaten its rival. It is that of each race, for a
             candidate that was not chosen by the order of the samples.
     """
 
-    def __init__(self, builder: Builder, samples: Samples, per_sample: PerSample, error: float = ERROR) -> None:
+    def __init__(
+        self, builder: Builder, samples: Samples, per_sample: PerSample, nat: float | None = None, error: float = ERROR
+    ) -> None:
         self.builder = builder
         self.samples = samples
         self.per_sample = per_sample
+        self.nat = nat
         self.error = error
-        self.dense = self._values(builder.apply(Policy()), 0, len(samples))
+        self._reference: list[Tensor] = []
+        blocks = list(self._blocks(builder.apply(Policy()), learn=True))
+        self.dense = np.concatenate([values for values, _ in blocks])
 
     def evaluate(self, policy: Policy) -> float:
-        """The mean over all samples.
+        """The mean over all samples, and its worth.
 
         Raises:
             InputError: the values are not between 0 and 1, one per sample.
             Exception: whatever the policy or the model raises.
         """
-        return float(self._values(self.builder.apply(policy), 0, len(self.samples)).mean())
+        return self._scored(list(self._blocks(self.builder.apply(policy))))
 
     def race(self, policy: Policy, rival: float) -> float:
-        """The mean over all samples, or an `Estimate` of it once it is known to be below `rival`.
+        """The mean over all samples, or over the first of them once it is known to be below `rival`.
 
         Raises:
             Exception: as `evaluate`.
         """
-        model = self.builder.apply(policy)
-        values = np.zeros(0)
         # (1 + value - dense) / 2 lies in 0..1, and its mean is below `reach` exactly when that of the values is below the rival.
         reach = max(0.0, (1.0 + rival - self.dense.mean()) / 2.0)
-        while len(values) < len(self.samples):
-            values = np.concatenate([values, self._values(model, len(values), self.samples.block)])
-            difference = values - self.dense[: len(values)]
-            seen = len(values)
-            if seen < len(self.samples) and is_below((1.0 + difference) / 2.0, len(self.samples), reach, self.error):
-                return Estimate(np.clip(self.dense.mean() + difference.mean(), 0.0, 1.0), seen)
-        return float(values.mean())
+        blocks: list[tuple[Values, float]] = []
+        values = np.zeros(0)
+        for block in self._blocks(self.builder.apply(policy)):
+            blocks.append(block)
+            values = np.concatenate([values, block[0]])
+            raised = (1.0 + values - self.dense[: len(values)]) / 2.0
+            if len(values) < len(self.samples) and is_below(raised, len(self.samples), reach, self.error):
+                break
+        return self._scored(blocks)
 
-    def _values(self, model: nn.Module, start: int, count: int) -> NDArray[np.float64]:
-        """(count,) values of the samples from `start` on, fewer at the end."""
-        values = []
-        stop = min(start + count, len(self.samples))
-        with torch.inference_mode():
-            for first in range(start, stop, self.samples.block):
-                rows = slice(first, min(first + self.samples.block, stop))
+    def _scored(self, blocks: Sequence[tuple[Values, float]]) -> Scored:
+        """What the first samples say: their mean and, where they are not all, that of the difference from the dense model."""
+        values = np.concatenate([values for values, _ in blocks])
+        count = len(values)
+        score, samples = float(values.mean()), None
+        if count < len(self.samples):
+            score = float(np.clip(self.dense.mean() + (values - self.dense[:count]).mean(), 0.0, 1.0))
+            samples = count
+        away = sum(len(values) * divergence for values, divergence in blocks) / count
+        return Scored(score, worth(score, away, self.nat) if self._reference else None, samples)
+
+    def _blocks(self, model: nn.Module, *, learn: bool = False) -> Iterator[tuple[Values, float]]:
+        """Block after block, the (samples,) values and the divergence from the dense model, 0 where none is taken.
+
+        Args:
+            learn: the model is the dense one, whose logits are kept.
+        """
+        size = self.samples.block
+        for index, first in enumerate(range(0, len(self.samples), size)):
+            rows = slice(first, min(first + size, len(self.samples)))
+            with torch.inference_mode():
                 outputs = model(*(tensor[rows] for tensor in self.samples.inputs))
-                found = self.per_sample(outputs, self.samples.targets[rows]).detach().double()
-                if found.shape != (rows.stop - rows.start,) or not bool(((found >= 0) & (found <= 1)).all()):
-                    raise InputError(
-                        f"per_sample gave values of shape {tuple(found.shape)} for {rows.stop - rows.start} samples.",
-                        remedy="Let it return one value from 0 to 1 for each sample.",
-                    )
-                values.append(found.cpu().numpy())
-        return np.concatenate(values)
+                if learn:
+                    self._keep(outputs, rows.stop - rows.start)
+                    away = 0.0
+                else:
+                    away = self._away(outputs, index)
+                yield self._values(outputs, rows), away
+
+    def _keep(self, outputs: Any, count: int) -> None:
+        """Keep a block of the dense model's logits, unless all of them would be too many."""
+        logits = None if self.nat is None else logits_of(outputs)
+        if logits is not None and logits.numel() / count * len(self.samples) <= _MOST_LOGITS:
+            self._reference.append(logits.clone())
+
+    def _away(self, outputs: Any, index: int) -> float:
+        """Divergence of a block from the dense model, in nats per prediction; infinite where it is no number."""
+        if not self._reference:
+            return 0.0
+        found = divergence(self._reference[index], logits_of(outputs), logits=True)
+        return found if math.isfinite(found) else math.inf
+
+    def _values(self, outputs: Any, rows: slice) -> Values:
+        """(rows,) values of a block of samples."""
+        found = self.per_sample(outputs, self.samples.targets[rows]).detach().double()
+        count = rows.stop - rows.start
+        if found.shape != (count,) or not bool(((found >= 0) & (found <= 1)).all()):
+            raise InputError(
+                f"per_sample gave values of shape {tuple(found.shape)} for {count} samples.",
+                remedy="Let it return one value from 0 to 1 for each sample.",
+            )
+        values: Values = found.cpu().numpy()
+        return values

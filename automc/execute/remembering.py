@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from automc.policy import Policy
-from automc.protocols import Estimate, Executor, Outcome
+from automc.protocols import Executor, Outcome, Scored
 
 __all__ = ["Remembering"]
 
@@ -14,7 +14,7 @@ __all__ = ["Remembering"]
 class Remembering:
     """An executor that remembers the scores of another one.
 
-    Estimates and failures are not remembered.
+    Scores of a part of the samples and failures are not remembered.
 
     Args:
         key: policies of the same key are the same model.
@@ -57,7 +57,7 @@ class Remembering:
     def _shared(self, ended: Outcome) -> list[Outcome]:
         key = self.key(ended.policy)
         followers = self._followers.pop(key)
-        if ended.score is not None and not isinstance(ended.score, Estimate):
+        if ended.score is not None and Scored.of(ended.score).samples is None:
             self.known[key] = ended.score
             return [ended, *(replace(ended, policy=policy, seconds=0.0) for policy, _ in followers)]
         for policy, rival in followers:

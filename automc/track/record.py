@@ -49,6 +49,8 @@ class Progress:
             metrics["predictor_error"] = error
         if trial.score is not None:
             metrics["score"] = trial.score
+            if trial.worth is not None:
+                metrics["worth"] = trial.worth
             if self.budget.holds(trial.cost):
                 self.best = trial.score if self.best is None else max(self.best, trial.score)
         if self.best is not None:

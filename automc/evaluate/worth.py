@@ -1,13 +1,14 @@
-"""What a model that was trained is worth: what its trainings, their rounds and its versions are chosen by.
+"""What a compressed model is worth: what searches go by, and what trainings, their rounds and versions of a model are chosen by.
 
 An accuracy on a few hundred samples is known to a point or so; how far a model's outputs are from the dense model's tells models apart
 with less noise, so it counts too. Where the samples that guide a search were among those that the dense model was trained on, it counts
 most: on them the dense model is right nearly always, and so is whatever imitates it, also where that does worse on new ones. It is taken
-on inputs that the dense model has not seen as they are, which random changes give.
+on inputs that the dense model has not seen as they are, which random changes give; in a search, where it has to cost nothing, on those that are scored.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -19,15 +20,27 @@ from automc.evaluate.accuracy import gather
 from automc.evaluate.data import Data
 from automc.evaluate.divergence import divergence
 
-__all__ = ["GAIN", "Judge"]
+__all__ = ["GAIN", "Judge", "price_of_a_nat", "worth"]
 
 GAIN = 0.002
 """A trained model has to be worth so much more than the untrained one to take its place; less is noise."""
 NAT_HELD_OUT, NAT_SEEN = 0.1, 1.0
-"""What a nat of divergence costs in shares of right answers: on samples that are new to the dense model, and on such as it may know."""
+"""What the first nats of divergence cost in shares of right answers: on samples that are new to the dense model, and on such as it may know."""
 _SAMPLES, _MOST_BYTES = 512, 1 << 26
 _BATCH = 64
 _SEED = 0
+
+
+def price_of_a_nat(data: Data, score: Callable[[Any, Any], float], *, logits: bool) -> float | None:
+    """What `worth` takes a nat of divergence for; None where the score has a scale of its own, and counts alone."""
+    if not (logits and getattr(score, "logits", False)):
+        return None
+    return NAT_SEEN if data.is_seen else NAT_HELD_OUT
+
+
+def worth(score: float, divergence: float, price: float | None) -> float:
+    """Share of right answers less what the divergence, in nats, costs: never more than `price`, however far the outputs are."""
+    return score if price is None else score - price * -math.expm1(-divergence)
 
 
 class Judge:
@@ -52,10 +65,8 @@ class Judge:
         return sum(count * value for count, value in found) / sum(count for count, _ in found)
 
     def worth(self, score: float, divergence: float) -> float:
-        """Share of right answers less what the divergence, in nats, costs: of the built-in accuracy. Any other score as it is."""
-        if not (self._logits and getattr(self._score, "logits", False)):
-            return score
-        return score - (NAT_SEEN if self._data.is_seen else NAT_HELD_OUT) * divergence
+        """As the function `worth`, at the price for these data and this score."""
+        return worth(score, divergence, price_of_a_nat(self._data, self._score, logits=self._logits))
 
     def examine(self, model: nn.Module) -> dict[str, float]:
         """{"score": on the validation samples, "divergence", "worth"}.
