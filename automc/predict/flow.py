@@ -132,7 +132,7 @@ class _Walk(Generic[S]):
         implied = (self.native[source] == INT8) & self._any_int8(self.flow.behind[step.output]) & ~int8
         file = run = keys
         if implied.any():
-            run = np.where(implied, table.choices.int8_key(keys), keys)
+            run = np.where(implied, table.choices.implied_key(keys), keys)
         cold = (implied | int8) & (self.born[source] != INT8)
         if cold.any():
             run = run + cold

@@ -43,6 +43,8 @@ COLUMNS = (
     "int8",
     "cold",
     "fused",
+    "height",
+    "implied",
 )
 KINDS = ("conv", "pointwise", "depthwise", "grouped", "linear", "recurrent", "winograd", "pool", "concat")
 
@@ -59,7 +61,9 @@ class Kernels:
     """Kernels as rows of integers, columns as in COLUMNS; positions are per sample.
 
     `cold` marks an integer kernel behind a conversion: what it reads and writes is not where the kernel before it left its tensors, and
-    with ONNX Runtime it takes up to 40 % longer than between integer kernels.
+    with ONNX Runtime it takes up to 40 % longer than between integer kernels. `height` is that of the window, whose positions are `window`
+    (0 where it is not known). `implied` marks an integer kernel that the runtime made of floating-point weights between integer tensors: it has
+    one scale for all outputs and a zero point that is not 0, and takes up to three times as long as one with a scale per output.
     """
 
     rows: Ints
@@ -153,6 +157,8 @@ class LayerChoices:
     def keys(self, codes: Codes, cin: Ints | None = None, cout: Ints | None = None) -> Ints:
         """(count,) one even integer per policy that says all about the layer: cin, cout, zeros, rank and bits code; odd is cold.
 
+        The bits code behind the last is that of an implied integer layer.
+
         `cin` and `cout`, (count,) channels, spare counting them where they are known.
         """
         cin = count(self.inputs, codes) if cin is None else cin
@@ -160,7 +166,7 @@ class LayerChoices:
         keys = cin * (self.spec.out_channels + 1) + cout
         keys = keys * len(self.sparsify[1]) + _code(self.sparsify[0], codes)
         keys = keys * len(self.low_rank[1]) + _code(self.low_rank[0], codes)
-        return 2 * (keys * len(self.quantize[1]) + _code(self.quantize[0], codes))
+        return 2 * (keys * self._bits_codes + _code(self.quantize[0], codes))
 
     def is_int8(self, codes: Codes) -> NDArray[np.bool_]:
         """(count,) whether each policy runs the layer on integers."""
@@ -168,40 +174,47 @@ class LayerChoices:
         chosen = np.array([spec is not None and runs_on_integers(spec) for spec in specs])
         return np.full(len(codes), False) if column < 0 else chosen[codes[:, column]]
 
-    def int8_key(self, keys: Ints) -> Ints:
-        """(count,) the same choices run on integers, where the layer may be and is not factorised; else the same key."""
+    def implied_key(self, keys: Ints) -> Ints:
+        """(count,) the same choices run on integers unasked, where the layer may be integer and is not factorised; else the same key."""
         specs = self.quantize[1]
         integer = [spec is not None and runs_on_integers(spec) for spec in specs]
         if not any(integer):
             return keys
         choice = keys // 2
-        code = choice % len(specs)
-        plain = ~np.array(integer)[code] & (choice // len(specs) % len(self.low_rank[1]) == 0)
-        return np.where(plain, keys + 2 * (integer.index(True) - code), keys)
+        code = choice % self._bits_codes
+        plain = ~np.array([*integer, True])[code] & (choice // self._bits_codes % len(self.low_rank[1]) == 0)
+        return np.where(plain, keys + 2 * (len(specs) - code), keys)
+
+    @property
+    def _bits_codes(self) -> int:
+        """How many bits codes a key may have: those of the space, and the implied one."""
+        return len(self.quantize[1]) + 1
 
     @property
     def key_count(self) -> int:
         """One more than the largest key."""
         widths = (self.spec.in_channels + 1) * (self.spec.out_channels + 1)
-        return 2 * widths * len(self.sparsify[1]) * len(self.low_rank[1]) * len(self.quantize[1])
+        return 2 * widths * len(self.sparsify[1]) * len(self.low_rank[1]) * self._bits_codes
 
     def density(self, key: int) -> float:
         """The share of the weights that a key leaves."""
-        _, code = divmod(key // (2 * len(self.quantize[1]) * len(self.low_rank[1])), len(self.sparsify[1]))
+        _, code = divmod(key // (2 * self._bits_codes * len(self.low_rank[1])), len(self.sparsify[1]))
         spec = self.sparsify[1][code]
         return 1.0 if spec is None else spec.density
 
     def bits(self, key: int) -> Quantize | None:
         """What a key says about the weights' bits."""
-        return self.quantize[1][key // 2 % len(self.quantize[1])]
+        return (*self.quantize[1], None)[key // 2 % self._bits_codes]
 
     def kernels(self, key: int) -> Kernels:
         """The kernels of a key, in order."""
         key, cold = divmod(key, 2)
-        key, bits = divmod(key, len(self.quantize[1]))
+        key, code = divmod(key, self._bits_codes)
         key, rank = divmod(key, len(self.low_rank[1]))
         cin, cout = divmod(key // len(self.sparsify[1]), self.spec.out_channels + 1)
-        return layer_kernels(self.spec, cin, cout, self.low_rank[1][rank], self.quantize[1][bits], cold=bool(cold))
+        if code < len(self.quantize[1]):
+            return layer_kernels(self.spec, cin, cout, self.low_rank[1][rank], self.quantize[1][code], cold=bool(cold))
+        return _implied(layer_kernels(self.spec, cin, cout, None, None), cold)
 
 
 def layer_kernels(
@@ -210,15 +223,25 @@ def layer_kernels(
     """The kernels of a layer, in order: itself, or its factors (`automc.factors`)."""
     int8 = int(bits is not None and runs_on_integers(bits))
     rows = _own_kernel(spec, cin, cout, int8) if rank is None else _factor_kernels(spec, cin, cout, rank, int8)
+    heights = [rows_high for *_, rows_high in rows]
     first_cold = [int(cold and int8 == 1)] + [0] * (len(rows) - 1)
-    return Kernels(np.column_stack([np.array(rows, dtype=np.int64), first_cold, np.zeros_like(first_cold)]))
+    none = np.zeros_like(first_cold)
+    return Kernels(np.column_stack([np.array([row[:-1] for row in rows]), first_cold, none, heights, none]))
+
+
+def _implied(kernels: Kernels, cold: int) -> Kernels:
+    """A layer's floating-point kernel as an integer one that nobody asked for."""
+    rows = kernels.rows.copy()
+    for column, value in (("int8", 1), ("implied", 1), ("cold", cold)):
+        rows[:, COLUMNS.index(column)] = value
+    return Kernels(rows)
 
 
 def _own_kernel(spec: LayerSpec, cin: int, cout: int, int8: int) -> list[tuple[int, ...]]:
     window, stride = prod(spec.kernel), prod(spec.stride)
     groups = max(1, spec.groups * cout // spec.out_channels)  # of a depthwise layer all its channels
     kind = KINDS.index(spec.kind if spec.kind != "conv" or window > 1 else "pointwise")
-    return [(kind, cin, cout, window, stride, spec.in_positions, spec.positions, groups, int8)]
+    return [(kind, cin, cout, window, stride, spec.in_positions, spec.positions, groups, int8, spec.kernel[0])]
 
 
 def _factor_kernels(spec: LayerSpec, cin: int, cout: int, rank: LowRank, int8: int) -> list[tuple[int, ...]]:
@@ -228,11 +251,10 @@ def _factor_kernels(spec: LayerSpec, cin: int, cout: int, rank: LowRank, int8: i
     factors = (*factors[:-1], replace(factors[-1], outputs=cout))  # pruned outputs are rows of the last factor
     rows: list[tuple[int, ...]] = []
     for factor, (here, there) in zip(factors, factor_positions(spec, factors), strict=True):
-        window, stride = prod(factor.along(spec.kernel)), prod(factor.along(spec.stride))
+        (height, width), stride = factor.along(spec.kernel), prod(factor.along(spec.stride))
         groups = factor.outputs if factor.depthwise else 1
-        rows.append(
-            (_kind(spec, factor, window), factor.inputs, factor.outputs, window, stride, here, there, groups, int8)
-        )
+        kind, channels = _kind(spec, factor, height * width), (factor.inputs, factor.outputs)
+        rows.append((kind, *channels, height * width, stride, here, there, groups, int8, height))
     return rows
 
 
@@ -242,8 +264,8 @@ def _projected_kernels(spec: LayerSpec, cin: int, cout: int, rank: int) -> list[
     inner, here, there = max(1, min(rank, read)), spec.in_positions, spec.positions
     linear, recurrent = KINDS.index("linear"), KINDS.index("recurrent")
     return [
-        (linear, read, inner, 1, 1, here, here, 1, 0),
-        (recurrent, cin - read + inner, cout, 1, 1, here, there, 1, 0),
+        (linear, read, inner, 1, 1, here, here, 1, 0, 1),
+        (recurrent, cin - read + inner, cout, 1, 1, here, there, 1, 0, 1),
     ]
 
 

@@ -61,10 +61,10 @@ class LayerTable:
         self._fold: tuple[Floats, Floats] | None = None
 
     def fresh(self, keys: Ints) -> Ints:
-        """The different keys among `keys`, their integer twins, and both when cold, that the table does not hold."""
+        """The different keys among `keys`, their implied twins, and both when cold, that the table does not hold."""
         if self._holds(keys):
             return keys[:0]
-        warm = np.concatenate([keys, self.choices.int8_key(keys)])
+        warm = np.concatenate([keys, self.choices.implied_key(keys)])
         return np.setdiff1d(np.concatenate([warm, warm + 1]), self.keys)
 
     def _holds(self, keys: Ints) -> bool:

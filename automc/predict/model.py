@@ -27,6 +27,7 @@ from automc.space import Codes, SearchSpace
 __all__ = ["FittedModel", "Priced", "Samples", "Setting"]
 
 
+_INT8, _COLD, _IMPLIED = (COLUMNS.index(name) for name in ("int8", "cold", "implied"))
 _CONVERSIONS = frozenset({"DequantizeLinear", "QuantizeLinear", "Reorder", "Transpose"})
 
 
@@ -161,8 +162,8 @@ def _measured(
     for node, previous, place, seconds in zip(candidate.nodes, before, candidate.places, times_s, strict=True):
         if place is not None and place[0] in expected and place[1] < len(expected[place[0]]):
             row = expected[place[0]].rows[place[1] : place[1] + 1].copy()
-            row[0, COLUMNS.index("int8")] = _is_int8(node)
-            row[0, COLUMNS.index("cold")] = _is_int8(node) and not (previous and _is_int8(previous))
+            asked, int8 = row[0, _INT8], _is_int8(node)
+            row[0, [_INT8, _COLD, _IMPLIED]] = int8, int8 and not (previous and _is_int8(previous)), int8 and not asked
             rows.append(row)
             times.append(seconds)
     return Kernels(np.concatenate(rows)), np.maximum(np.array(times), 1e-9)

@@ -80,13 +80,13 @@ def _mean(forest: Any, rows: Floats) -> Floats:
 
 
 def _describe(kernels: Kernels, layouts: Layouts) -> Floats:
-    """(count, 18) shapes in logarithms, how full the last block of channels and the last tiles of positions are, and what is special."""
+    """(count, 20) shapes in logarithms, how full the last block of channels and the last tiles of positions are, and what is special."""
     block = max(layouts.block, 1)
     cin, cout = kernels["cin"], kernels["cout"]
     side = np.sqrt(kernels["out_positions"])
     blocks = -(-cout // block)
-    names = ("in_positions", "out_positions", "window", "stride", "groups")
+    names = ("in_positions", "out_positions", "window", "height", "stride", "groups")
     sizes = (cin, cout, *(kernels[name] for name in names))
     edges = (cin % block, -cout % block, side % 2, side % 4, side % 8, blocks % 2, blocks % 4, blocks % 8)
-    rest = (layouts.modes(kernels), kernels["cold"], kernels["fused"])
+    rest = (layouts.modes(kernels), kernels["cold"], kernels["fused"], kernels["implied"])
     return np.column_stack([*(np.log(np.maximum(size, 1)) for size in sizes), *edges, *rest]).astype(np.float64)
