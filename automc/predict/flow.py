@@ -133,9 +133,11 @@ class _Walk(Generic[S]):
         file = run = keys
         if implied.any():
             run = np.where(implied, table.choices.implied_key(keys), keys)
-        cold = (implied | int8) & (self.born[source] != INT8)
-        if cold.any():
-            run = run + cold
+        odd = (implied | int8) & (self.born[source] != INT8)
+        if table.choices.clipped:
+            odd = odd | (self._any_int8(self.flow.behind[step.output]) & ~implied & ~int8)
+        if odd.any():
+            run = run + odd
         formats = table.formats[table.find(run)]
         self.convert(source, formats[:, 0])
         self.sink.layer(step.layer, table, run, file if implied.any() else run)
