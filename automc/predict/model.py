@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from automc.devices.device import NodeTime
 from automc.graph import LayerGraph
 from automc.predict.calibration import Calibration
 from automc.predict.flow import Counted, Flow
-from automc.predict.glue import Glue
+from automc.predict.glue import Glue, operators_s
 from automc.predict.kernel_model import KernelModel
 from automc.predict.kernels import COLUMNS, Kernels, LayerChoices, Layouts
 from automc.predict.layers import WIDTH, LayerTable
@@ -74,13 +73,9 @@ class Samples:
         tables = {c.spec.name: LayerTable(c, setting.layouts, setting.batch_size) for c in setting.choices()}
         times = unwatched_s(profile.candidates, latency)
         kernels = [_measured(c, row, tables, t) for c, row, t in zip(profile.candidates, codes, times, strict=True)]
-        glue: dict[str, Floats] = defaultdict(lambda: np.zeros(len(latency)))
-        for index, candidate in enumerate(profile.candidates):
-            for node, place, seconds in zip(candidate.nodes, candidate.places, times[index].tolist(), strict=True):
-                if place is None:
-                    glue[node.op][index] += seconds
+        glue = operators_s(profile.candidates, times, latency)
         sizes = np.array([candidate.size_bytes for candidate in profile.candidates], dtype=np.float64)
-        return cls(codes, latency, tuple(kernels), dict(glue), sizes)
+        return cls(codes, latency, tuple(kernels), glue, sizes)
 
     def take(self, rows: Sequence[int]) -> Samples:
         """Some of the models."""
