@@ -17,8 +17,8 @@ TOLERATED_DISAGREEMENT = 0.03
 
 _FEWEST = 5
 _MOST_WATCHING_US = 10.0
-_TENSOR_US = 0.3
-"""How much a tensor may cost before the data have to insist."""
+_TENSOR_US, _TENSOR_DOUBT_US = 0.15, 0.05
+"""What a tensor costs, as short models tell it with precision, and by how much it may be off before the data have to insist: long models hardly tell."""
 _USUAL_ERROR = 0.01
 """Of a sum of node times; candidates that were disturbed while their nodes were timed are off by far more, and count for little."""
 _LEAST_SHARE = 0.1
@@ -50,8 +50,9 @@ def _watching_s(candidates: Sequence[Candidate], times_s: Sequence[Floats], late
     pull = 0.05 * np.sqrt(len(sums))
 
     def errors(weights: Floats) -> Floats:
-        """Relative errors of the latencies, how far the times' weight is from 1, and how much a tensor costs."""
-        return np.append(design @ weights - 1.0, [pull * (weights[0] - 1.0), _USUAL_ERROR * weights[2] / _TENSOR_US])
+        """Relative errors of the latencies, how far the times' weight is from 1, and a tensor's cost from the usual."""
+        doubt = _USUAL_ERROR * (weights[2] - _TENSOR_US) / _TENSOR_DOUBT_US
+        return np.append(design @ weights - 1.0, [pull * (weights[0] - 1.0), doubt])
 
     limits = [0.5, 0.0, 0.0, 0.0], [2.0, _MOST_WATCHING_US, _MOST_WATCHING_US, np.inf]
     found = least_squares(errors, np.array([1.0, 1.0, 0.1, 1.0]), bounds=limits, loss="soft_l1", f_scale=_USUAL_ERROR)
