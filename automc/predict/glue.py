@@ -58,9 +58,9 @@ def operators_s(candidates: Sequence[Candidate], times_s: Sequence[Floats], tota
     found = {}
     for op, of_kind in rows.items():
         table = np.array(of_kind)
-        model, work = table[:, 0].astype(np.int64), table[:, 2:]
-        line = _share(work, table[:, 1] / totals_s[model], totals_s[model], _LINE_RIDGE)
-        found[op] = np.bincount(model, work @ line, minlength=len(totals_s))
+        owners, work = table[:, 0].astype(np.int64), table[:, 2:]
+        line = _share(work, table[:, 1] / totals_s[owners], totals_s[owners], _LINE_RIDGE)
+        found[op] = np.bincount(owners, work @ line, minlength=len(totals_s)).astype(np.float64)
     return found
 
 
