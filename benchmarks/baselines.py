@@ -13,6 +13,8 @@ from automc.predict.roofline import Floats
 
 __all__ = ["ESTIMATORS"]
 
+FEWEST = 20
+"""Kernels that make an estimator of their own worth while."""
 Estimator = Callable[[Kernels, Floats, Kernels], Floats]
 
 
@@ -47,14 +49,16 @@ def _shapes(kernels: Kernels) -> Floats:
 
 
 def _per_kind(estimator: Estimator) -> Estimator:
-    """One estimator for each kind and precision."""
+    """One estimator for each kind and precision, and for what is fused or implied, as far as there are kernels of it."""
 
     def estimate(known: Kernels, times: Floats, asked: Kernels) -> Floats:
         guess = np.full(len(asked), float(np.median(times)))
-        here, there = (each["kind"] * 2 + each["int8"] for each in (known, asked))
-        for kind in np.intersect1d(here, there):
-            seen, unseen = here == kind, there == kind
-            guess[unseen] = estimator(Kernels(known.rows[seen]), times[seen], Kernels(asked.rows[unseen]))
+        for of in (("kind", "int8"), ("kind", "int8", "implied", "fused")):
+            here, there = (np.stack([each[name] for name in of], axis=1) for each in (known, asked))
+            for kind in np.unique(here, axis=0):
+                seen, unseen = (here == kind).all(axis=1), (there == kind).all(axis=1)
+                if unseen.any() and (len(of) == 2 or seen.sum() >= FEWEST):
+                    guess[unseen] = estimator(Kernels(known.rows[seen]), times[seen], Kernels(asked.rows[unseen]))
         return guess
 
     return estimate

@@ -189,7 +189,10 @@ class _Walk:
             integer = integer | (behind & self.native[source])
             run = np.where(integer, table.twins[run], run)
         if behind is not None or self._some_int8[step.layer]:
-            run = run + ((integer & ~self.born[source]) != 0)  # cold: behind a conversion
+            odd = (integer & ~self.born[source]) != 0  # cold: behind a conversion
+            if behind is not None and table.choices.clipped:
+                odd |= (behind & ~integer) != 0  # its Clip is left to the quantisation behind it
+            run = run + odd
         self._run[step.layer] = run
         formats = table.formats[run]
         self.convert(source, formats[:, 0])

@@ -48,6 +48,8 @@ COLUMNS = (
     "int8",
     "cold",
     "fused",
+    "height",
+    "implied",
 )
 KINDS = ("conv", "pointwise", "depthwise", "grouped", "linear", "recurrent", "winograd", "pool", "concat")
 
@@ -64,7 +66,10 @@ class Kernels:
     """Kernels as rows of integers, columns as in COLUMNS; positions are per sample.
 
     `cold` marks an integer kernel behind a conversion: what it reads and writes is not where the kernel before it left its tensors, and
-    with ONNX Runtime it takes up to 40 % longer than between integer kernels.
+    with ONNX Runtime it takes up to 40 % longer than between integer kernels. `height` is that of the window, whose positions are `window`
+    (0 where it is not known). `fused` counts what it computes besides and pays for: a Clip behind it, with ONNX Runtime up to 70 % of its time,
+    which is left to a quantisation that follows. `implied` marks an integer kernel that the runtime made of floating-point weights between integer tensors: it has
+    one scale for all outputs and a zero point that is not 0, and takes up to three times as long as one with a scale per output.
     """
 
     rows: Ints
@@ -131,6 +136,7 @@ class LayerChoices:
     Attributes:
         inputs, outputs: (fixed, [(column or -1, kept channels times `times` per code)]).
         low_rank, quantize, sparsify: (column or -1, spec per code).
+        clipped: whether a Clip follows, which the runtime fuses into a floating-point layer.
     """
 
     spec: LayerSpec
@@ -139,9 +145,10 @@ class LayerChoices:
     low_rank: tuple[int, tuple[LowRank | None, ...]]
     quantize: tuple[int, tuple[Quantize | None, ...]]
     sparsify: tuple[int, tuple[Sparsify | None, ...]] = (-1, (None,))
+    clipped: bool = False
 
     @classmethod
-    def of(cls, spec: LayerSpec, graph: LayerGraph, space: SearchSpace) -> LayerChoices:
+    def of(cls, spec: LayerSpec, graph: LayerGraph, space: SearchSpace, *, clipped: bool = False) -> LayerChoices:
         """The choices that `space` offers for a layer."""
         ranks = _domain(space, spec.name, LowRank.knob)
         bits = _domain(space, spec.name, Quantize.knob)
@@ -153,15 +160,21 @@ class LayerChoices:
             (ranks[0], tuple(s if isinstance(s, LowRank) else None for s in ranks[1])),
             (bits[0], tuple(s if isinstance(s, Quantize) else None for s in bits[1])),
             (zeros[0], tuple(s if isinstance(s, Sparsify) else None for s in zeros[1])),
+            clipped,
         )
 
     @property
     def key(self) -> Sum:
-        """One even integer per policy that says all about the layer: cin, cout, zeros, rank and bits code; odd is cold."""
+        """One even integer per policy that says all about the layer: cin, cout, zeros, rank and bits code.
+
+        The bits code behind the last is that of an implied integer layer. Odd is an integer layer that is cold, and a floating-point one whose
+        Clip is left to the quantisation behind it.
+        """
         fixed, parts, unit = 0, list[tuple[int, Ints]](), 2
-        for column, specs in (self.quantize, self.low_rank, self.sparsify):
+        counts = self._bits_codes, len(self.low_rank[1]), len(self.sparsify[1])
+        for (column, specs), count in zip((self.quantize, self.low_rank, self.sparsify), counts, strict=True):
             parts.append((column, unit * np.arange(len(specs))))
-            unit *= len(specs)
+            unit *= count
         for (always, channels), times in ((self.outputs, unit), (self.inputs, unit * (self.spec.out_channels + 1))):
             fixed += always * times
             parts += [(column, kept * times) for column, kept in channels]
@@ -177,40 +190,49 @@ class LayerChoices:
         column, specs = self.quantize
         return 0, ((column, np.array([int(spec is not None and runs_on_integers(spec)) for spec in specs])),)
 
-    def int8_key(self, keys: Ints) -> Ints:
-        """(count,) the same choices run on integers, where the layer may be and is not factorised; else the same key."""
+    def implied_key(self, keys: Ints) -> Ints:
+        """(count,) the same choices run on integers unasked, where the layer may be integer and is not factorised; else the same key."""
         specs = self.quantize[1]
         integer = [spec is not None and runs_on_integers(spec) for spec in specs]
         if not any(integer):
             return keys
         choice = keys // 2
-        code = choice % len(specs)
-        plain = ~np.array(integer)[code] & (choice // len(specs) % len(self.low_rank[1]) == 0)
-        return np.where(plain, keys + 2 * (integer.index(True) - code), keys)
+        code = choice % self._bits_codes
+        plain = ~np.array([*integer, True])[code] & (choice // self._bits_codes % len(self.low_rank[1]) == 0)
+        return np.where(plain, keys + 2 * (len(specs) - code), keys)
+
+    @property
+    def _bits_codes(self) -> int:
+        """How many bits codes a key may have: those of the space, and the implied one."""
+        return len(self.quantize[1]) + 1
 
     @property
     def key_count(self) -> int:
         """One more than the largest key."""
         widths = (self.spec.in_channels + 1) * (self.spec.out_channels + 1)
-        return 2 * widths * len(self.sparsify[1]) * len(self.low_rank[1]) * len(self.quantize[1])
+        return 2 * widths * len(self.sparsify[1]) * len(self.low_rank[1]) * self._bits_codes
 
     def density(self, key: int) -> float:
         """The share of the weights that a key leaves."""
-        _, code = divmod(key // (2 * len(self.quantize[1]) * len(self.low_rank[1])), len(self.sparsify[1]))
+        _, code = divmod(key // (2 * self._bits_codes * len(self.low_rank[1])), len(self.sparsify[1]))
         spec = self.sparsify[1][code]
         return 1.0 if spec is None else spec.density
 
     def bits(self, key: int) -> Quantize | None:
         """What a key says about the weights' bits."""
-        return self.quantize[1][key // 2 % len(self.quantize[1])]
+        return (*self.quantize[1], None)[key // 2 % self._bits_codes]
 
     def kernels(self, key: int) -> Kernels:
         """The kernels of a key, in order."""
-        key, cold = divmod(key, 2)
-        key, bits = divmod(key, len(self.quantize[1]))
+        key, odd = divmod(key, 2)
+        key, code = divmod(key, self._bits_codes)
         key, rank = divmod(key, len(self.low_rank[1]))
         cin, cout = divmod(key // len(self.sparsify[1]), self.spec.out_channels + 1)
-        return layer_kernels(self.spec, cin, cout, self.low_rank[1][rank], self.quantize[1][bits], cold=bool(cold))
+        if code == len(self.quantize[1]):
+            return _marked(layer_kernels(self.spec, cin, cout, None, None), slice(None), int8=1, implied=1, cold=odd)
+        kernels = layer_kernels(self.spec, cin, cout, self.low_rank[1][rank], self.quantize[1][code], cold=bool(odd))
+        clips = self.clipped and not odd and not kernels["int8"].any()
+        return _marked(kernels, slice(-1, None), fused=1) if clips else kernels
 
 
 def layer_kernels(
@@ -219,15 +241,25 @@ def layer_kernels(
     """The kernels of a layer, in order: itself, or its factors (`automc.factors`)."""
     int8 = int(bits is not None and runs_on_integers(bits))
     rows = _own_kernel(spec, cin, cout, int8) if rank is None else _factor_kernels(spec, cin, cout, rank, int8)
+    heights = [rows_high for *_, rows_high in rows]
     first_cold = [int(cold and int8 == 1)] + [0] * (len(rows) - 1)
-    return Kernels(np.column_stack([np.array(rows, dtype=np.int64), first_cold, np.zeros_like(first_cold)]))
+    none = np.zeros_like(first_cold)
+    return Kernels(np.column_stack([np.array([row[:-1] for row in rows]), first_cold, none, heights, none]))
+
+
+def _marked(kernels: Kernels, where: slice, **marks: int) -> Kernels:
+    """The kernels with other values in some columns of some rows."""
+    rows = kernels.rows.copy()
+    for column, value in marks.items():
+        rows[where, COLUMNS.index(column)] = value
+    return Kernels(rows)
 
 
 def _own_kernel(spec: LayerSpec, cin: int, cout: int, int8: int) -> list[tuple[int, ...]]:
     window, stride = prod(spec.kernel), prod(spec.stride)
     groups = max(1, spec.groups * cout // spec.out_channels)  # of a depthwise layer all its channels
     kind = KINDS.index(spec.kind if spec.kind != "conv" or window > 1 else "pointwise")
-    return [(kind, cin, cout, window, stride, spec.in_positions, spec.positions, groups, int8)]
+    return [(kind, cin, cout, window, stride, spec.in_positions, spec.positions, groups, int8, spec.kernel[0])]
 
 
 def _factor_kernels(spec: LayerSpec, cin: int, cout: int, rank: LowRank, int8: int) -> list[tuple[int, ...]]:
@@ -237,11 +269,10 @@ def _factor_kernels(spec: LayerSpec, cin: int, cout: int, rank: LowRank, int8: i
     factors = (*factors[:-1], replace(factors[-1], outputs=cout))  # pruned outputs are rows of the last factor
     rows: list[tuple[int, ...]] = []
     for factor, (here, there) in zip(factors, factor_positions(spec, factors), strict=True):
-        window, stride = prod(factor.along(spec.kernel)), prod(factor.along(spec.stride))
+        (height, width), stride = factor.along(spec.kernel), prod(factor.along(spec.stride))
         groups = factor.outputs if factor.depthwise else 1
-        rows.append(
-            (_kind(spec, factor, window), factor.inputs, factor.outputs, window, stride, here, there, groups, int8)
-        )
+        kind, channels = _kind(spec, factor, height * width), (factor.inputs, factor.outputs)
+        rows.append((kind, *channels, height * width, stride, here, there, groups, int8, height))
     return rows
 
 
@@ -251,8 +282,8 @@ def _projected_kernels(spec: LayerSpec, cin: int, cout: int, rank: int) -> list[
     inner, here, there = max(1, min(rank, read)), spec.in_positions, spec.positions
     linear, recurrent = KINDS.index("linear"), KINDS.index("recurrent")
     return [
-        (linear, read, inner, 1, 1, here, here, 1, 0),
-        (recurrent, cin - read + inner, cout, 1, 1, here, there, 1, 0),
+        (linear, read, inner, 1, 1, here, here, 1, 0, 1),
+        (recurrent, cin - read + inner, cout, 1, 1, here, there, 1, 0, 1),
     ]
 
 

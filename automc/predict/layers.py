@@ -45,8 +45,8 @@ class LayerTable:
     """What each distinct choice for a layer implies. Grows as choices are met; lookups are vectorised.
 
     Columns of `values`: seconds, kernels, macs, weights and biases in bytes, int8 kernels, then count and elements of
-    each of TRANSITIONS between the factors of the layer. Columns of `formats`: format read, format written. A row of a warm
-    kernel is followed by that of the same kernel when cold; `twins` holds per row that of the same choices on integers.
+    each of TRANSITIONS between the factors of the layer. Columns of `formats`: format read, format written. The row of an even key
+    is followed by that of the odd one; `twins` holds per row that of the same choices on integers unasked.
     """
 
     choices: LayerChoices
@@ -63,10 +63,10 @@ class LayerTable:
         self._fold: tuple[Floats, Floats] | None = None
 
     def fresh(self, keys: Ints) -> Ints:
-        """The different keys among even `keys`, their integer twins, and both when cold, that the table does not hold."""
+        """The different keys among even `keys`, their implied twins, and both when odd, that the table does not hold."""
         if (self.find(keys) >= 0).all():
             return keys[:0]
-        warm = np.concatenate([keys, self.choices.int8_key(keys)])
+        warm = np.concatenate([keys, self.choices.implied_key(keys)])
         return np.setdiff1d(np.concatenate([warm, warm + 1]), self.keys)
 
     def folded(self, weights: Floats) -> Floats:
@@ -88,7 +88,7 @@ class LayerTable:
         self.formats = np.concatenate([self.formats, formats])[order]
         if self._row_of is not None:
             self._row_of[self.keys] = np.arange(len(self.keys))
-        self.twins = self.find(self.choices.int8_key(self.keys)).astype(np.int64)
+        self.twins = self.find(self.choices.implied_key(self.keys)).astype(np.int64)
 
     def find(self, keys: Ints) -> NDArray[np.signedinteger]:
         """(count,) row of each key, -1 for a key that the table does not hold."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from automc.devices.device import NodeTime
 from automc.graph import LayerGraph
 from automc.predict.calibration import Calibration
 from automc.predict.flow import Counted, Flow
-from automc.predict.glue import Glue
+from automc.predict.glue import Glue, operators_s
 from automc.predict.kernel_model import KernelModel
 from automc.predict.kernels import COLUMNS, Kernels, LayerChoices, Layouts
 from automc.predict.layers import WIDTH, LayerTable
@@ -27,6 +26,7 @@ from automc.space import Codes, SearchSpace
 __all__ = ["FittedModel", "Priced", "Samples", "Setting"]
 
 
+_INT8, _COLD, _FUSED, _IMPLIED = (COLUMNS.index(name) for name in ("int8", "cold", "fused", "implied"))
 _CONVERSIONS = frozenset({"DequantizeLinear", "QuantizeLinear", "Reorder", "Transpose"})
 
 
@@ -42,7 +42,9 @@ class Setting:
 
     def choices(self) -> list[LayerChoices]:
         """One per layer."""
-        return [LayerChoices.of(layer, self.graph, self.space) for layer in self.graph.layers]
+        clipped = [self.structure.clipped(index) for index in range(len(self.graph.layers))]
+        pairs = zip(self.graph.layers, clipped, strict=True)
+        return [LayerChoices.of(layer, self.graph, self.space, clipped=clips) for layer, clips in pairs]
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,9 @@ class Samples:
         tables = {c.spec.name: LayerTable(c, setting.layouts, setting.batch_size) for c in setting.choices()}
         times = unwatched_s(profile.candidates, latency)
         kernels = [_measured(c, row, tables, t) for c, row, t in zip(profile.candidates, codes, times, strict=True)]
-        glue: dict[str, Floats] = defaultdict(lambda: np.zeros(len(latency)))
-        for index, candidate in enumerate(profile.candidates):
-            for node, place, seconds in zip(candidate.nodes, candidate.places, times[index].tolist(), strict=True):
-                if place is None:
-                    glue[node.op][index] += seconds
+        glue = operators_s(profile.candidates, times, latency)
         sizes = np.array([candidate.size_bytes for candidate in profile.candidates], dtype=np.float64)
-        return cls(codes, latency, tuple(kernels), dict(glue), sizes)
+        return cls(codes, latency, tuple(kernels), glue, sizes)
 
     def take(self, rows: Sequence[int]) -> Samples:
         """Some of the models."""
@@ -157,17 +155,24 @@ def _measured(
     """The kernels of a candidate as the policy says, by the (nodes,) seconds of all; whether they are integer as the runtime ran them."""
     rows, times = [np.zeros((0, len(COLUMNS)), dtype=np.int64)], []
     expected = {name: table.kernels(int(table.choices.keys(code[None])[0])) for name, table in tables.items()}
-    before = [None, *candidate.nodes[:-1]]
-    for node, previous, place, seconds in zip(candidate.nodes, before, candidate.places, times_s, strict=True):
+    for index, (node, place) in enumerate(zip(candidate.nodes, candidate.places, strict=True)):
         if place is not None and place[0] in expected and place[1] < len(expected[place[0]]):
             row = expected[place[0]].rows[place[1] : place[1] + 1].copy()
-            row[0, COLUMNS.index("int8")] = _is_int8(node)
-            row[0, COLUMNS.index("cold")] = _is_int8(node) and not (previous and _is_int8(previous))
+            asked, int8 = row[0, _INT8], _is_int8(node)
+            cold = int8 and not (index and _is_int8(candidate.nodes[index - 1]))
+            fused = row[0, _FUSED] and not int8 and not _is_quantized(candidate.nodes[index + 1 :])
+            row[0, [_INT8, _COLD, _FUSED, _IMPLIED]] = int8, cold, fused, int8 and not asked
             rows.append(row)
-            times.append(seconds)
+            times.append(times_s[index])
     return Kernels(np.concatenate(rows)), np.maximum(np.array(times), 1e-9)
 
 
 def _is_int8(node: NodeTime) -> bool:
     """Whether a kernel computes on integers; conversions do not count."""
     return bool(node.inputs) and node.inputs[0].dtype in ("uint8", "int8") and node.op not in _CONVERSIONS
+
+
+def _is_quantized(behind: Sequence[NodeTime]) -> bool:
+    """Whether the nodes behind a kernel begin with a quantisation of what it wrote, be it reordered first."""
+    ops = [node.op for node in behind[:2]]
+    return ops[:1] == ["QuantizeLinear"] or ops == ["ReorderOutput", "QuantizeLinear"]

@@ -20,7 +20,7 @@ __all__ = ["FEATURES", "Floats", "Rooflines", "relative_nnls"]
 Floats = NDArray[np.float64]
 FEATURES = (
     "constant", "padded_macs", "macs", "in_bytes", "out_bytes", "weight_bytes", "patch_bytes", "outputs", "gathers",
-    "cold_bytes", "cold_gathers",
+    "cold_bytes", "cold_gathers", "fused_outputs",
 )  # fmt: skip
 _PASS = 4
 """Blocks of output channels that a kernel computes while it reads its input once (MLAS)."""
@@ -70,8 +70,8 @@ class Rooflines:
 
 
 def classes(kernels: Kernels, layouts: Layouts) -> Ints:
-    """(count, 3) precision, kind, layout mode: from wide to narrow."""
-    return np.stack([kernels["int8"], kernels["kind"], layouts.modes(kernels)], axis=1)
+    """(count, 4) precision, kind, whether it is implied, layout mode: from wide to narrow."""
+    return np.stack([kernels["int8"], kernels["kind"], kernels["implied"], layouts.modes(kernels)], axis=1)
 
 
 def features(kernels: Kernels, layouts: Layouts, batch_size: int) -> Floats:
@@ -99,6 +99,7 @@ def features(kernels: Kernels, layouts: Layouts, batch_size: int) -> Floats:
         there * window,
         kernels["cold"] * size * (here * cin + there * cout),
         kernels["cold"] * there * window,
+        kernels["fused"] * there * cout,
     )
     return np.stack([np.asarray(column, dtype=np.float64) for column in columns], axis=1)
 

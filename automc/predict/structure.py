@@ -53,6 +53,11 @@ class Structure:
     weight_bytes: int
     total_bytes: int
 
+    def clipped(self, layer: int) -> bool:
+        """Whether a Clip reads what a layer (its index in the graph's layers) writes."""
+        written = {step.output for step in self.steps if step.layer == layer}
+        return any(step.op == "Clip" and written.intersection(step.inputs) for step in self.steps)
+
 
 def read_structure(dense_onnx: bytes, graph: LayerGraph) -> Structure:
     """The structure of a dense ONNX model whose weights are named `<layer>.weight`.
