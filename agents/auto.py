@@ -2,7 +2,8 @@
 
 A quarter of the trials are the integer programme's (HAWQ-V3, 2011.10680). From then on every second proposal is its next one, under
 coefficients that the scores inform (SPDY, 2201.13096), and every other one the variation of the best policies of most expected improvement
-(Jones et al. 1998, equation 15) under a Gaussian process on what the sum of single-choice losses leaves unexplained.
+(Jones et al. 1998, equation 15) under a Gaussian process on what the sum of single-choice losses leaves unexplained. Among the variations are
+trades, which give the budget that one domain frees to another.
 """
 
 from __future__ import annotations
@@ -31,11 +32,13 @@ __all__ = ["Auto", "auto"]
 Array = NDArray[np.float64]
 _OPENING_SHARE = 0.25
 _FEWEST = 6
-_PARENTS = 2
+_PARENTS = 4
 _SAMPLES = 16
 _SPREAD = 0.5
 """Standard deviation of the log of the coefficients that variations are made under."""
 _MOST = 200
+_TRADERS = 3
+"""So many of the parents trade, see `Variation.traded`."""
 
 
 def auto(problem: Problem, seed: int) -> Agent:
@@ -114,8 +117,9 @@ class Auto:
             return parents
         coefficients = np.exp(_SPREAD * self._rng.standard_normal((_SAMPLES, len(self._levels))))
         losses = self._loss * coefficients[:, self._knapsack.domain]
-        rows, used = self._variation.around(list(parents), losses, 1.0)
-        rows = rows[used <= self._pricing.ceiling]
+        varied, used = self._variation.around(list(parents), losses, 1.0)
+        traded = [self._variation.traded(parent, self._loss) for parent in parents[:_TRADERS]]
+        rows = np.unique(np.concatenate([varied[used <= self._pricing.ceiling], *traded]), axis=0)
         return rows[[self._ledger.is_new(row) for row in rows]] if len(rows) else rows
 
 

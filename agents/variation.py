@@ -24,6 +24,10 @@ Array = NDArray[np.float64]
 _SLACK = (-0.03, 0.05)
 """How far from the target the relaxations aim, as a share of it: the linearisation errs both ways."""
 
+_TRADES = 300
+_USED, _ERRING = 0.95, 1.01
+"""Shares of the budget between which a trade is looked at, by the sum of what its changes use."""
+
 
 class Variation:
     """Makes candidates near parents."""
@@ -41,6 +45,27 @@ class Variation:
         """
         rows = np.unique(np.concatenate([self._of(parent, losses, target) for parent in parents]), axis=0)
         return rows, self._pricing.usage(rows).max(axis=1)
+
+    def traded(self, parent: Codes, loss: Array) -> Codes:
+        """(rows, domains) the budget that one domain frees given to another: pairs of changes, the least harmful by their summed losses.
+
+        What a pair uses is taken for the sum of its changes at first; all rows hold the budget.
+
+        Args:
+            loss: (choices,) of single choices.
+        """
+        moves, priced, own = self._pricing.priced_around(parent)
+        ceiling, spent = self._pricing.ceiling, priced.max(axis=1) - own.max()
+        harm = self._knapsack.at(loss, moves).sum(axis=1)
+        domain = (moves != parent).argmax(axis=1)
+        eased, pressed = np.flatnonzero(spent > 0.0), np.flatnonzero(spent <= 0.0)
+        usage = own.max() + spent[eased][:, None] + spent[pressed]
+        fits = (usage > _USED * ceiling) & (usage <= _ERRING * ceiling)
+        first, second = np.nonzero(fits & (domain[eased][:, None] != domain[pressed]))
+        least = np.argsort(harm[eased[first]] + harm[pressed[second]], kind="stable")[:_TRADES]
+        rows, other = moves[eased[first[least]]], pressed[second[least]]
+        rows[np.arange(len(rows)), domain[other]] = moves[other, domain[other]]
+        return rows[self._pricing.holds(rows)] if len(rows) else rows
 
     def _of(self, parent: Codes, losses: Array, target: float) -> Codes:
         answers = self._answers(parent, losses, target)

@@ -40,6 +40,27 @@ def test_variations_are_priced_as_the_predictor_says_and_many_hold_the_target() 
     assert (used <= 1.0).sum() > 8
 
 
+def test_trades_ease_one_domain_and_press_another_inside_the_budget() -> None:
+    toy = large_toy()
+    pricing = Pricing(toy.problem)
+    knapsack = Knapsack(toy.problem.space.cardinalities)
+    variation = Variation(pricing, knapsack, np.random.default_rng(0))
+    parent = toy.problem.space.encode(ILP(toy.problem, 0).ask(1))[0]
+    rows = variation.traded(parent, np.concatenate(list(toy.problem.sensitivity or ())))
+    assert len(rows) > 50
+    assert len(np.unique(rows, axis=0)) == len(rows)
+    assert ((rows != parent).sum(axis=1) == 2).all()
+    assert pricing.holds(rows).all()
+    used = pricing.usage(rows).max(axis=1)
+    assert used.min() > 0.9
+    alone = np.array(
+        [np.where(np.arange(len(parent)) == d, row, parent) for row in rows for d in np.flatnonzero(row != parent)]
+    )
+    spent = pricing.usage(alone).max(axis=1).reshape(-1, 2) - pricing.usage(parent[None]).max()
+    assert (spent.max(axis=1) > 0).all()
+    assert (spent.min(axis=1) <= 0).all()
+
+
 def test_the_frontier_reaches_every_policy_inside_the_budget_once() -> None:
     toy = toy_problem(groups=2, levels=3, layers=2, ranks=2, budget=("70%",))
     pricing, ledger = Pricing(toy.problem), Ledger(toy.problem.space)
