@@ -23,7 +23,6 @@ __all__ = ["Variation"]
 Array = NDArray[np.float64]
 _SLACK = (-0.03, 0.05)
 """How far from the target the relaxations aim, as a share of it: the linearisation errs both ways."""
-
 _TRADES = 300
 _USED, _ERRING = 0.95, 1.01
 """Shares of the budget between which a trade is looked at, by the sum of what its changes use."""

@@ -212,7 +212,8 @@ def open_arena(job: Job, folder: Path, observer: Observer, *, live: bool = False
     key = digest(*told)
     path = folder / f"scores-{key}.jsonl"
     full = (t for t in known if t.stage == "search" and t.samples is None and t.score is not None)
-    taken = {} if live else {explicit(t.policy).digest: Scored(t.score, t.worth) for t in full if t.score is not None}
+    comparable = (t for t in full if t.worth is not None or not getattr(evaluator, "tells_worth", False))
+    taken = {} if live else {explicit(t.policy).digest: Scored(t.score or 0.0, t.worth) for t in comparable}
     if live:
         path.unlink(missing_ok=True)
     book = Scorebook(evaluator, path, lambda policy: explicit(policy).digest, taken)

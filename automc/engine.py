@@ -22,7 +22,7 @@ from automc.execute.remembering import Remembering
 from automc.execute.serial import Serial
 from automc.features import layer_features
 from automc.fidelity import halve
-from automc.idle import idle_knobs, without_idle
+from automc.idle import idle_knobs, offered, without_idle
 from automc.loop import Loop
 from automc.planning import Effort, fine_tuned
 from automc.policy import Policy
@@ -143,7 +143,10 @@ class Engine:
         self._searches, self._certify_s, self._halved_s = True, 0.0, 0.0
 
     def _remembering(self) -> Remembering:
-        executor = Remembering(self.execute(self._fast_evaluator()), lambda p: self.standing.explicit(p).digest)
+        evaluator = self._fast_evaluator()
+        if getattr(evaluator, "tells_worth", False):  # merits of an earlier version's trials are not on the same scale
+            self._recorded = {d: t for d, t in self._recorded.items() if t.score is None or t.worth is not None}
+        executor = Remembering(self.execute(evaluator), lambda p: self.standing.explicit(p).digest)
         full = (t for t in self._recorded.values() if t.score is not None and t.samples is None)
         executor.known.update(
             (self.standing.explicit(t.policy).digest, Scored(t.score, t.worth)) for t in full if t.score is not None
@@ -260,11 +263,10 @@ class Engine:
         seed = self.settings.seed + attempt
         felt = without_idle(problem)
         if attempt == 0 and (knobs := idle_knobs(problem, felt)):
-            self.observer.message(
-                f"{' and '.join(knobs)} changes nothing that is limited, and stays out of the search."
-            )
+            self.observer.message(f"Nothing that is limited feels {' or '.join(knobs)}: left out of the search.")
         agent: Agent = registry.load("agent", self.settings.agent)(felt, seed)
-        return WarmStart(agent, problem, self.starts, seed) if self.starts else agent
+        starts = [kept for policy in self.starts if len(kept := offered(felt, policy))]
+        return WarmStart(agent, felt, starts, seed) if starts else agent
 
     def _target(self) -> Budget:
         """What agents aim at: the budget, or half the dense latency where the dense model already holds the budget."""

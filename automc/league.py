@@ -1,7 +1,7 @@
 """Agents compared at equal evaluations and equal seeds: what each reached, how fast, and at what price of its own.
 
 Hypervolume after Zitzler and Thiele 1999; "evaluations to 99 % of the best" counts until the best score inside the budget is
-within a hundredth of the best that any agent found.
+within a hundredth of the best that any agent won with.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ class League:
 
     @cached_property
     def _good(self) -> float:
-        """A hundredth below the best score inside the budget that any agent found; infinite where none found one."""
+        """A hundredth below the best score of the winners; infinite where there is none."""
         best = max((w.score or 0.0 for c in self.courses if (w := self.winner(c))), default=None)
         return float("inf") if best is None else best - _NEAR * abs(best)
 

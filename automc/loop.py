@@ -32,7 +32,7 @@ class Loop:
             asked, so that the same seed gives the same trials however long evaluations take. Otherwise it is asked ahead, while
             workers are busy, and told results as they arrive.
         out_of_time: tells when to stop asking; what is begun is finished.
-        metrics: of the front; a trial that is beaten in score by one that costs no more in any of them may be estimated.
+        metrics: of the front; a trial whose score is beaten by the merit of one that costs no more in any of them may be estimated.
     """
 
     space: SearchSpace
@@ -182,10 +182,10 @@ class _Course:
         return [costs[i] for i in range(len(policies))]
 
     def _rival(self, cost: Cost) -> float:
-        """The best score among trials that cost no more, and -inf where there are none: what a new trial has to exceed."""
+        """The best merit among trials that cost no more, and -inf where there are none: a score below it is worth less, however near the model."""
         done = self.done.values()
-        scores = [t.score for t in done if t.score is not None and t.samples is None and self._no_more(t.cost, cost)]
-        return max(scores, default=-np.inf)
+        merits = [t.merit for t in done if t.samples is None and self._no_more(t.cost, cost)]
+        return max(merits, default=-np.inf)
 
     def _no_more(self, cost: Cost, than: Cost) -> bool:
         pairs = [(cost.get(metric), than.get(metric)) for metric in self.loop.metrics]

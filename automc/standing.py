@@ -195,6 +195,9 @@ class Standing:
         if self.dense.holds:
             fast = 0.95 * best.certificate.latency_s
             return any(self._is_tolerable(_score(t)) and (t.cost.latency_s or np.inf) < fast for t in left)
+        searched = [t.merit for t in self.done if self.explicit(t.policy) == best.candidate.policy]
+        if best.candidate.stage == "finalist" and searched:  # what both were worth in the search is on one scale
+            return any(t.merit > max(searched) + NOTICEABLE * abs(self.dense.validation) for t in left)
         return any(_score(t) > best.finalist.validation + NOTICEABLE * abs(self.dense.validation) for t in left)
 
     def recoverable(self) -> list[Certified]:

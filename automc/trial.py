@@ -95,7 +95,7 @@ class Trial:
     """When its evaluation ended, in seconds since 1970; with `seconds` also when it began."""
     stage: Literal["search", "finalist", "recovered"] = "search"
     samples: int | None = None
-    """How many samples the score was estimated from when trials that cost no more had beaten it; None where all were run."""
+    """How many samples the score was estimated from when the merit of trials that cost no more had beaten it; None where all were run."""
     worth: float | None = None
 
     def __post_init__(self) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from automc import registry
-from automc.idle import idle, idle_knobs, without_idle
+from automc.idle import idle, idle_knobs, offered, without_idle
 from automc.testing.fakes import drive, toy_problem
 
 
@@ -30,6 +30,16 @@ def test_what_any_limit_feels_stays(budget):
 def test_what_only_an_objective_feels_stays():
     toy = toy_problem(budget=("50%macs",))
     assert idle(replace(toy.problem, objectives=("latency_s",))) == frozenset()
+
+
+def test_choices_of_idle_domains_are_taken_off_a_start() -> None:
+    toy = toy_problem(budget=("50%macs",))
+    left = without_idle(toy.problem)
+    row = toy.problem.space.cardinalities - 1
+    policy = toy.problem.space.decode(row[None])[0]
+    kept = offered(left, policy)
+    assert {spec.knob for _, spec in policy} - {spec.knob for _, spec in kept} == {"quantize"}
+    assert left.space.contains(kept)
 
 
 def test_codes_mean_what_they_meant():

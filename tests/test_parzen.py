@@ -11,6 +11,10 @@ from optuna.samplers._tpe.parzen_estimator import _ParzenEstimator
 from automc.agents.parzen import TabulatedParzen
 
 
+def test_the_sampler_takes_another_estimator() -> None:
+    assert hasattr(optuna.samplers.TPESampler(), "_parzen_estimator_cls")
+
+
 @pytest.mark.parametrize("trials", [0, 1, 2, 3, 12, 150])
 def test_draws_and_densities_are_those_of_optuna(trials: int) -> None:
     rng = np.random.default_rng(trials)

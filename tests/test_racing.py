@@ -201,11 +201,67 @@ def test_worth_is_told_to_agents_and_recorded() -> None:
     samples = Samples.read(split())
     assert samples is not None
     race = Racing(Fainter(), samples, right_share, nat=0.5)  # type: ignore[arg-type]
-    trials = list(Loop(SPACE, InOrder(), Serial(race), Linear()).run(4))
+    told: list[Trial] = []
+
+    class Listening(InOrder):
+        def tell(self, trials: Sequence[Trial]) -> None:
+            told.extend(trials)
+
+    trials = list(Loop(SPACE, Listening(), Serial(race), Linear()).run(4))
+    assert [t.worth for t in told] == [t.worth for t in trials]
     assert all(t.merit == t.worth for t in trials)
     assert Trial.from_json(trials[1].to_json()).merit == trials[1].merit != trials[1].score
     assert replace(trials[1], worth=None).merit == trials[1].score
     assert replace(trials[1], state="failed", reason="no", score=None, worth=None).merit == -np.inf
+
+
+class Surest:
+    """Right everywhere and unsure, or wrong on the first twentieth and as sure as the dense model."""
+
+    def apply(self, policy: Policy) -> nn.Module:
+        return Scaled(0.05) if policy == POLICIES[1] else Off(0.05) if policy == POLICIES[2] else Scaled(1.0)
+
+
+class Off(Scaled):
+    def __init__(self, share: float) -> None:
+        super().__init__(1.0)
+        self.share = share
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = super().forward(x)
+        return torch.where(x[:, :1] < self.share, logits.flip(1), logits)
+
+
+def test_what_is_worth_more_is_not_stopped_for_what_scores_more() -> None:
+    samples = Samples.read(split())
+    assert samples is not None
+    race = Racing(Surest(), samples, right_share, nat=1.0)  # type: ignore[arg-type]
+    agent = InOrder()
+    agent.left = [POLICIES[1], POLICIES[2]]
+    right, sure = Loop(SPACE, agent, Serial(race), Linear()).run(2)
+    assert right.score is not None
+    assert sure.score is not None
+    assert right.score > sure.score
+    assert right.merit < sure.merit
+    assert sure.samples is None
+
+
+def test_of_too_many_logits_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("automc.evaluate.racing._MOST_LOGITS", 1999)
+    samples = Samples.read(split())
+    assert samples is not None
+    race = Racing(Fainter(), samples, right_share, nat=0.5)  # type: ignore[arg-type]
+    assert not race.tells_worth
+    assert Scored.of(race.evaluate(POLICIES[2])).worth is None
+
+
+def test_logits_are_compared_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = Samples.read(split())
+    assert samples is not None
+    race = Racing(Fainter(), samples, right_share, nat=0.5)  # type: ignore[arg-type]
+    whole = Scored.of(race.evaluate(POLICIES[2])).worth
+    monkeypatch.setattr("automc.evaluate.racing._LOGITS_AT_ONCE", 14)
+    assert Scored.of(race.evaluate(POLICIES[2])).worth == pytest.approx(whole)
 
 
 def test_outputs_that_are_no_numbers_cost_the_whole_price() -> None:

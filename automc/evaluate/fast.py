@@ -40,8 +40,8 @@ def fast_evaluator(
     """The evaluator of a search.
 
     Args:
-        nat: what a nat of divergence costs, see `Racing`.
         dense_score: of the dense model as deployed; what does not reproduce it is not used.
+        nat: what a nat of divergence costs, see `Racing`.
     """
     builder = fast_builder(stitcher, space, split, score, dense_score, observer)
     per_sample = getattr(score, "per_sample", None)

@@ -32,8 +32,9 @@ ERROR = 0.01
 """Probability that a candidate which would have beaten its rival is stopped, over the order of the samples, all looks together."""
 MIN_SAMPLES = 256
 _MAX_BYTES = 2**30
-
-_MOST_LOGITS = 2**26
+_MOST_LOGITS = 2**24
+"""Beyond so many of the dense model's logits, over all samples, nothing is told of what a score is worth."""
+_LOGITS_AT_ONCE = 2**20
 
 PerSample = Callable[[Any, Any], Tensor]
 Values = NDArray[np.float64]
@@ -78,6 +79,9 @@ class Samples:
 class Racing:
     """Evaluator of a score that is a mean over samples of values from 0 to 1.
 
+    Attributes:
+        tells_worth: whether scores come with what they are worth: `nat` is given, and the dense model's logits are not too many.
+
     Args:
         per_sample: outputs and targets of a batch -> (batch,) values.
         nat: the outputs are logits of classes, and a nat of divergence from the dense model's costs so much of a score's worth; None
@@ -98,8 +102,12 @@ class Racing:
         blocks = list(self._blocks(builder.apply(Policy()), learn=True))
         self.dense = np.concatenate([values for values, _ in blocks])
 
+    @property
+    def tells_worth(self) -> bool:
+        return bool(self._reference)
+
     def evaluate(self, policy: Policy) -> float:
-        """The mean over all samples, and its worth.
+        """The mean over all samples, and what it is worth.
 
         Raises:
             InputError: the values are not between 0 and 1, one per sample.
@@ -134,7 +142,7 @@ class Racing:
             score = float(np.clip(self.dense.mean() + (values - self.dense[:count]).mean(), 0.0, 1.0))
             samples = count
         away = sum(len(values) * divergence for values, divergence in blocks) / count
-        return Scored(score, worth(score, away, self.nat) if self._reference else None, samples)
+        return Scored(score, worth(score, away, self.nat) if self.tells_worth else None, samples)
 
     def _blocks(self, model: nn.Module, *, learn: bool = False) -> Iterator[tuple[Values, float]]:
         """Block after block, the (samples,) values and the divergence from the dense model, 0 where none is taken.
@@ -164,7 +172,11 @@ class Racing:
         """Divergence of a block from the dense model, in nats per prediction; infinite where it is no number."""
         if not self._reference:
             return 0.0
-        found = divergence(self._reference[index], logits_of(outputs), logits=True)
+        reference, logits = self._reference[index], logits_of(outputs)
+        assert logits is not None
+        rows = max(1, _LOGITS_AT_ONCE * len(reference) // reference.numel())
+        parts = zip(reference.split(rows), logits.split(rows), strict=True)
+        found = sum(len(wanted) * divergence(wanted, part, logits=True) for wanted, part in parts) / len(reference)
         return found if math.isfinite(found) else math.inf
 
     def _values(self, outputs: Any, rows: slice) -> Values:

@@ -186,8 +186,9 @@ class _Walk:
         table, source, run = self.flow.tables[step.layer], step.inputs[0], self._run[step.layer]
         integer, behind = self.int8[step.layer], self._integers(self.flow.behind[step.output])
         if behind is not None:
-            integer = integer | (behind & self.native[source])
-            run = np.where(integer, table.twins[run], run)
+            twin = table.twins[run]
+            integer = integer | (behind & self.native[source] * (twin != run))
+            run = np.where(integer, twin, run)
         if behind is not None or self._some_int8[step.layer]:
             odd = (integer & ~self.born[source]) != 0  # cold: behind a conversion
             if behind is not None and table.choices.clipped:
