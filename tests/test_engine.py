@@ -292,3 +292,12 @@ def test_the_budget_given_in_python_may_be_one_text_or_several() -> None:
     assert len(Budget.parse("50ms", "1MB").limits) == 2
     with pytest.raises(InputError, match="There is no option 'budgets'"):
         automc.compress(trained(), data=data(), budgets="50ms")
+
+
+def test_knobs_that_change_nothing_that_is_limited_stay_out_of_the_search(tmp_path: Path) -> None:
+    options = {**OPTIONS, "space": "default", "trials": 6, "recover": "0"}
+    trials = list(automc.search(trained(), data=data(), runs=str(tmp_path), budget="60%macs", **options))
+    searched = [trial for trial in trials if trial.stage == "search"]
+    assert len(searched) >= 6
+    assert not [trial for trial in searched if any(spec.knob == "quantize" for _, spec in trial.policy)]
+    assert all(trial.worth is not None for trial in searched if trial.score is not None)

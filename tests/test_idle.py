@@ -50,7 +50,7 @@ def test_codes_mean_what_they_meant():
 
 
 @pytest.mark.parametrize("agent", [name for name in registry.names("agent") if name != "haq"])
-def test_no_agent_spends_an_evaluation_on_bits_under_a_limit_of_macs(agent):
+def test_every_agent_gets_by_with_a_knob_that_has_no_choice(agent):
     toy = toy_problem(budget=("50%macs",), n_trials=12)
     left = replace(toy, problem=without_idle(toy.problem))
     trials = drive(registry.load("agent", agent)(left.problem, 0), left, 12)
