@@ -95,10 +95,9 @@ class Pricing:
         signs = np.sign(self.smallest - row)
         path = row + np.cumsum(np.eye(len(row), dtype=np.int64)[order] * signs[order][:, None], axis=0)
         path = np.concatenate([row[None], path])
+        # Most rows are at the budget already: the rest of the path is priced only where it is needed.
         start, length = 0, 1
-        while start < len(
-            path
-        ):  # most rows are at the budget already: the rest of the path is priced only where it is needed
+        while start < len(path):
             holds = self.holds(path[start : start + length])
             if holds.any():
                 return np.asarray(path[start + int(np.argmax(holds))])

@@ -18,7 +18,6 @@ from automc.trial import Cost, Source, Trial
 __all__ = [
     "Agent",
     "Costs",
-    "Scored",
     "Evaluator",
     "Executor",
     "Observer",
@@ -26,6 +25,7 @@ __all__ = [
     "Predictor",
     "Problem",
     "Racer",
+    "Scored",
     "Tracker",
     "Watcher",
 ]

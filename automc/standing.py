@@ -119,9 +119,9 @@ class Standing:
     def contenders(self) -> list[Policy]:
         """The most promising tenth of what should hold the budget, by worth and by the sum of single-choice losses in turn."""
         likely = [t for t in self.done if t.state == "complete" and len(t.policy) and self.is_likely(t)]
-        by_score = sorted((t for t in likely if t.samples is None), key=lambda t: -t.merit)
+        by_worth = sorted((t for t in likely if t.samples is None), key=lambda t: -t.merit)
         by_loss = sorted(likely, key=lambda t: self.loss(t.policy))
-        mixed = [t for pair in zip_longest(by_loss, by_score) for t in pair if t is not None]
+        mixed = [t for pair in zip_longest(by_loss, by_worth) for t in pair if t is not None]
         chosen = dict.fromkeys(self.explicit(t.policy) for t in mixed)
         return list(chosen)[: min(MOST, max(FEWEST, len(likely) // 10))]
 
