@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from automc.devices.device import Device
+from automc.devices.measure import COMPARING
 from automc.errors import InputError
 from automc.narrow import Narrowing
 from automc.policy import Spec
@@ -132,7 +133,7 @@ def _measured(subject: Subject, codes: Codes, observer: Observer, seed: int, wai
         models[policy.digest] = build(policy)
         observer.advance()
     inputs = [tensor.numpy() for tensor in subject.example]
-    measurement = subject.device.measure(models, inputs, _ROUNDS, retries=3, seed=seed, wait_s=wait_s)
+    measurement = subject.device.measure(models, inputs, _ROUNDS, **COMPARING, seed=seed, wait_s=wait_s).steadied
     return np.array([measurement.median_s(policy.digest) for policy in policies]), measurement.noise_floor
 
 

@@ -4,7 +4,7 @@
 
 FOLDER holds the profiles of benchmarks/profiles.py, measured now where they are missing. Baselines on the same candidates: a
 straight line on MACs, and the mean of what was learned from. Errors are of the measured latency of one batch, scaled by what the
-dense model took in either session; the noise floor is what the measurements themselves repeat to.
+models that both sessions know took in either; the noise floor is what the measurements themselves repeat to.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import profiles
 from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
-from automc.policy import Policy
 from automc.predict.predictor import LearnedPredictor
 from automc.predict.profile import Candidate, Profile
 from automc.space import SearchSpace
@@ -34,17 +33,16 @@ def main() -> None:
     for case in profiles.cases(parser.parse_args()):
         predictor = LearnedPredictor.fit(case.profile, case.offered.graph, case.offered.space, case.dense_onnx, 1)
         known = case.profile.candidates
-        unseen = [c for c in case.unseen.candidates if len(c.policy)]
+        unseen = case.only_unseen()
         codes = case.offered.space.encode(c.policy for c in unseen)
         seen = case.offered.space.encode(c.policy for c in known)
-        drift = _dense_s(case.unseen) / _dense_s(case.profile)
-        truth = _measured(case.unseen, unseen) / drift
+        truth = _measured(case.unseen, unseen) / case.drift
         line = np.polyfit(predictor.predict(seen).macs, _measured(case.profile, known), 1)
         costs = predictor.predict(codes)
-        noise = 100 * case.unseen.measurement.noise_floor
+        noise = 100 * case.unseen.noise_floor
         print(
             f"{case.name}: {len(known)} candidates to learn from, {len(unseen)} unseen, noise floor {noise:.1f} %, "
-            f"second session {drift:.2f} x as slow"
+            f"second session {case.drift:.2f} x as slow"
         )
         _report("automc", costs.latency_s, truth)
         _report("line on MACs", np.polyval(line, costs.macs), truth)
@@ -55,11 +53,7 @@ def main() -> None:
 
 
 def _measured(profile: Profile, candidates: Sequence[Candidate]) -> Latencies:
-    return np.array([profile.measurement.median_s(c.policy.digest) for c in candidates])
-
-
-def _dense_s(profile: Profile) -> float:
-    return profile.measurement.median_s(Policy().digest)
+    return np.array([profile.latency_s(c) for c in candidates])
 
 
 def _report(name: str, predicted: Latencies, truth: Latencies) -> None:

@@ -30,10 +30,11 @@ from automc.export.onnx import build_onnx
 from automc.job import Silent
 from automc.offer import Offer, offer
 from automc.policy import Policy
-from automc.predict.profile import MAX_CANDIDATES, Profile, measure_policies
+from automc.predict.profile import MAX_CANDIDATES, Candidate, Profile, measure_policies
 from automc.predict.sampling import stratified
 from automc.predict.store import read_profile, write_profile
 
+ANCHORS = 8
 NETWORKS = ("resnet18@224", "mobilenet_v2@224", "vit_tiny@224")
 
 
@@ -48,7 +49,8 @@ class Teller(Silent):
 class Case:
     """A network: what it offers, its dense file, what a predictor learns from, and candidates that it must not have seen.
 
-    The dense model is measured in both sessions, so that a machine that has slowed down between them is not taken for an error.
+    ANCHORS of the models to learn from, the dense one first, are measured in both sessions, so that a machine that has slowed down
+    between them is not taken for an error.
     """
 
     name: str
@@ -56,6 +58,17 @@ class Case:
     dense_onnx: bytes
     profile: Profile
     unseen: Profile
+
+    @property
+    def drift(self) -> float:
+        """How much slower the second session was: the median over the models that both know."""
+        here, there = ({c.policy.digest: p.latency_s(c) for c in p.candidates} for p in (self.profile, self.unseen))
+        return float(np.median([there[name] / here[name] for name in here.keys() & there.keys()]))
+
+    def only_unseen(self) -> list[Candidate]:
+        """The candidates of the second session that the first does not hold."""
+        known = {candidate.policy.digest for candidate in self.profile.candidates}
+        return [candidate for candidate in self.unseen.candidates if candidate.policy.digest not in known]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +96,7 @@ def _case(name: str, arguments: argparse.Namespace) -> Case:
     known = stratified(offered.space, MAX_CANDIDATES, 0)
     drawn = offered.space.sample(arguments.unseen, np.random.default_rng(2))
     others = _different(known, stratified(offered.space, arguments.unseen // 2, 1), drawn)
-    anchored = np.concatenate([offered.space.dense[None], others[: arguments.unseen]])
+    anchored = np.concatenate([known[:ANCHORS], others[: arguments.unseen]])
 
     def profile(codes: Array, seed: int) -> Profile:
         path = arguments.folder / f"{source.rpartition(':')[2]}-{seed}.jsonl"
@@ -142,7 +155,7 @@ def main() -> None:
     for case in cases(parser.parse_args()):
         for what, profile in (("learned from", case.profile), ("unseen", case.unseen)):
             kernels = sum(place is not None for c in profile.candidates for place in c.places)
-            noise = profile.measurement.noise_floor
+            noise = profile.noise_floor
             print(f"{case.name:>12}, {what}: {len(profile.candidates)} candidates, {kernels} kernels, {profile.seconds:.0f} s, noise floor {100 * noise:.1f} %{', noisy' if profile.measurement.noisy else ''}", flush=True)  # fmt: skip
 
 

@@ -156,15 +156,16 @@ class _Writer:
 class ClosedFormDevice:
     """Time of a layer kernel: 2 us + padded work; of anything else: 1 us + 1 ns per element; a node costs 0.5 us of overhead.
 
-    Channels are computed in blocks of 8. int8 kernels do their work at a third of the time. To time a node adds `watching_s`.
+    Channels are computed in blocks of 8. int8 kernels do their work at a third of the time. Kernels are timed while
+    it is slower by up to `unsteady`, as a fraction, for a whole model at a time.
     """
 
     name = "closed-form"
     key = "closed-form-1"
 
-    def __init__(self, noise: float = 0.005, watching_s: float = 0.0) -> None:
+    def __init__(self, noise: float = 0.005, unsteady: float = 0.0) -> None:
         self.noise = noise
-        self.watching_s = watching_s
+        self.unsteady = unsteady
         self.calls = 0
 
     def environment(self) -> dict[str, str]:
@@ -190,7 +191,8 @@ class ClosedFormDevice:
 
     def node_times(self, model: Model, inputs: Sequence[Array], repeats: int = 5) -> list[NodeTime]:
         self.calls += 1
-        return [replace(node, time_s=node.time_s + self.watching_s) for node in closed_form_nodes(model)]
+        slower = 1.0 + self.unsteady * np.random.default_rng(self.calls).random()
+        return [replace(node, time_s=node.time_s * slower) for node in closed_form_nodes(model)]
 
 
 def true_latency_s(model: Model) -> float:

@@ -82,10 +82,12 @@ def test_whole_models_that_it_never_saw(predictor: LearnedPredictor, unseen: tup
     assert inside.mean() >= 0.85  # 34 of 40; at a true 95 % fewer than that happens once in 3,000
 
 
-def test_what_it_costs_to_time_a_node_is_no_time_of_the_node(unseen: tuple[np.ndarray, np.ndarray]) -> None:
+def test_kernels_that_were_timed_in_a_slow_moment_are_in_keeping_with_their_model(
+    unseen: tuple[np.ndarray, np.ndarray],
+) -> None:
     codes, truth = unseen
-    watched = profile(synthetic.ClosedFormDevice(watching_s=5e-6))  # half of what many of its nodes take
-    costs = LearnedPredictor.fit(watched, GRAPH, SPACE, DENSE, synthetic.BATCH).predict(codes)
+    unsteady = profile(synthetic.ClosedFormDevice(unsteady=0.8))
+    costs = LearnedPredictor.fit(unsteady, GRAPH, SPACE, DENSE, synthetic.BATCH).predict(codes)
     assert np.abs(costs.latency_s / truth - 1).mean() < 0.04
 
 

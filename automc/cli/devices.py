@@ -82,7 +82,7 @@ def _record(device: Any) -> dict[str, Any]:
                 "candidates": head.candidates,
                 "failed": head.failed,
                 "batch_size": head.batch_size,
-                "noise_floor": head.measurement.noise_floor,
+                "noise_floor": head.measurement.steadied.noise_floor,
                 "noisy": head.measurement.noisy,
                 "notes": list(head.measurement.notes),
                 "measured_at": head.measured_at,

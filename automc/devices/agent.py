@@ -25,6 +25,7 @@ import numpy as np
 from automc.devices.cpu import Cpu
 from automc.devices.device import Array, digest
 from automc.devices.lines import append_lines, read_lines
+from automc.devices.measure import COMPARING
 from automc.devices.places import assign
 from automc.devices.probes import Probe, run_probes
 
@@ -70,7 +71,7 @@ def measure_kit(
     models = _time_kernels(device, kit, manifest, key, done, out, say)
     say(f"measure {len(models)} models whole, interleaved")
     inputs = _arrays(manifest["inputs"])
-    measured = device.measure(models, inputs, _ROUNDS, time_limit_s=time_limit_s, retries=3)
+    measured = device.measure(models, inputs, _ROUNDS, **COMPARING, time_limit_s=time_limit_s)
     head = {
         **facts, "key": key, "environment": {**environment, "measured_at": _now()}, "batch_size": manifest["batch_size"],
         "measurement": measured.to_json(), "seconds": time.monotonic() - begin, "candidates": len(models),
@@ -78,7 +79,7 @@ def measure_kit(
     }  # fmt: skip
     append_lines(out, [("profile", head)])
     noisy = " The machine was busy: the timings are marked noisy." if measured.noisy else ""
-    say(f"Done, noise floor {100 * measured.noise_floor:.1f} %.{noisy}")
+    say(f"Done, noise floor {100 * measured.steadied.noise_floor:.1f} %.{noisy}")
     say(f"Bring {out} back and give it to `automc profile --from-kit {out.name}`.")
 
 

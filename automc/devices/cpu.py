@@ -8,6 +8,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ from automc.devices.device import Array, Capabilities, Model, NodeTime, Session,
 from automc.devices.exclusive import alone
 from automc.devices.measure import Measurement, Protocol, interleave
 from automc.devices.probe import probe_blocks
+from automc.devices.watching import unwatched
 from automc.errors import InputError
 
 __all__ = [
-    "Cpu", "OrtSession", "cached_blocks", "checked", "facts", "has_vnni", "key_of", "measured", "quickest", "runner", "until_quiet",
+    "Cpu", "OrtSession", "alternate", "cached_blocks", "checked", "facts", "has_vnni", "key_of", "measured", "quickest", "runner", "until_quiet",
 ]  # fmt: skip
 
 _PROVIDERS = ["CPUExecutionProvider"]
@@ -76,17 +78,16 @@ class Cpu:
         return measured(runs, Protocol(rounds=rounds, **options), self.threads, seed)
 
     def node_times(self, model: Model, inputs: Sequence[Array], repeats: int = 5) -> list[NodeTime]:
-        """The kernels of ONNX Runtime's optimised graph, each with the mean of its quickest quarter of `repeats` runs after one to warm up."""
+        """The kernels of ONNX Runtime's optimised graph; what it costs to time them is taken out by as many runs without."""
         with tempfile.TemporaryDirectory(prefix="automc-") as folder:
             options = self._options()
             options.enable_profiling = True
             options.profile_file_prefix = os.path.join(folder, "nodes")
-            session = OrtSession(model, options)
+            watched, plain = OrtSession(model, options), self.session(model)
             with alone(cache_dir(), pin=self.threads == 1):
-                session.run(*inputs)
-                runs = until_quiet(lambda: session.run(*inputs), repeats)
-            events = json.loads(Path(session.end_profiling()).read_text())
-        return _nodes(events, runs)
+                whole_s = alternate(runner(watched, inputs), runner(plain, inputs), repeats)
+            events = json.loads(Path(watched.end_profiling()).read_text())
+        return _nodes(events, whole_s)
 
     def _options(self) -> Any:
         options = onnxruntime.SessionOptions()
@@ -192,13 +193,32 @@ def until_quiet(run: Callable[[], object], repeats: int) -> int:
     return runs
 
 
-def _nodes(events: Sequence[Mapping[str, Any]], repeats: int) -> list[NodeTime]:
-    """One NodeTime per node of the graph, by the last `repeats` runs (durations are in microseconds)."""
+def alternate(watched: Callable[[], object], plain: Callable[[], object], repeats: int) -> list[float]:
+    """Run both in turns until `repeats` turns were not interrupted, after one to warm up; the seconds of `plain` in each turn."""
+    whole_s = []
+
+    def run() -> None:
+        begin = time.perf_counter()
+        plain()
+        whole_s.append(time.perf_counter() - begin)
+        watched()
+
+    run()
+    until_quiet(run, repeats)
+    return whole_s[1:]
+
+
+def _nodes(events: Sequence[Mapping[str, Any]], whole_s: Sequence[float]) -> list[NodeTime]:
+    """One NodeTime per node of the graph, by the last runs, as many as there are in `whole_s` (durations are in microseconds)."""
     found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             found.setdefault((event["args"]["node_index"], event["name"]), []).append(event)
-    return [_node(runs, quickest([event["dur"] for event in runs[-repeats:]]) * 1e-6) for runs in found.values()]
+    counted = [runs[-len(whole_s) :] for runs in found.values()]
+    nodes = [_node(runs[-1]) for runs in counted]
+    tensors = [len(node.inputs) + len(node.outputs) for node in nodes]
+    times_s = unwatched([[1e-6 * event["dur"] for event in runs] for runs in counted], whole_s, tensors)
+    return [replace(node, time_s=time_s) for node, time_s in zip(nodes, times_s, strict=True)]
 
 
 def quickest(times: Sequence[float]) -> float:
@@ -207,10 +227,9 @@ def quickest(times: Sequence[float]) -> float:
     return sum(least) / len(least)
 
 
-def _node(runs: Sequence[Mapping[str, Any]], time_s: float) -> NodeTime:
-    last = runs[-1]
-    sides = (_tensors(last["args"].get(f"{side}_type_shape", ())) for side in ("input", "output"))
-    return NodeTime(last["name"].removesuffix("_kernel_time"), last["args"]["op_name"], time_s, *sides)
+def _node(event: Mapping[str, Any]) -> NodeTime:
+    sides = (_tensors(event["args"].get(f"{side}_type_shape", ())) for side in ("input", "output"))
+    return NodeTime(event["name"].removesuffix("_kernel_time"), event["args"]["op_name"], 1e-6 * event["dur"], *sides)
 
 
 def _tensors(entries: Sequence[Mapping[str, Sequence[int]]]) -> tuple[Tensor, ...]:

@@ -77,7 +77,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class NodeTime:
-    """One kernel of the runtime's own optimised graph: the least time over the repeats, and what it read and wrote."""
+    """One kernel of the runtime's own optimised graph: what it takes where nobody watches, and what it read and wrote."""
 
     name: str
     op: str

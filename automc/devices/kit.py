@@ -23,6 +23,7 @@ __all__ = ["agent_archive", "patterned", "probe_files"]
 _CODE = (
     "errors.py", "devices/__init__.py", "devices/agent.py", "devices/cpu.py", "devices/device.py", "devices/exclusive.py",
     "devices/lines.py", "devices/measure.py", "devices/places.py", "devices/probe.py", "devices/probes.py", "devices/quiet.py",
+    "devices/watching.py",
 )  # fmt: skip
 _MAIN = """import sys
 from pathlib import Path

@@ -1,7 +1,8 @@
 """The measuring protocol: interleaved rounds between sentinels, medians of round medians, and how repeatable they are.
 
 Interleaving exposes every model to the same drift (clock rates, heat, neighbours), so ratios are sound even where the machine is
-not quiet; the sentinel, a fixed computation, tells the rounds in which it was not.
+not quiet; the sentinel, a fixed computation between the visits, tells when it was not. Where models are compared it serves as a control
+variate: what a visit took more because the machine was slow at that moment, by a regression over all visits, is taken out.
 """
 
 from __future__ import annotations
@@ -20,14 +21,22 @@ from numpy.typing import NDArray
 from automc.devices.exclusive import alone
 from automc.devices.quiet import wait_until_quiet
 
-__all__ = ["SENTINEL_TOLERANCE", "Measurement", "Protocol", "fixed_work", "interleave"]
+__all__ = ["COMPARING", "SENTINEL_TOLERANCE", "Measurement", "Protocol", "fixed_work", "interleave"]
 
 SENTINEL_TOLERANCE = 0.15
-"""A round is discarded when the sentinel before or after it is slower than its best by more than this share."""
+"""A round is discarded when the sentinel was slower beside its visits, on average, than at its best by more than this share."""
 
 TOLERATED_INTERRUPTIONS = 0.1
 """Share of timings that may be processor time without a note."""
 
+COMPARING: Mapping[str, Any] = {"retries": 3, "min_time_s": 0.02, "precision": 0.01}
+"""Options of the protocol for many models that are compared with each other: short visits, and rounds until ratios are known."""
+
+_MOST_ROUNDS = 4
+"""Times the rounds that were asked for, at most, where `Protocol.precision` asks for more."""
+_SENTINEL_NOISE = 0.02
+"""What the sentinel itself repeats to, as a fraction: the slope of the regression is drawn to 0 where it varies by no more."""
+_STEEPEST = 1.5
 _BOOTSTRAPS = 1000
 _SPLITS = 50
 
@@ -40,13 +49,16 @@ class Measurement:
         rounds_s: model name -> one value per round, the median of that round's runs, in seconds.
         noisy: too many rounds were disturbed, so disturbed ones are among them.
         notes: what the protocol asks for and could not have (lock, pinning).
-        sentinel_s: the sentinel between the rounds, the discarded ones included.
+        sentinel_s: the sentinel between the visits, the discarded rounds included.
+        beside_s: model name -> per round the sentinel beside that visit (geometric mean of the one before and the one after);
+            empty where it was not noted.
     """
 
     rounds_s: Mapping[str, tuple[float, ...]]
     noisy: bool = False
     notes: tuple[str, ...] = ()
     sentinel_s: tuple[float, ...] = ()
+    beside_s: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     seed: int = field(default=0, repr=False)
 
     def median_s(self, name: str) -> float:
@@ -74,28 +86,56 @@ class Measurement:
             return float("nan")
         return float(np.mean([_split(values[:, rng.permutation(values.shape[1])], half) for _ in range(_SPLITS)]))
 
+    @cached_property
+    def steadied(self) -> Measurement:
+        """The same rounds as if the machine had been as fast at every visit as it was at the median one.
+
+        Ratios of models are known better this way where the speed of the machine changes from visit to visit (a virtual machine's
+        neighbours on the same core). What the machine does to latencies in general is left as it was. Control variates: log
+        latency is regressed on the log of the sentinel beside it, one slope for all models.
+        """
+        if not self.beside_s:
+            return self
+        values = np.log([self.rounds_s[name] for name in self.rounds_s])
+        beside = np.log([self.beside_s[name] for name in self.rounds_s])
+        speeds = beside - np.median(beside, axis=1, keepdims=True)
+        slower = values - np.median(values, axis=1, keepdims=True)
+        slope = np.sum(speeds * slower) / (np.sum(speeds**2) + speeds.size * _SENTINEL_NOISE**2)
+        steady = np.exp(values - np.clip(slope, 0.0, _STEEPEST) * (beside - np.median(beside)))
+        rounds = {name: tuple(row) for name, row in zip(self.rounds_s, steady.tolist(), strict=True)}
+        return replace(self, rounds_s=rounds, beside_s={})
+
     def continued(self, more: Measurement, names: Sequence[str]) -> Measurement:
         """The rounds of both for `names`; those of the second alone where the first was disturbed and the second was not."""
         if self.noisy and not more.noisy:
-            return replace(more, rounds_s={name: more.rounds_s[name] for name in names})
+            return replace(more, rounds_s=_of(more.rounds_s, names), beside_s=_of(more.beside_s, names))
+        both = self.beside_s and more.beside_s
         return Measurement(
             {name: (*self.rounds_s[name], *more.rounds_s[name]) for name in names},
             self.noisy or more.noisy,
             tuple(dict.fromkeys((*self.notes, *more.notes))),
             (*self.sentinel_s, *more.sentinel_s),
+            {name: (*self.beside_s[name], *more.beside_s[name]) for name in names} if both else {},
             self.seed,
         )
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        rounds = {name: list(values) for name, values in self.rounds_s.items()}
-        return {"rounds_s": rounds, "noisy": self.noisy, "notes": list(self.notes), "sentinel_s": list(self.sentinel_s)}
+        return {
+            "rounds_s": {name: list(values) for name, values in self.rounds_s.items()},
+            "noisy": self.noisy,
+            "notes": list(self.notes),
+            "sentinel_s": list(self.sentinel_s),
+            "beside_s": {name: list(values) for name, values in self.beside_s.items()},
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Measurement:
-        """Read what `to_json` wrote."""
-        rounds = {name: tuple(values) for name, values in data["rounds_s"].items()}
-        return cls(rounds, data["noisy"], tuple(data["notes"]), tuple(data["sentinel_s"]))
+        """Read what `to_json` wrote, before `beside_s` was noted too."""
+        rounds, beside = (
+            {name: tuple(values) for name, values in data.get(side, {}).items()} for side in ("rounds_s", "beside_s")
+        )
+        return cls(rounds, data["noisy"], tuple(data["notes"]), tuple(data["sentinel_s"]), beside)
 
 
 @dataclass(frozen=True)
@@ -111,6 +151,7 @@ class Protocol:
         retries: how many disturbed rounds are measured again, None for as many as `rounds`; beyond that the least disturbed
             ones are kept and the result is marked noisy.
         wait_s: how long to wait for idle cores first; where there are none by then, the result is marked noisy.
+        precision: after `rounds` there are more, at most _MOST_ROUNDS times as many, until the steadied models repeat to this fraction.
     """
 
     rounds: int = 12
@@ -119,6 +160,7 @@ class Protocol:
     time_limit_s: float = 60.0
     retries: int | None = None
     wait_s: float = 0.0
+    precision: float = math.inf
 
 
 def interleave(
@@ -153,7 +195,7 @@ def interleave(
         return replace(measured, noisy=True) if busy else measured
 
 
-def fixed_work(size: int = 1 << 15, repeats: int = 5, clock: Callable[[], float] = time.perf_counter) -> float:
+def fixed_work(size: int = 1 << 15, repeats: int = 3, clock: Callable[[], float] = time.perf_counter) -> float:
     """Seconds of the sentinel: one thread, small enough for a cache, no BLAS; the median of `repeats`."""
     values = np.linspace(-1.0, 1.0, size, dtype=np.float32)
     out = np.empty_like(values)
@@ -188,26 +230,39 @@ class _Rounds:
         self.seed = seed
         self.rng = np.random.default_rng(seed)
         self.sentinels: list[float] = []
-        self.taken: list[tuple[float, dict[str, float]]] = []
+        self.taken: list[tuple[dict[str, float], dict[str, float]]] = []
 
     def measure(self, notes: tuple[str, ...]) -> Measurement:
         begin = self.clock()
         estimates = {name: self._warm(run) for name, run in self.runs.items()}
         self.sentinels += [self.probe() for _ in range(3)]
-        wanted = self.protocol.rounds
-        retries = wanted if self.protocol.retries is None else self.protocol.retries
-        while len(self._quiet()) < wanted and len(self.taken) < wanted + retries:
+        wanted = asked = self.protocol.rounds
+        retries = asked if self.protocol.retries is None else self.protocol.retries
+        while True:
+            if len(self._quiet()) >= wanted or len(self.taken) >= wanted + retries:
+                if (
+                    wanted >= _MOST_ROUNDS * asked
+                    or self._result(wanted).steadied.noise_floor <= self.protocol.precision
+                ):
+                    break
+                wanted += math.ceil(asked / 2)
             if self.clock() - begin > self.protocol.time_limit_s and len(self.taken) >= min(3, wanted):
                 break
             self._round(estimates)
-        kept = sorted(range(len(self.taken)), key=self._disturbance)[:wanted]
-        chosen = [self.taken[index][1] for index in sorted(kept)]
-        rounds = {name: tuple(values[name] for values in chosen) for name in self.runs}
         share = self.interrupted / max(self.timed, 1)
         if share > TOLERATED_INTERRUPTIONS:
             notes += (f"other work interrupted {share:.0%} of the timings; their processor time stands in",)
-        noisy = len(self._quiet()) < wanted or share > 0.5
-        return Measurement(rounds, noisy, notes, tuple(self.sentinels), self.seed)
+        noisy = len(self._quiet()) < asked or share > 0.5
+        return replace(self._result(wanted), noisy=noisy, notes=notes)
+
+    def _result(self, rounds: int) -> Measurement:
+        """The least disturbed ones of the rounds so far."""
+        kept = sorted(range(len(self.taken)), key=self._disturbance)[:rounds]
+        chosen = [self.taken[index] for index in sorted(kept)]
+        values, beside = (
+            {name: tuple(of[name] for of in side) for name in self.runs} for side in zip(*chosen, strict=True)
+        )
+        return Measurement(values, sentinel_s=tuple(self.sentinels), beside_s=beside, seed=self.seed)
 
     def _warm(self, run: Callable[[], object]) -> float:
         """Seconds of one run once two in a row agree within 5 %, or the time is over."""
@@ -218,15 +273,16 @@ class _Rounds:
         return min(last, current)
 
     def _round(self, estimates: Mapping[str, float]) -> None:
-        before = self.sentinels[-1]
         values: dict[str, float] = {}
+        beside: dict[str, float] = {}
         names = list(self.runs)
         for index in self.rng.permutation(len(names)):
             name = names[index]
             repeats = max(1, math.ceil(self.protocol.min_time_s / max(estimates[name], 1e-9)))
             values[name] = float(np.median([self._time(self.runs[name]) for _ in range(min(repeats, 1000))]))
-        self.sentinels.append(self.probe())
-        self.taken.append((max(before, self.sentinels[-1]), values))
+            self.sentinels.append(self.probe())
+            beside[name] = math.sqrt(self.sentinels[-2] * self.sentinels[-1])
+        self.taken.append((values, beside))
 
     def _time(self, run: Callable[[], object]) -> float:
         """Seconds of one run that was not interrupted, or its processor time."""
@@ -251,11 +307,15 @@ class _Rounds:
         return end - begin, cpu_end - cpu_begin
 
     def _disturbance(self, index: int) -> float:
-        return self.taken[index][0]
+        return float(np.mean(list(self.taken[index][1].values())))
 
-    def _quiet(self) -> list[dict[str, float]]:
+    def _quiet(self) -> list[int]:
         limit = (1 + SENTINEL_TOLERANCE) * min(self.sentinels)
-        return [values for worst, values in self.taken if worst <= limit]
+        return [index for index in range(len(self.taken)) if self._disturbance(index) <= limit]
+
+
+def _of(by_name: Mapping[str, tuple[float, ...]], names: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    return {name: by_name[name] for name in names if name in by_name}
 
 
 def _was_interrupted(wall_s: float, cpu_s: float) -> bool:

@@ -64,12 +64,12 @@ class LearnedPredictor:
         report = PredictorReport(
             mape=_mape(errors),
             kernel_mape=_mape(kernel_errors),
-            noise_floor=profile.measurement.noise_floor,
+            noise_floor=profile.noise_floor,
             kernels=len(model.kernel_model.exact),
             models=len(samples.codes),
             coverage=_coverage(model),
         )
-        return cls(model, report, max(conformal(errors), profile.measurement.noise_floor))
+        return cls(model, report, max(conformal(errors), profile.noise_floor))
 
     def predict(self, codes: Codes) -> Costs:
         """Costs of (count, domains) codes."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from automc import __version__
 from automc.devices.device import Array, Capabilities, Device, NodeTime, cache_dir, digest
-from automc.devices.measure import Measurement
+from automc.devices.measure import COMPARING, Measurement
 from automc.errors import AutomcError, MissingError
 from automc.graph import LayerGraph
 from automc.policy import Policy
@@ -27,11 +27,11 @@ __all__ = ["Candidate", "Profile", "Shelf", "measure_policies", "now", "profile_
 MAX_CANDIDATES = 48
 MIN_CANDIDATES = 8
 _KERNEL_REPEATS = 4
-_MOST_REPEATS = 64
-_KERNEL_S = 0.2
+_MOST_REPEATS = 32
+_KERNEL_S = 0.15
 """Running time of a candidate whose kernels are timed: a model of a millisecond runs as often as _MOST_REPEATS."""
 _ROUNDS = 8
-_EXPORTS = "2"
+_EXPORTS = "3"
 """Raised when exported files change so that runtimes run other kernels, or when they are timed in another way: older profiles do not count."""
 _BUILD_SHARE = 0.6
 """Share of the time limit for building candidates and timing their kernels; the rest is for the interleaved rounds."""
@@ -69,7 +69,12 @@ class Profile:
 
     def latency_s(self, candidate: Candidate) -> float:
         """The measured latency of a candidate's whole model."""
-        return self.measurement.median_s(candidate.policy.digest)
+        return self.measurement.steadied.median_s(candidate.policy.digest)
+
+    @property
+    def noise_floor(self) -> float:
+        """What these latencies repeat to, as a fraction."""
+        return self.measurement.steadied.noise_floor
 
 
 def profile_model(
@@ -146,7 +151,7 @@ def measure_policies(
     built, failed = _build(device, build, graph, policies, inputs, deadline, observer, shelf or Shelf())
     left = max(time_limit_s - (time.monotonic() - begin), 2.0)
     models = {candidate.policy.digest: model for candidate, model in built}
-    options = {"time_limit_s": left, "retries": 3, "seed": seed, "wait_s": wait_s}
+    options = {**COMPARING, "time_limit_s": left, "seed": seed, "wait_s": wait_s}
     measurement = device.measure(models, inputs, _ROUNDS, **options)
     if observer:
         observer.advance(float(len(policies)))

@@ -82,7 +82,7 @@ def _int8(probes: _Probes) -> str:
 
 
 def _noise(heads: Sequence[Head]) -> str:
-    return f"noise floor {100 * min(head.measurement.noise_floor for head in heads):.1f} %" if heads else ""
+    return f"noise floor {100 * min(head.measurement.steadied.noise_floor for head in heads):.1f} %" if heads else ""
 
 
 def _products(probes: _Probes) -> str:
@@ -145,7 +145,7 @@ def _model(head: Head) -> str:
     told = (
         f"{head.label or head.key}, batch size {head.batch_size}: {head.candidates} candidates in {head.seconds:.0f} s"
     )
-    told += f", noise floor {100 * measurement.noise_floor:.1f} %" + (", noisy" if measurement.noisy else "")
+    told += f", noise floor {100 * measurement.steadied.noise_floor:.1f} %" + (", noisy" if measurement.noisy else "")
     if head.failed:
         told += f", {head.failed} could not be run"
     return told + (f" ({'; '.join(measurement.notes)})" if measurement.notes else "")
