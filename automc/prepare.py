@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -26,7 +25,7 @@ from automc.evaluate.divergence import sensitivities
 from automc.evaluate.models import model_digest
 from automc.evaluate.task import outputs_are_logits
 from automc.export.floating import export_float
-from automc.export.integer import integer_closure
+from automc.export.integer import Closure
 from automc.export.onnx import build_onnx
 from automc.export.verify import verify_dense
 from automc.joules import Joules
@@ -156,7 +155,7 @@ def prepare(
     stitcher = Stitcher(
         traced, Lazily(lambda: calibrate(traced, batches, count)), ranges,
         reduce_range=device.capabilities().reduce_range,
-        closure=_Closure(None if simulated else dense),
+        closure=None if simulated else Closure(dense),
         carries=not simulated,
         folder=cache_dir() / "databases" / digest(__version__, repr(pruning), model_digest(traced.model), *map(_bytes, inputs)),
         pruning=pruning, evidence=evidence,
@@ -221,25 +220,6 @@ def _predictor(
         device, build, graph, space, arrays, dense_onnx, time_limit_s=profile_s, seed=seed, observer=observer
     )
     return LearnedPredictor.fit(profile, graph, space, dense_onnx, batch_size)
-
-
-@dataclass
-class _Closure:
-    """`integer_closure` of one model, remembered; it goes to other processes, which a cached function does not.
-
-    Attributes:
-        dense: None where nothing runs on integers but what is asked to.
-    """
-
-    dense: onnx.ModelProto | None
-    known: dict[frozenset[str], frozenset[str]] = field(default_factory=dict)
-
-    def __call__(self, layers: frozenset[str]) -> frozenset[str]:
-        if self.dense is None:
-            return layers
-        if layers not in self.known:
-            self.known[layers] = integer_closure(self.dense, layers)
-        return self.known[layers]
 
 
 def _watts(joules: Joules, dense_onnx: bytes, observer: Observer) -> float:

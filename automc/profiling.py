@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import onnx
 from torch import Tensor, nn
 
 from automc.calibrate import calibrate
@@ -19,6 +20,7 @@ from automc.devices.energy import find_meter
 from automc.devices.probe_models import probe_set
 from automc.devices.probes import Probed
 from automc.export.floating import export_float
+from automc.export.integer import Closure
 from automc.export.onnx import build_onnx
 from automc.joules import Joules
 from automc.offer import Offer, offer
@@ -72,7 +74,8 @@ class Subject:
         traced, reduce_range = self.offered.traced, self.device.capabilities().reduce_range
         stats = calibrate(traced, [self.example], len(self.example[0]), memory_bytes=0)
         pruning = Pruning("l1", compensate=False)
-        stitcher = Stitcher(traced, stats, self.example, reduce_range=reduce_range, pruning=pruning)
+        closure = Closure(onnx.load_from_string(self.dense_onnx))
+        stitcher = Stitcher(traced, stats, self.example, reduce_range=reduce_range, closure=closure, pruning=pruning)
         return lambda policy: build_onnx(stitcher.apply(policy), self.example, reduce_range=reduce_range)
 
 

@@ -49,11 +49,11 @@ def _shapes(kernels: Kernels) -> Floats:
 
 
 def _per_kind(estimator: Estimator) -> Estimator:
-    """One estimator for each kind and precision, and for what is fused or implied, as far as there are kernels of it."""
+    """One estimator for each kind and precision, and for what is fused, as far as there are kernels of it."""
 
     def estimate(known: Kernels, times: Floats, asked: Kernels) -> Floats:
         guess = np.full(len(asked), float(np.median(times)))
-        for of in (("kind", "int8"), ("kind", "int8", "implied", "fused")):
+        for of in (("kind", "int8"), ("kind", "int8", "fused")):
             here, there = (np.stack([each[name] for name in of], axis=1) for each in (known, asked))
             for kind in np.unique(here, axis=0):
                 seen, unseen = (here == kind).all(axis=1), (there == kind).all(axis=1)

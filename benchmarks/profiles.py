@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from torch import nn
 
@@ -26,6 +27,7 @@ from automc.devices.cpu import Cpu
 from automc.devices.device import Array, digest
 from automc.evaluate.models import load_model
 from automc.export.floating import export_float
+from automc.export.integer import Closure
 from automc.export.onnx import build_onnx
 from automc.job import Silent
 from automc.offer import Offer, offer
@@ -92,7 +94,7 @@ def _case(name: str, arguments: argparse.Namespace) -> Case:
     device = Cpu(1)
     offered = offer(_network(source), (example,), device)
     dense = export_float(offered.traced.model, (example,)).SerializeToString()
-    build = _builder(offered, device, example)
+    build = _builder(offered, device, example, dense)
     known = stratified(offered.space, MAX_CANDIDATES, 0)
     drawn = offered.space.sample(arguments.unseen, np.random.default_rng(2))
     others = _different(known, stratified(offered.space, arguments.unseen // 2, 1), drawn)
@@ -119,11 +121,12 @@ def _different(known: Array, *more: Array) -> Array:
     return np.array(list(rows), dtype=np.int64)
 
 
-def _builder(offered: Offer, device: Cpu, example: torch.Tensor) -> Callable[[Policy], bytes]:
+def _builder(offered: Offer, device: Cpu, example: torch.Tensor, dense: bytes) -> Callable[[Policy], bytes]:
     stats = calibrate(offered.traced, [(example,)], 1, memory_bytes=0)
     reduce_range = device.capabilities().reduce_range
     pruning = Pruning("l1", compensate=False)
-    stitcher = Stitcher(offered.traced, stats, (example,), reduce_range=reduce_range, pruning=pruning)
+    closure = Closure(onnx.load_from_string(dense))
+    stitcher = Stitcher(offered.traced, stats, (example,), reduce_range=reduce_range, closure=closure, pruning=pruning)
     return lambda policy: build_onnx(stitcher.apply(policy), (example,), reduce_range=reduce_range)
 
 

@@ -10,7 +10,7 @@ import synthetic
 
 from automc.devices.device import NodeTime, Tensor
 from automc.devices.watching import unwatched
-from automc.policy import LowRank, Policy
+from automc.policy import LowRank, Policy, Quantize
 from automc.predict.glue import operators_s
 from automc.predict.kernels import LayerChoices, layer_kernels
 from automc.predict.profile import Candidate
@@ -27,15 +27,14 @@ def test_a_window_is_told_from_the_same_one_lying() -> None:
     assert kernels["height"].tolist() == [3, 1]
 
 
-def test_a_layer_that_is_integer_unasked_is_another_kernel_than_one_that_was_asked() -> None:
+def test_a_layer_that_is_integer_unasked_is_one_that_was_asked() -> None:
     implied = int(CHOICES.implied_key(np.array([DENSE]))[0])
-    kernels = CHOICES.kernels(implied)
-    assert implied != DENSE
-    assert (kernels["int8"].tolist(), kernels["implied"].tolist(), kernels["cold"].tolist()) == ([1], [1], [0])
-    assert CHOICES.kernels(implied + 1)["cold"].tolist() == [1]
-    assert CHOICES.bits(implied) is None  # what the file holds is as it was
+    asked = SPACE.encode([Policy.of([("a", Quantize(8, 8))])])
+    assert implied == CHOICES.keys(asked)[0] != DENSE
+    assert CHOICES.kernels(implied)["int8"].tolist() == [1]
     assert CHOICES.implied_key(np.array([implied])).tolist() == [implied]
-    assert implied + 1 < CHOICES.key_count
+    factorised = CHOICES.keys(SPACE.encode([Policy.of([("a", LowRank(12))])]))
+    assert CHOICES.kernels(int(CHOICES.implied_key(factorised)[0]))["int8"].tolist() == [1, 1]
 
 
 def test_a_clip_is_paid_for_unless_a_quantisation_takes_it_over() -> None:

@@ -62,7 +62,7 @@ class Stitcher:
         range_batch: Sequence[Tensor],
         *,
         reduce_range: bool = False,
-        closure: Callable[[frozenset[str]], frozenset[str]] = lambda layers: layers,
+        closure: Callable[[frozenset[str]], frozenset[str]] | None = None,
         carries: bool = True,
         folder: Path | None = None,
         pruning: Pruning | None = None,
@@ -162,7 +162,7 @@ class Stitcher:
         """The layers that run rounded: those that the policy names, and those that the runtime adds to them."""
         named = {name: spec for name, spec in policy if isinstance(spec, Quantize)}
         integer = frozenset(name for name, spec in named.items() if runs_on_integers(spec))
-        added = self.closure(integer) - integer if integer else frozenset()
+        added = self.closure(integer) - integer if integer and self.closure else frozenset()
         return {**named, **{name: _as_integers(named.get(name)) for name in self.traced.graph.layer if name in added}}
 
     def _kept(self, policy: Policy) -> dict[str, tuple[int, ...]]:

@@ -6,6 +6,7 @@ The activations are rounded by the model itself, whose rounding the exporter wri
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
@@ -16,7 +17,7 @@ from automc.compression.quantize import Quantized
 from automc.errors import AutomcError
 from automc.export.floating import layer_of
 
-__all__ = ["integer_closure", "store_integers"]
+__all__ = ["Closure", "integer_closure", "store_integers"]
 
 _INTEGER_OPS = ("Conv", "Gemm", "MatMul")
 _CARRIER_OPS = (
@@ -219,6 +220,19 @@ def integer_closure(proto: onnx.ModelProto, layers: Iterable[str]) -> frozenset[
         if between <= closed:
             return closed
         closed |= between
+
+
+@dataclass
+class Closure:
+    """`integer_closure` of one model, remembered; it goes to other processes, which a cached function does not."""
+
+    dense: onnx.ModelProto
+    known: dict[frozenset[str], frozenset[str]] = field(default_factory=dict)
+
+    def __call__(self, layers: frozenset[str]) -> frozenset[str]:
+        if layers not in self.known:
+            self.known[layers] = integer_closure(self.dense, layers)
+        return self.known[layers]
 
 
 def _behind_activation(node: onnx.NodeProto, readers: Mapping[str, Sequence[onnx.NodeProto]]) -> str:

@@ -49,7 +49,6 @@ COLUMNS = (
     "cold",
     "fused",
     "height",
-    "implied",
 )
 KINDS = ("conv", "pointwise", "depthwise", "grouped", "linear", "recurrent", "winograd", "pool", "concat")
 
@@ -68,8 +67,7 @@ class Kernels:
     `cold` marks an integer kernel behind a conversion: what it reads and writes is not where the kernel before it left its tensors, and
     with ONNX Runtime it takes up to 40 % longer than between integer kernels. `height` is that of the window, whose positions are `window`
     (0 where it is not known). `fused` counts what it computes besides and pays for: a Clip behind it, with ONNX Runtime up to 70 % of its time,
-    which is left to a quantisation that follows. `implied` marks an integer kernel that the runtime made of floating-point weights between integer tensors: it has
-    one scale for all outputs and a zero point that is not 0, and takes up to three times as long as one with a scale per output.
+    which is left to a quantisation that follows.
     """
 
     rows: Ints
@@ -167,11 +165,10 @@ class LayerChoices:
     def key(self) -> Sum:
         """One even integer per policy that says all about the layer: cin, cout, zeros, rank and bits code.
 
-        The bits code behind the last is that of an implied integer layer. Odd is an integer layer that is cold, and a floating-point one whose
-        Clip is left to the quantisation behind it.
+        Odd is an integer layer that is cold, and a floating-point one whose Clip is left to the quantisation behind it.
         """
         fixed, parts, unit = 0, list[tuple[int, Ints]](), 2
-        counts = self._bits_codes, len(self.low_rank[1]), len(self.sparsify[1])
+        counts = len(self.quantize[1]), len(self.low_rank[1]), len(self.sparsify[1])
         for (column, specs), count in zip((self.quantize, self.low_rank, self.sparsify), counts, strict=True):
             parts.append((column, unit * np.arange(len(specs))))
             unit *= count
@@ -191,48 +188,40 @@ class LayerChoices:
         return 0, ((column, np.array([int(spec is not None and runs_on_integers(spec)) for spec in specs])),)
 
     def implied_key(self, keys: Ints) -> Ints:
-        """(count,) the same choices run on integers unasked, where the layer may be integer and is not factorised; else the same key."""
-        specs = self.quantize[1]
-        integer = [spec is not None and runs_on_integers(spec) for spec in specs]
-        if not any(integer):
+        """(count,) the same choices run on integers, unasked, where the layer may be integer; else the same key."""
+        bits = [s.weight_bits if s is not None and runs_on_integers(s) else 0 for s in self.quantize[1]]
+        if not any(bits):
             return keys
-        choice = keys // 2
-        code = choice % self._bits_codes
-        plain = ~np.array([*integer, True])[code] & (choice // self._bits_codes % len(self.low_rank[1]) == 0)
-        return np.where(plain, keys + 2 * (len(specs) - code), keys)
-
-    @property
-    def _bits_codes(self) -> int:
-        """How many bits codes a key may have: those of the space, and the implied one."""
-        return len(self.quantize[1]) + 1
+        code = keys // 2 % len(bits)
+        return np.where(np.array(bits)[code] > 0, keys, keys + 2 * (bits.index(max(bits)) - code))
 
     @property
     def key_count(self) -> int:
         """One more than the largest key."""
         widths = (self.spec.in_channels + 1) * (self.spec.out_channels + 1)
-        return 2 * widths * len(self.sparsify[1]) * len(self.low_rank[1]) * self._bits_codes
+        return 2 * widths * len(self.sparsify[1]) * len(self.low_rank[1]) * len(self.quantize[1])
 
     def density(self, key: int) -> float:
         """The share of the weights that a key leaves."""
-        _, code = divmod(key // (2 * self._bits_codes * len(self.low_rank[1])), len(self.sparsify[1]))
+        _, code = divmod(key // (2 * len(self.quantize[1]) * len(self.low_rank[1])), len(self.sparsify[1]))
         spec = self.sparsify[1][code]
         return 1.0 if spec is None else spec.density
 
     def bits(self, key: int) -> Quantize | None:
         """What a key says about the weights' bits."""
-        return (*self.quantize[1], None)[key // 2 % self._bits_codes]
+        return self.quantize[1][key // 2 % len(self.quantize[1])]
 
     def kernels(self, key: int) -> Kernels:
         """The kernels of a key, in order."""
         key, odd = divmod(key, 2)
-        key, code = divmod(key, self._bits_codes)
+        key, code = divmod(key, len(self.quantize[1]))
         key, rank = divmod(key, len(self.low_rank[1]))
         cin, cout = divmod(key // len(self.sparsify[1]), self.spec.out_channels + 1)
-        if code == len(self.quantize[1]):
-            return _marked(layer_kernels(self.spec, cin, cout, None, None), slice(None), int8=1, implied=1, cold=odd)
         kernels = layer_kernels(self.spec, cin, cout, self.low_rank[1][rank], self.quantize[1][code], cold=bool(odd))
         clips = self.clipped and not odd and not kernels["int8"].any()
-        return _marked(kernels, slice(-1, None), fused=1) if clips else kernels
+        if clips:
+            kernels.rows[-1, COLUMNS.index("fused")] = 1
+        return kernels
 
 
 def layer_kernels(
@@ -244,15 +233,7 @@ def layer_kernels(
     heights = [rows_high for *_, rows_high in rows]
     first_cold = [int(cold and int8 == 1)] + [0] * (len(rows) - 1)
     none = np.zeros_like(first_cold)
-    return Kernels(np.column_stack([np.array([row[:-1] for row in rows]), first_cold, none, heights, none]))
-
-
-def _marked(kernels: Kernels, where: slice, **marks: int) -> Kernels:
-    """The kernels with other values in some columns of some rows."""
-    rows = kernels.rows.copy()
-    for column, value in marks.items():
-        rows[where, COLUMNS.index(column)] = value
-    return Kernels(rows)
+    return Kernels(np.column_stack([np.array([row[:-1] for row in rows]), first_cold, none, heights]))
 
 
 def _own_kernel(spec: LayerSpec, cin: int, cout: int, int8: int) -> list[tuple[int, ...]]:

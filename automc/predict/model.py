@@ -25,7 +25,7 @@ from automc.space import Codes, SearchSpace
 __all__ = ["FittedModel", "Priced", "Samples", "Setting"]
 
 
-_INT8, _COLD, _FUSED, _IMPLIED = (COLUMNS.index(name) for name in ("int8", "cold", "fused", "implied"))
+_INT8, _COLD, _FUSED = (COLUMNS.index(name) for name in ("int8", "cold", "fused"))
 _CONVERSIONS = frozenset({"DequantizeLinear", "QuantizeLinear", "Reorder", "Transpose"})
 
 
@@ -166,10 +166,10 @@ def _measured(
     for index, (node, place) in enumerate(zip(candidate.nodes, candidate.places, strict=True)):
         if place is not None and place[0] in expected and place[1] < len(expected[place[0]]):
             row = expected[place[0]].rows[place[1] : place[1] + 1].copy()
-            asked, int8 = row[0, _INT8], _is_int8(node)
+            int8 = _is_int8(node)
             cold = int8 and not (index and _is_int8(candidate.nodes[index - 1]))
             fused = row[0, _FUSED] and not int8 and not _is_quantized(candidate.nodes[index + 1 :])
-            row[0, [_INT8, _COLD, _FUSED, _IMPLIED]] = int8, cold, fused, int8 and not asked
+            row[0, [_INT8, _COLD, _FUSED]] = int8, cold, fused
             rows.append(row)
             times.append(times_s[index])
     return Kernels(np.concatenate(rows)), np.maximum(np.array(times), 1e-9)

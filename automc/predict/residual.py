@@ -71,7 +71,7 @@ def _classes(kernels: Kernels) -> list[tuple[tuple[int, int], Any]]:
 
 
 def _with_work(kernels: Kernels, layouts: Layouts) -> Floats:
-    """(count, 26) the kind, shapes as `_describe` has them, and in logarithms what trees cannot multiply: operations, weights, blocks, outputs."""
+    """(count, 25) the kind, shapes as `_describe` has them, and in logarithms what trees cannot multiply: operations, weights, blocks, outputs."""
     block, here, there = max(layouts.block, 1), kernels["in_positions"], kernels["out_positions"]
     cin, cout = kernels["cin"], kernels["cout"]
     products = (kernels.macs, kernels.weights, -(-cout // block) * there, -(-cin // block) * here, cout * there)
@@ -87,7 +87,7 @@ def _mean(forest: Any, rows: Floats) -> Floats:
 
 
 def _describe(kernels: Kernels, layouts: Layouts) -> Floats:
-    """(count, 20) shapes in logarithms, how full the last block of channels and the last tiles of positions are, and what is special."""
+    """(count, 19) shapes in logarithms, how full the last block of channels and the last tiles of positions are, and what is special."""
     block = max(layouts.block, 1)
     cin, cout = kernels["cin"], kernels["cout"]
     side = np.sqrt(kernels["out_positions"])
@@ -95,5 +95,5 @@ def _describe(kernels: Kernels, layouts: Layouts) -> Floats:
     names = ("in_positions", "out_positions", "window", "height", "stride", "groups")
     sizes = (cin, cout, *(kernels[name] for name in names))
     edges = (cin % block, -cout % block, side % 2, side % 4, side % 8, blocks % 2, blocks % 4, blocks % 8)
-    rest = (layouts.modes(kernels), kernels["cold"], kernels["fused"], kernels["implied"])
+    rest = (layouts.modes(kernels), kernels["cold"], kernels["fused"])
     return np.column_stack([*(np.log(np.maximum(size, 1)) for size in sizes), *edges, *rest]).astype(np.float64)

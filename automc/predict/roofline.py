@@ -70,8 +70,8 @@ class Rooflines:
 
 
 def classes(kernels: Kernels, layouts: Layouts) -> Ints:
-    """(count, 4) precision, kind, whether it is implied, layout mode: from wide to narrow."""
-    return np.stack([kernels["int8"], kernels["kind"], kernels["implied"], layouts.modes(kernels)], axis=1)
+    """(count, 3) precision, kind, layout mode: from wide to narrow."""
+    return np.stack([kernels["int8"], kernels["kind"], layouts.modes(kernels)], axis=1)
 
 
 def features(kernels: Kernels, layouts: Layouts, batch_size: int) -> Floats:
