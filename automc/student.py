@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,6 +42,8 @@ __all__ = [
 _SETTLING_BATCHES = 16
 _LEAST_BATCH = 16
 """Smaller batches are put together: batch norm needs several samples."""
+_ONEDNN_BLOCK = 16
+"""Channels that its kernels compute together, at most."""
 _MIXED_SHARE = 0.5
 ENOUGH_TO_MIX = 500
 """Steps: shorter trainings get farther on the samples as they are."""
@@ -122,10 +125,15 @@ def mixed(batches: Iterable[tuple[tuple[Tensor, ...], Tensor | None]]) -> Iterat
 
 
 def quick_layout(model: nn.Module) -> nn.Module:
-    """`model` with the weights of its two-dimensional convolutions channels last in memory: PyTorch trains them up to a third quicker on CPUs."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            module.weight.data = module.weight.data.to(memory_format=torch.channels_last)
+    """`model` with the weights of its two-dimensional convolutions channels last in memory: PyTorch trains them up to a third quicker on CPUs.
+
+    A model with a strided 1x1 convolution of few channels stays as it is: with channels last, on processors without AVX-512, oneDNN writes the
+    gradients of such weights past the end of its workspace, and ends the process (https://github.com/uxlfoundation/oneDNN/issues/6035).
+    """
+    convs = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    if not any(prod(c.kernel_size) == 1 < prod(c.stride) and c.in_channels < _ONEDNN_BLOCK for c in convs):
+        for conv in convs:
+            conv.weight.data = conv.weight.data.to(memory_format=torch.channels_last)
     return model
 
 

@@ -225,6 +225,16 @@ def test_the_layout_in_memory_changes_no_number() -> None:
     assert torch.allclose(model(inputs), before, atol=1e-5)
 
 
+@pytest.mark.parametrize(("width", "stride", "quick"), [(3, 2, False), (3, 1, True), (16, 2, True)])
+def test_strided_pointwise_convolutions_of_few_channels_keep_their_layout(width: int, stride: int, quick: bool) -> None:
+    model = quick_layout(nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nn.Conv2d(width, 5, 1, stride=stride)))
+    assert model[0].weight.is_contiguous(memory_format=torch.channels_last) is quick
+    model(
+        torch.randn(64, 3, 32, 32)
+    ).square().mean().backward()  # on AVX2 it ends the process where the layout is changed
+    assert model[0].weight.grad is not None
+
+
 @pytest.mark.parametrize(("enough", "mixes"), [(1, True), (10**9, False)])
 def test_recovery_learns_from_mixtures_once_it_knows_that_its_time_is_enough(
     monkeypatch: pytest.MonkeyPatch, enough: int, mixes: bool
