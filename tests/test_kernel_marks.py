@@ -59,9 +59,19 @@ def test_what_it_costs_to_time_nodes_is_found_beside_unwatched_runs() -> None:
     assert found.sum() == pytest.approx(truth.sum(), rel=0.005)
     assert np.abs(found - truth).max() < 0.5e-6
     short = unwatched([[1e-6], [9e-5]], [7e-5], [2, 2])
-    assert short == pytest.approx([1e-7, 7.95e-5])  # nothing takes no time
+    assert short == pytest.approx([1e-7, 7.95e-5], rel=0.03)  # nothing takes no time
     slow = unwatched([[1e-5], [2e-5]], [5e-5], [2, 2])
-    assert slow == pytest.approx([2e-5, 3e-5])  # what the runtime takes between nodes is theirs
+    assert slow == pytest.approx([2e-5, 3e-5], rel=0.03)  # what the runtime takes between nodes is theirs
+
+
+def test_long_models_hardly_tell_what_it_costs_to_time_their_nodes() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(1e-5, 1e-3, 50)
+    watched = [[(t + 3e-6) * speed for speed in (1.0, 1.01)] for t in truth.tolist()]
+    whole = [1.02 * truth.sum(), 1.015 * truth.sum()]  # 20 ms and more, disturbed by more than the watching costs
+    found = np.array(unwatched(watched, whole, [4] * 50))
+    assert np.abs(found - truth).max() < 8e-6
+    assert np.abs(found - truth).mean() < 6e-6  # 9 by what this one model tells
 
 
 def test_operators_between_layers_lie_on_a_line_per_kind() -> None:
