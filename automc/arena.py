@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from automc.budget import Budget
 from automc.certify import Certifier
 from automc.compression.criteria import Pruning
 from automc.devices.device import digest
+from automc.disk import write_atomic
 from automc.errors import InputError
 from automc.evaluate.fast import fast_evaluator
 from automc.evaluate.models import model_digest
@@ -33,8 +35,10 @@ from automc.predict.targets import open_device
 from automc.prepare import Clock, Prepared, prepare
 from automc.protocols import Agent, Observer, Problem, Scored
 from automc.recover import recover
+from automc.rundir import RunDir
 from automc.scorebook import Scorebook, append_line, read_lines
 from automc.standing import Standing
+from automc.tables import Tables
 from automc.task import Task
 from automc.trial import Trial
 
@@ -169,23 +173,41 @@ class Arena:
         return score
 
 
-def open_arena(job: Job, folder: Path, observer: Observer, *, live: bool = False, known: Sequence[Trial] = ()) -> Arena:
+def open_arena(job: Job, folder: Path, observer: Observer, *, live: bool = False, run: RunDir | None = None) -> Arena:
     """Load what the job names and measure the device, as a search would.
+
+    What single choices lose is measured on as many samples as the time allows, so it differs from one time to the next, and agents with it: it is
+    kept in the folder as the scores are.
 
     Args:
         live: evaluate everything anew.
-        known: trials of a run of the same job, whose scores are taken over.
+        run: a run of the same job, whose scores and losses of single choices are taken over.
 
     Raises:
         InputError: the job cannot be used, or the dense model holds its budget.
     """
     task = Task.of(job)
     device = open_device(job.device, job.threads)
+    told = (
+        __version__,
+        _SCORES,
+        model_digest(task.model),
+        task.data.digest,
+        task.score.name,
+        job.criterion,
+        str(job.seed),
+    )
+    key = digest(*told)
+    losses = folder / f"losses-{key}.json"
+    kept = run.tables() if run is not None else None if live else _read_losses(losses)
     prepared = prepare(
         task.model, task.data, task.score, device, batch_size=task.batch_size, space=job.space,
         pruning=Pruning(job.criterion, seed=job.seed), seed=job.seed, profile_s=task.profile_s, observer=observer,
-        clock=Clock(), budget=task.settings.budget,
+        clock=Clock(), budget=task.settings.budget, tables=kept,
     )  # fmt: skip
+    known = Tables(prepared.space.domains, tuple(tuple(map(float, row)) for row in prepared.sensitivity), (), (), {})
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(losses, json.dumps(known.to_json()) + "\n")
     certifier = Certifier(prepared, task.settings.budget, task.batch_size, job.seed)
     if certifier.dense.holds:
         raise InputError(f"The dense model holds {task.settings.budget}: nothing to compete for.", remedy="Tighten it.")
@@ -200,24 +222,26 @@ def open_arena(job: Job, folder: Path, observer: Observer, *, live: bool = False
         price_of_a_nat(prepared.data, prepared.score, logits=prepared.logits),
     )
     explicit = Standing(prepared, task.settings.budget, limits, certifier.dense, prepared.predictor).explicit
-    told = (
-        __version__,
-        _SCORES,
-        model_digest(task.model),
-        task.data.digest,
-        task.score.name,
-        job.criterion,
-        str(job.seed),
-    )
-    key = digest(*told)
     path = folder / f"scores-{key}.jsonl"
-    full = (t for t in known if t.stage == "search" and t.samples is None and t.score is not None)
+    full = (
+        t
+        for t in (run.trials() if run is not None else ())
+        if t.stage == "search" and t.samples is None and t.score is not None
+    )
     comparable = (t for t in full if t.worth is not None or not getattr(evaluator, "tells_worth", False))
     taken = {} if live else {explicit(t.policy).digest: Scored(t.score or 0.0, t.worth) for t in comparable}
     if live:
         path.unlink(missing_ok=True)
     book = Scorebook(evaluator, path, lambda policy: explicit(policy).digest, taken)
     return Arena(task, prepared, limits, certifier, book, folder, key)
+
+
+def _read_losses(path: Path) -> Tables | None:
+    """Losses of single choices that an earlier comparison measured; None where there are none that can be read: they are measured anew."""
+    try:
+        return Tables.from_json(json.loads(path.read_text()))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def run_course(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -160,17 +161,37 @@ def test_an_agent_that_raises_keeps_what_it_had(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A comparison of two agents on a tiny network, and its repetition."""
-    folder = tmp_path_factory.mktemp("arena")
-    job = tiny_run.job(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AUTOMC_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-        patch.setattr("automc.cli.main.silence_libraries", lambda: None)
-        options = ["--model", str(job.model), "--data", str(job.data), "--batch-size", "64", "--profile", "3s"]
-        limits = ["--budget", "60%macs", "--evaluations", "5", "--seeds", "2", "--agent", "ilp", "--agent", "random"]
-        out = folder / "out"
-        assert main(["bench", *options, *limits, "--out", str(out), "--recover", "0.3s", "-q"]) == 0
+def compare(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], int]:
+    """Compares two agents on a tiny network, into a folder."""
+    job = tiny_run.job(tmp_path_factory.mktemp("arena"))
+
+    def bench(out: Path) -> int:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("AUTOMC_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+            patch.setattr("automc.cli.main.silence_libraries", lambda: None)
+            options = ["--model", str(job.model), "--data", str(job.data), "--batch-size", "64", "--profile", "3s"]
+            limits = [
+                "--budget",
+                "60%macs",
+                "--evaluations",
+                "5",
+                "--seeds",
+                "2",
+                "--agent",
+                "ilp",
+                "--agent",
+                "random",
+            ]
+            return main(["bench", *options, *limits, "--out", str(out), "--recover", "0.3s", "-q"])
+
+    return bench
+
+
+@pytest.fixture(scope="module")
+def compared(compare: Callable[[Path], int], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a comparison."""
+    out = tmp_path_factory.mktemp("compared")
+    assert compare(out) == 0
     return out
 
 
@@ -186,6 +207,21 @@ def test_the_comparison_is_on_disk(compared: Path) -> None:
     assert (compared / "progress.svg").read_text().startswith("<svg")
     (scores,) = compared.glob("scores-*.jsonl")
     assert len(read_scores(scores)) == told["evaluated"]
+
+
+def test_a_comparison_goes_on_with_the_losses_that_it_measured(
+    compare: Callable[[Path], int], compared: Path, tmp_path: Path
+) -> None:
+    again = Path(shutil.copytree(compared, tmp_path / "again"))
+    (losses,) = again.glob("losses-*.json")
+    told = json.loads(losses.read_text())
+    told["loss"][0][-1] = 123.0
+    losses.write_text(json.dumps(told))
+    assert compare(again) == 0
+    assert json.loads(losses.read_text())["loss"][0][-1] == 123.0
+    losses.write_text("{")
+    assert compare(again) == 0
+    assert json.loads(losses.read_text())["loss"] == json.loads((compared / losses.name).read_text())["loss"]
 
 
 def test_an_unknown_agent_is_bad_input_before_anything_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:

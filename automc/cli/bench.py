@@ -89,7 +89,7 @@ def bench(
 ) -> int:  # fmt: skip
     """Compare agents on one model, with equal evaluations and equal seeds.
 
-    Exit code 3: no agent found a policy inside the budget. Every policy is evaluated once by the real evaluator and its score kept in --out, so that repeating a comparison takes
+    Exit code 3: no agent found a policy inside the budget. Every policy is evaluated once by the real evaluator and its score kept in --out, as are the losses of single choices, so that repeating a comparison takes
     little more than the agents' own time. Writes table.md, results.json and progress.svg there after every agent.
     """
     chosen = _chosen(agents)
@@ -99,7 +99,7 @@ def bench(
         from automc.arena import open_arena
 
         job = _job(context, run, evaluations)
-        arena = open_arena(job, out, watching, live=live, known=run.trials() if run else ())
+        arena = open_arena(job, out, watching, live=live, run=run)
         record = _held(arena, chosen, evaluations, seeds, parse_duration(recover), out, watching)
     reached = any(row["mean"] is not None for row in record["rows"])
     if as_json:
