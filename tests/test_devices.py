@@ -111,6 +111,7 @@ def test_rounds_go_on_until_models_can_be_told_apart() -> None:
 
     assert len(machine().measure(rounds=4, precision=0.001, retries=0).rounds_s["a"]) == 16
     assert len(machine().measure(rounds=4, retries=0).rounds_s["a"]) == 4
+    assert len(machine().measure(rounds=1, retries=0).rounds_s["a"]) == 1
     assert len(Machine({"a": 0.1, "b": 0.1}).measure(rounds=4, precision=0.001).rounds_s["a"]) == 4
     assert len(machine().measure(rounds=4, precision=0.001, retries=0, time_limit_s=1.5).rounds_s["a"]) in range(5, 12)
 

@@ -240,10 +240,7 @@ class _Rounds:
         retries = asked if self.protocol.retries is None else self.protocol.retries
         while True:
             if len(self._quiet()) >= wanted or len(self.taken) >= wanted + retries:
-                if (
-                    wanted >= _MOST_ROUNDS * asked
-                    or self._result(wanted).steadied.noise_floor <= self.protocol.precision
-                ):
+                if wanted >= _MOST_ROUNDS * asked or not self._is_vague(wanted):
                     break
                 wanted += math.ceil(asked / 2)
             if self.clock() - begin > self.protocol.time_limit_s and len(self.taken) >= min(3, wanted):
@@ -254,6 +251,9 @@ class _Rounds:
             notes += (f"other work interrupted {share:.0%} of the timings; their processor time stands in",)
         noisy = len(self._quiet()) < asked or share > 0.5
         return replace(self._result(wanted), noisy=noisy, notes=notes)
+
+    def _is_vague(self, rounds: int) -> bool:
+        return self._result(rounds).steadied.noise_floor > self.protocol.precision
 
     def _result(self, rounds: int) -> Measurement:
         """The least disturbed ones of the rounds so far."""
