@@ -30,6 +30,7 @@ __all__ = ["Start", "WarmStart", "find_start", "nearest", "read_start"]
 
 Array = NDArray[np.float64]
 _LEAST_LOSS, _UNKNOWN_LOSS = 1e-9, 1e9
+_FILES = (".json", ".yaml", ".yml")
 _POLICIES = 8
 """How many policies of an earlier run are tried at most."""
 
@@ -47,12 +48,14 @@ def find_start(name: str, runs: str | Path) -> Path | RunDir:
 
     Raises:
         UnknownNameError: neither; carries the closest run.
-        InputError: the file is neither JSON nor YAML, or the run has no scored trials.
+        InputError: there is no such file, it is neither JSON nor YAML, or the run has no scored trials.
     """
     path = Path(name).expanduser()
     if path.is_file():
         _contents(path)
         return path
+    if path.suffix in _FILES:
+        raise InputError(f"There is no file {name}.", remedy="Name a policy file that is there, or an earlier run.")
     run = RunDir(path) if RunDir(path).exists() else RunDir.open(runs, name)
     if not any(trial.state == "complete" for trial in run.trials()):
         raise InputError(f"The run {run.name!r} has no scored trials to start from.", remedy="Choose another run.")

@@ -241,6 +241,8 @@ def test_a_run_without_scores_and_a_file_that_is_no_json_are_refused(tmp_path: P
     RunDir.create(tmp_path / "new", {}).close()
     with pytest.raises(InputError, match="no scored trials"):
         find_start("new", tmp_path)
+    with pytest.raises(InputError, match=r"no file lost\.yaml"):
+        find_start("lost.yaml", tmp_path)
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(InputError, match="cannot be read"):
         find_start(str(tmp_path / "broken.json"), tmp_path)
