@@ -199,7 +199,7 @@ def open_arena(job: Job, folder: Path, observer: Observer, *, live: bool = False
     )
     key = digest(*told)
     losses = folder / f"losses-{key}.json"
-    kept = run.tables() if run is not None else None if live else _read_losses(losses)
+    kept = None if live else run.tables() if run is not None else _read_losses(losses)
     prepared = prepare(
         task.model, task.data, task.score, device, batch_size=task.batch_size, space=job.space,
         pruning=Pruning(job.criterion, seed=job.seed), seed=job.seed, profile_s=task.profile_s, observer=observer,
