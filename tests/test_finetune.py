@@ -137,7 +137,7 @@ def test_a_trial_of_the_search_is_tuned_without_labels_or_training_samples(runs:
     listening = Listening()
     unlabelled = Data(None, data().calibration, data().validation, data().test, name=data().name)
     automc.compress(trained(), data=unlabelled, runs=str(runs), **{**SEARCH, "name": "bare"})
-    tuned = tune(runs, "bare", data=unlabelled, point=str(number), time="4s", epochs=None, observer=listening)
+    tuned = tune(runs, "bare", data=unlabelled, point=str(number), time="15s", epochs=None, observer=listening)
     assert any("no training samples" in message for message in listening.messages)
     assert tuned.after.policy == RunDir.open(runs, "bare").trials()[number].policy
 

@@ -293,10 +293,10 @@ def _row(
 ) -> tuple[int, ...]:
     if layer.kind == "linear":  # a Gemm holds (outputs, inputs), a MatMul the transpose; positions are lost in reshapes
         inputs, outputs = weight if node.op_type == "MatMul" else weight[::-1]
-        return (KINDS.index("linear"), inputs, outputs, 1, 1, layer.positions, layer.positions, 1, 0, 0, 0, 1, 0)
+        return (KINDS.index("linear"), inputs, outputs, 1, 1, layer.positions, layer.positions, 1, 0, 0, 0, 1)
     options = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
     groups, window = options.get("group", 1), weight[2] * weight[3]
     kind = "depthwise" if groups > 1 else "conv" if window > 1 else "pointwise"
     stride = int(np.prod(options.get("strides", [1])))
     sides = (int(np.prod(read[2:])), int(np.prod(written[2:])))
-    return (KINDS.index(kind), weight[1] * groups, weight[0], window, stride, *sides, groups, 0, 0, 0, weight[2], 0)
+    return (KINDS.index(kind), weight[1] * groups, weight[0], window, stride, *sides, groups, 0, 0, 0, weight[2])
