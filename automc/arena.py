@@ -20,7 +20,7 @@ from automc.certify import Certifier
 from automc.compression.criteria import Pruning
 from automc.devices.device import digest
 from automc.disk import write_atomic
-from automc.errors import InputError
+from automc.errors import AutomcError, InputError
 from automc.evaluate.fast import fast_evaluator
 from automc.evaluate.models import model_digest
 from automc.evaluate.worth import price_of_a_nat
@@ -181,7 +181,7 @@ def open_arena(job: Job, folder: Path, observer: Observer, *, live: bool = False
 
     Args:
         live: evaluate everything anew.
-        run: a run of the same job, whose scores and losses of single choices are taken over.
+        run: a run of the same job, whose scores are taken over, and the losses of single choices where the folder has none.
 
     Raises:
         InputError: the job cannot be used, or the dense model holds its budget.
@@ -199,7 +199,7 @@ def open_arena(job: Job, folder: Path, observer: Observer, *, live: bool = False
     )
     key = digest(*told)
     losses = folder / f"losses-{key}.json"
-    kept = None if live else run.tables() if run is not None else _read_losses(losses)
+    kept = None if live else _read_losses(losses) or (run.tables() if run is not None else None)
     prepared = prepare(
         task.model, task.data, task.score, device, batch_size=task.batch_size, space=job.space,
         pruning=Pruning(job.criterion, seed=job.seed), seed=job.seed, profile_s=task.profile_s, observer=observer,
@@ -240,7 +240,7 @@ def _read_losses(path: Path) -> Tables | None:
     """Losses of single choices that an earlier comparison measured; None where there are none that can be read: they are measured anew."""
     try:
         return Tables.from_json(json.loads(path.read_text()))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AutomcError):
         return None
 
 

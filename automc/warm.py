@@ -54,9 +54,10 @@ def find_start(name: str, runs: str | Path) -> Path | RunDir:
     if path.is_file():
         _contents(path)
         return path
-    if path.suffix in _FILES:
+    here = RunDir(path)
+    if path.suffix in _FILES and not here.exists() and not RunDir(Path(runs) / name).exists():
         raise InputError(f"There is no file {name}.", remedy="Name a policy file that is there, or an earlier run.")
-    run = RunDir(path) if RunDir(path).exists() else RunDir.open(runs, name)
+    run = here if here.exists() else RunDir.open(runs, name)
     if not any(trial.state == "complete" for trial in run.trials()):
         raise InputError(f"The run {run.name!r} has no scored trials to start from.", remedy="Choose another run.")
     return run

@@ -32,7 +32,7 @@ from automc.export.onnx import build_onnx
 from automc.job import Silent
 from automc.offer import Offer, offer
 from automc.policy import Policy
-from automc.predict.profile import MAX_CANDIDATES, Candidate, Profile, measure_policies
+from automc.predict.profile import EXPORTS, MAX_CANDIDATES, Candidate, Profile, measure_policies
 from automc.predict.sampling import stratified
 from automc.predict.store import read_profile, write_profile
 
@@ -102,7 +102,7 @@ def _case(name: str, arguments: argparse.Namespace) -> Case:
 
     def profile(codes: Array, seed: int) -> Profile:
         path = arguments.folder / f"{source.rpartition(':')[2]}-{seed}.jsonl"
-        key = digest(device.key, name, repr(codes.tolist()))
+        key = digest(device.key, name, EXPORTS, repr(codes.tolist()))
         if (found := read_profile(path, key)) is None:
             found = measure_policies(
                 device, build, offered.graph, offered.space.decode(codes), [example.numpy()], key,

@@ -68,8 +68,8 @@ def inputs() -> list[Array]:
 def build(policy: Policy) -> bytes:
     """The network under `policy`, with random weights named `<layer>...weight`.
 
-    As in QDQ exports, an integer layer has int8 weights and stands between Q/DQ pairs, and all that read a tensor read it quantised if
-    an integer layer does.
+    As in QDQ exports, an integer layer has int8 weights and stands between Q/DQ pairs, all that read a tensor read it quantised if
+    an integer layer does, and a layer between integer tensors is an integer one.
     """
     writer = _Writer(policy)
     x = writer.read_by(writer.relu(writer.layer("stem", writer.read_by("x", "stem"))), "a")
@@ -125,6 +125,8 @@ class _Writer:
     def layer(self, name: str, source: str) -> str:
         spec = self.graph.layer[name]
         rank, bits = self.policy.get(name, LowRank), self.policy.get(name, Quantize)
+        if source in self.integer and self.policy.get({"a": "b", "c": "d"}.get(name, ""), Quantize):
+            bits = bits or Quantize(8, 8)
         kernels = layer_kernels(spec, spec.inputs.count(self.keep), spec.outputs.count(self.keep), rank, bits)
         for factor in range(len(kernels)):
             label = name if len(kernels) == 1 else f"{name}.{factor}"
@@ -157,15 +159,16 @@ class ClosedFormDevice:
     """Time of a layer kernel: 2 us + padded work; of anything else: 1 us + 1 ns per element; a node costs 0.5 us of overhead.
 
     Channels are computed in blocks of 8. int8 kernels do their work at a third of the time. Kernels are timed while
-    it is slower by up to `unsteady`, as a fraction, for a whole model at a time.
+    it is slower by up to `unsteady`, as a fraction, for a whole model at a time. A run takes `constant_s` besides.
     """
 
     name = "closed-form"
     key = "closed-form-1"
 
-    def __init__(self, noise: float = 0.005, unsteady: float = 0.0) -> None:
+    def __init__(self, noise: float = 0.005, unsteady: float = 0.0, constant_s: float = 0.0) -> None:
         self.noise = noise
         self.unsteady = unsteady
+        self.constant_s = constant_s
         self.calls = 0
 
     def environment(self) -> dict[str, str]:
@@ -184,7 +187,7 @@ class ClosedFormDevice:
         rng = np.random.default_rng(0)
         return Measurement(
             {
-                name: tuple(true_latency_s(model) * np.exp(rng.normal(0, self.noise, rounds)))
+                name: tuple((self.constant_s + true_latency_s(model)) * np.exp(rng.normal(0, self.noise, rounds)))
                 for name, model in models.items()
             }
         )

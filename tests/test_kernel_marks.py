@@ -14,6 +14,7 @@ from automc.policy import LowRank, Policy, Quantize
 from automc.predict.glue import operators_s
 from automc.predict.kernels import LayerChoices, layer_kernels
 from automc.predict.profile import Candidate
+from automc.space import Domain, SearchSpace
 
 GRAPH, SPACE = synthetic.graph(), synthetic.space()
 CHOICES = LayerChoices.of(GRAPH.layers[1], GRAPH, SPACE)
@@ -33,6 +34,11 @@ def test_a_layer_that_is_integer_unasked_is_one_that_was_asked() -> None:
     assert implied == CHOICES.keys(asked)[0] != DENSE
     assert CHOICES.kernels(implied)["int8"].tolist() == [1]
     assert CHOICES.implied_key(np.array([implied])).tolist() == [implied]
+    few = LayerChoices.of(GRAPH.layers[1], GRAPH, SearchSpace((Domain("a", "quantize", (None, Quantize(4, 16))),)))
+    between = few.implied_key(few.keys(np.array([[0], [1]])))
+    assert [few.rounding(int(key)) for key in between] == [Quantize(8, 8), Quantize(4, 8)]
+    assert few.implied_key(between).tolist() == between.tolist()
+    assert between.max() < few.key_count
     factorised = CHOICES.keys(SPACE.encode([Policy.of([("a", LowRank(12))])]))
     assert CHOICES.kernels(int(CHOICES.implied_key(factorised)[0]))["int8"].tolist() == [1, 1]
 
@@ -61,7 +67,8 @@ def test_what_it_costs_to_time_nodes_is_found_beside_unwatched_runs() -> None:
     short = unwatched([[1e-6], [9e-5]], [7e-5], [2, 2])
     assert short == pytest.approx([1e-7, 7.95e-5], rel=0.03)  # nothing takes no time
     slow = unwatched([[1e-5], [2e-5]], [5e-5], [2, 2])
-    assert slow == pytest.approx([2e-5, 3e-5], rel=0.03)  # what the runtime takes between nodes is theirs
+    assert slow == pytest.approx([1e-5, 2e-5])  # what a run takes besides is not theirs
+    assert unwatched([], [5e-5], []) == []
 
 
 def test_long_models_hardly_tell_what_it_costs_to_time_their_nodes() -> None:

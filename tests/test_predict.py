@@ -91,6 +91,18 @@ def test_kernels_that_were_timed_in_a_slow_moment_are_in_keeping_with_their_mode
     assert np.abs(costs.latency_s / truth - 1).mean() < 0.04
 
 
+@pytest.mark.parametrize("constant_s", [1e-4, 3e-4])
+def test_what_a_run_takes_besides_is_no_time_of_its_kernels(
+    unseen: tuple[np.ndarray, np.ndarray], constant_s: float
+) -> None:
+    codes, truth = unseen
+    found = LearnedPredictor.fit(
+        profile(synthetic.ClosedFormDevice(constant_s=constant_s)), GRAPH, SPACE, DENSE, synthetic.BATCH
+    )
+    assert np.abs(found.predict(codes).latency_s / (truth + constant_s) - 1).mean() < 0.04
+    assert found.report.kernel_mape < 0.08
+
+
 def test_kernels_that_the_runtime_fuses_from_several_operators_belong_to_their_layer(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, inputs = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4)).eval(), torch.randn(2, 5, 8)
@@ -136,7 +148,7 @@ def test_size_and_macs(predictor: LearnedPredictor, unseen: tuple[np.ndarray, np
     costs = predictor.predict(codes)
     for index, policy in enumerate(SPACE.decode(codes)):
         model = synthetic.build(policy)
-        assert costs.size_bytes[index] == pytest.approx(len(model), rel=0.05)
+        assert costs.size_bytes[index] == pytest.approx(len(model), rel=0.03)
         assert costs.macs[index] == _macs(model)
     assert predictor.predict(SPACE.dense[None]).macs[0] == GRAPH.macs
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -29,7 +28,7 @@ from automc.compression.quantize import Quantized
 from automc.compression.ranges import best_range
 from automc.compression.refine import refine
 from automc.compression.sharing import sharing_copy
-from automc.compression.storage import as_run, runs_on_integers
+from automc.compression.storage import as_run, between_integers, runs_on_integers
 from automc.compression.variants import Key, remaining, take_outputs
 from automc.errors import InputError
 from automc.graph import ChannelGroup
@@ -38,7 +37,6 @@ from automc.trace import Traced
 
 __all__ = ["Stitcher"]
 
-_INT8 = Quantize(8, 8)
 _CHECK = "`automc check` lists what can be compressed."
 
 
@@ -163,7 +161,10 @@ class Stitcher:
         named = {name: spec for name, spec in policy if isinstance(spec, Quantize)}
         integer = frozenset(name for name, spec in named.items() if runs_on_integers(spec))
         added = self.closure(integer) - integer if integer and self.closure else frozenset()
-        return {**named, **{name: _as_integers(named.get(name)) for name in self.traced.graph.layer if name in added}}
+        return {
+            **named,
+            **{name: between_integers(named.get(name)) for name in self.traced.graph.layer if name in added},
+        }
 
     def _kept(self, policy: Policy) -> dict[str, tuple[int, ...]]:
         kept = {}
@@ -196,12 +197,3 @@ class Stitcher:
         """A grouped layer is rounded as it stands: its few taps per channel have no database."""
         assert isinstance(layer, (nn.Conv2d, nn.Linear))
         return Quantized(layer, spec).eval()
-
-
-def _as_integers(spec: Quantize | None) -> Quantize:
-    """What a layer is rounded to that the runtime puts between integers: its weights keep fewer bits where they have them."""
-    return (
-        _INT8
-        if spec is None or not runs_on_integers(replace(spec, activation_bits=8))
-        else replace(spec, activation_bits=8)
-    )

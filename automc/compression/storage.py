@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from automc.policy import Quantize
 
-__all__ = ["SCALE_BITS", "as_run", "file_bits", "file_bytes", "group_count", "runs_on_integers"]
+__all__ = ["SCALE_BITS", "as_run", "between_integers", "file_bits", "file_bytes", "group_count", "runs_on_integers"]
 
 SCALE_BITS = 32
 """Of each scale and of each entry of a code book."""
@@ -29,6 +29,12 @@ def as_run(spec: Quantize, *, reduce_range: bool) -> Quantize:
     if reduce_range and spec.weight_bits == 8 and runs_on_integers(spec):
         return replace(spec, weight_bits=7)
     return spec
+
+
+def between_integers(spec: Quantize | None) -> Quantize:
+    """What a layer is rounded to that the runtime puts between integers: its weights keep fewer bits where they have them."""
+    fewer = replace(spec, activation_bits=8) if spec is not None else None
+    return fewer if fewer is not None and runs_on_integers(fewer) else Quantize(8, 8)
 
 
 def group_count(spec: Quantize, features: int) -> int:

@@ -23,7 +23,7 @@ from automc.devices.watching import unwatched
 from automc.errors import InputError
 
 __all__ = [
-    "Cpu", "OrtSession", "alternate", "cached_blocks", "checked", "facts", "has_vnni", "key_of", "measured", "quickest", "runner", "until_quiet",
+    "Cpu", "OrtSession", "alternate", "cached_blocks", "checked", "facts", "has_vnni", "key_of", "measured", "quickest", "runner",
 ]  # fmt: skip
 
 _PROVIDERS = ["CPUExecutionProvider"]
@@ -181,8 +181,8 @@ def runner(session: Session, inputs: Sequence[Array]) -> Callable[[], object]:
     return lambda: session.run(*inputs)
 
 
-def until_quiet(run: Callable[[], object], repeats: int) -> int:
-    """Run until `repeats` runs were not interrupted by other work, at most three times as often; how often it was."""
+def _until_quiet(run: Callable[[], object], repeats: int) -> None:
+    """Run until `repeats` runs were not interrupted by other work, at most three times as often."""
     quiet = runs = 0
     while quiet < repeats and runs < 3 * repeats:
         runs += 1
@@ -190,7 +190,6 @@ def until_quiet(run: Callable[[], object], repeats: int) -> int:
         run()
         cpu, wall = time.process_time() - cpu_begin, time.perf_counter() - begin
         quiet += wall <= 1.02 * cpu + 5e-5
-    return runs
 
 
 def alternate(watched: Callable[[], object], plain: Callable[[], object], repeats: int) -> list[float]:
@@ -204,7 +203,7 @@ def alternate(watched: Callable[[], object], plain: Callable[[], object], repeat
         watched()
 
     run()
-    until_quiet(run, repeats)
+    _until_quiet(run, repeats)
     return whole_s[1:]
 
 

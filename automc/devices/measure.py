@@ -34,6 +34,8 @@ COMPARING: Mapping[str, Any] = {"retries": 3, "min_time_s": 0.02, "precision": 0
 
 _MOST_ROUNDS = 4
 """Times the rounds that were asked for, at most, where `Protocol.precision` asks for more."""
+_MOSTLY = 0.75
+"""Where so many of the rounds beyond those that were asked for are quiet, the others are left out."""
 _SENTINEL_NOISE = 0.02
 """What the sentinel itself repeats to, as a fraction: the slope of the regression is drawn to 0 where it varies by no more."""
 _STEEPEST = 1.5
@@ -94,7 +96,7 @@ class Measurement:
         neighbours on the same core). What the machine does to latencies in general is left as it was. Control variates: log
         latency is regressed on the log of the sentinel beside it, one slope for all models.
         """
-        if not self.beside_s:
+        if not self.beside_s or min(min(sentinels) for sentinels in self.beside_s.values()) <= 0:
             return self
         values = np.log([self.rounds_s[name] for name in self.rounds_s])
         beside = np.log([self.beside_s[name] for name in self.rounds_s])
@@ -249,8 +251,10 @@ class _Rounds:
         share = self.interrupted / max(self.timed, 1)
         if share > TOLERATED_INTERRUPTIONS:
             notes += (f"other work interrupted {share:.0%} of the timings; their processor time stands in",)
-        noisy = len(self._quiet()) < asked or share > 0.5
-        return replace(self._result(wanted), noisy=noisy, notes=notes)
+        quiet = len(self._quiet())
+        kept = max(asked, min(wanted, quiet)) if quiet >= _MOSTLY * wanted else wanted
+        noisy = quiet < min(kept, len(self.taken)) or share > 0.5
+        return replace(self._result(kept), noisy=noisy, notes=notes)
 
     def _is_vague(self, rounds: int) -> bool:
         return self._result(rounds).steadied.noise_floor > self.protocol.precision
@@ -315,7 +319,7 @@ class _Rounds:
 
 
 def _of(by_name: Mapping[str, tuple[float, ...]], names: Sequence[str]) -> dict[str, tuple[float, ...]]:
-    return {name: by_name[name] for name in names if name in by_name}
+    return {name: by_name[name] for name in names} if by_name else {}
 
 
 def _was_interrupted(wall_s: float, cpu_s: float) -> bool:

@@ -94,7 +94,8 @@ class OpenVino:
         """The kernels of OpenVINO's optimised graph, each with its mean over at least `repeats` runs after one to warm up.
 
         OpenVINO tells, in whole microseconds, the mean of all runs so far and not the last one: what the first run took is
-        taken out again. What ran in less than it can tell counts as half a microsecond. What it costs to time kernels is taken out
+        taken out again. What took less than a microsecond in all runs but the first counts as half of one, and what did so in all
+        is not told apart from what does not run. What it costs to time kernels is taken out
         by as many runs without.
         """
         properties = {**_PROPERTIES, "INFERENCE_NUM_THREADS": self.threads, "PERF_COUNT": True}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -127,15 +127,20 @@ def _event() -> Any:
     return event
 
 
-def _fixed_work(clock: Callable[[], float], size: int = 2048, repeats: int = 5) -> float:
+def _fixed_work(clock: Callable[[], float], size: int = 1024, repeats: int = 3) -> float:
     """Seconds of the sentinel on the GPU, a matrix product; the median of `repeats`."""
-    matrix = torch.ones(size, size, device="cuda")
+    matrix = _ones(size)
     times = []
     for _ in range(repeats):
         begin = clock()
         matrix @ matrix
         times.append(clock() - begin)
     return sorted(times)[repeats // 2]
+
+
+@cache
+def _ones(size: int) -> torch.Tensor:
+    return torch.ones(size, size, device="cuda")
 
 
 def _maker(compiles: bool, dtype: torch.dtype) -> Callable[[int], TorchCuda]:

@@ -19,11 +19,10 @@ _LEAST_SHARE = 0.1
 
 
 def unwatched(watched_s: Sequence[Sequence[float]], whole_s: Sequence[float], tensors: Sequence[int]) -> list[float]:
-    """(nodes,) seconds that add up to what the model took in the same moments with nobody watching, as far as that can be told.
+    """(nodes,) seconds that add up to no more than the model took in the same moments with nobody watching, as far as that can be told.
 
     To time a node costs a few microseconds, the more the more tensors it notes down; how much depends on what else the machine does, so
-    it is found where it arises: watched and unwatched runs alternate, and what one took more than the other, less what the runtime takes
-    between the nodes, is spread over the nodes. Only the quickest quarter of the pairs of runs counts. The longer the model, the less that
+    it is found where it arises: watched and unwatched runs alternate, and what one took more than the other is taken off the nodes. Only the quickest quarter of the pairs of runs counts. The longer the model, the less that
     difference says, and the more counts what is usual.
 
     Args:
@@ -31,11 +30,13 @@ def unwatched(watched_s: Sequence[Sequence[float]], whole_s: Sequence[float], te
         whole_s: (runs,) seconds of the whole model, unwatched, just before or after.
         tensors: (nodes,) how many tensors each node reads and writes.
     """
+    if not watched_s:
+        return []
     watched, whole = np.array(watched_s), np.array(whole_s)
     quick = np.argsort(watched.sum(axis=0) + whole)[: max(2, len(whole) // 4)]
     nodes_s, shares = watched[:, quick].mean(axis=1), _TENSORS_A_NODE + np.array(tensors)
     cost_s, usual_s = nodes_s.sum() - whole[quick].mean(), _TENSOR_S * shares.sum()
     trust = 1.0 / (1.0 + (_REPEATABLE * whole[quick].mean()) ** 2 / len(quick) / (_TENSOR_DOUBT_S * shares.sum()) ** 2)
-    cost_s = trust * cost_s + (1.0 - trust) * usual_s
+    cost_s = max(trust * cost_s + (1.0 - trust) * usual_s, 0.0)
     left: list[float] = np.maximum(nodes_s - cost_s * shares / shares.sum(), _LEAST_SHARE * nodes_s).tolist()
     return left

@@ -2,7 +2,7 @@
 
 Where a reader wants another format, a conversion of the tensor's elements is counted; operators are counted in the format they work in.
 The rules are those of the exporter's quantise/dequantise (QDQ) models and of ONNX Runtime: a tensor that an integer layer writes or reads
-is integer for all its readers; an operator that reads only such tensors writes one; a layer with fp32 weights runs on
+is integer for all its readers; an operator that reads only such tensors writes one; a layer with fp32 weights is exported as
 integers when it reads an integer tensor and its activation is one.
 """
 
@@ -163,9 +163,9 @@ class _Walk:
         structure, layers = flow.structure, len(flow.tables)
         self.flow = flow
         sums = flow.sums.of(codes)
-        stored = list(find_rows(flow.tables, flow.model, sums[:layers]))
-        self._run, self._columns, self._elements = list(stored), list[Columns](), list[Floats]()
-        self.trail = Trail(len(codes), flow.tables, stored, self._run, self._columns, self._elements)
+        self._run = list(find_rows(flow.tables, flow.model, sums[:layers]))
+        self._columns, self._elements = list[Columns](), list[Floats]()
+        self.trail = Trail(len(codes), flow.tables, self._run, self._columns, self._elements)
         self.int8 = (INT8 * sums[layers : 2 * layers]).astype(np.uint8)
         self._some_int8 = [bool(rows.any()) for rows in self.int8]
         widths, each = flow.volumes

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from automc.compression.storage import runs_on_integers
+from automc.compression.storage import between_integers, runs_on_integers
 from automc.factors import Factor, factor_positions, factors_of
 from automc.graph import LayerGraph, LayerSpec
 from automc.policy import LowRank, Prune, Quantize, Sparsify
@@ -135,6 +136,8 @@ class LayerChoices:
         inputs, outputs: (fixed, [(column or -1, kept channels times `times` per code)]).
         low_rank, quantize, sparsify: (column or -1, spec per code).
         clipped: whether a Clip follows, which the runtime fuses into a floating-point layer.
+        implied: per code of `bits`, the one by which the layer is exported between integer layers; empty where there are none.
+        unasked: what it becomes there that is not among the choices.
     """
 
     spec: LayerSpec
@@ -144,6 +147,8 @@ class LayerChoices:
     quantize: tuple[int, tuple[Quantize | None, ...]]
     sparsify: tuple[int, tuple[Sparsify | None, ...]] = (-1, (None,))
     clipped: bool = False
+    implied: tuple[int, ...] = ()
+    unasked: tuple[Quantize, ...] = ()
 
     @classmethod
     def of(cls, spec: LayerSpec, graph: LayerGraph, space: SearchSpace, *, clipped: bool = False) -> LayerChoices:
@@ -151,15 +156,24 @@ class LayerChoices:
         ranks = _domain(space, spec.name, LowRank.knob)
         bits = _domain(space, spec.name, Quantize.knob)
         zeros = _domain(space, spec.name, Sparsify.knob)
+        asked = tuple(s if isinstance(s, Quantize) else None for s in bits[1])
+        implied, unasked = _implied(asked) if spec.kind != "recurrent" and space.columns(Quantize.knob) else ((), ())
         return cls(
             spec,
             (spec.inputs.fixed, kept(spec.inputs.parts, graph, space)),
             (spec.outputs.fixed, kept(spec.outputs.parts, graph, space)),
             (ranks[0], tuple(s if isinstance(s, LowRank) else None for s in ranks[1])),
-            (bits[0], tuple(s if isinstance(s, Quantize) else None for s in bits[1])),
+            (bits[0], asked),
             (zeros[0], tuple(s if isinstance(s, Sparsify) else None for s in zeros[1])),
             clipped,
+            implied,
+            unasked,
         )
+
+    @cached_property
+    def bits(self) -> tuple[Quantize | None, ...]:
+        """What the bits code of a key stands for: the choices of the space, and what is `unasked` for besides."""
+        return (*self.quantize[1], *self.unasked)
 
     @property
     def key(self) -> Sum:
@@ -168,7 +182,7 @@ class LayerChoices:
         Odd is an integer layer that is cold, and a floating-point one whose Clip is left to the quantisation behind it.
         """
         fixed, parts, unit = 0, list[tuple[int, Ints]](), 2
-        counts = len(self.quantize[1]), len(self.low_rank[1]), len(self.sparsify[1])
+        counts = len(self.bits), len(self.low_rank[1]), len(self.sparsify[1])
         for (column, specs), count in zip((self.quantize, self.low_rank, self.sparsify), counts, strict=True):
             parts.append((column, unit * np.arange(len(specs))))
             unit *= count
@@ -188,40 +202,48 @@ class LayerChoices:
         return 0, ((column, np.array([int(spec is not None and runs_on_integers(spec)) for spec in specs])),)
 
     def implied_key(self, keys: Ints) -> Ints:
-        """(count,) the same choices run on integers, unasked, where the layer may be integer; else the same key."""
-        bits = [s.weight_bits if s is not None and runs_on_integers(s) else 0 for s in self.quantize[1]]
-        if not any(bits):
+        """(count,) the same choices as they are exported between integer layers; the same key where nothing is integer."""
+        if not self.implied:
             return keys
-        code = keys // 2 % len(bits)
-        return np.where(np.array(bits)[code] > 0, keys, keys + 2 * (bits.index(max(bits)) - code))
+        code = keys // 2 % len(self.bits)
+        return keys + 2 * (np.array(self.implied)[code] - code)
 
     @property
     def key_count(self) -> int:
         """One more than the largest key."""
         widths = (self.spec.in_channels + 1) * (self.spec.out_channels + 1)
-        return 2 * widths * len(self.sparsify[1]) * len(self.low_rank[1]) * len(self.quantize[1])
+        return 2 * widths * len(self.sparsify[1]) * len(self.low_rank[1]) * len(self.bits)
 
     def density(self, key: int) -> float:
         """The share of the weights that a key leaves."""
-        _, code = divmod(key // (2 * len(self.quantize[1]) * len(self.low_rank[1])), len(self.sparsify[1]))
+        _, code = divmod(key // (2 * len(self.bits) * len(self.low_rank[1])), len(self.sparsify[1]))
         spec = self.sparsify[1][code]
         return 1.0 if spec is None else spec.density
 
-    def bits(self, key: int) -> Quantize | None:
+    def rounding(self, key: int) -> Quantize | None:
         """What a key says about the weights' bits."""
-        return self.quantize[1][key // 2 % len(self.quantize[1])]
+        return self.bits[key // 2 % len(self.bits)]
 
     def kernels(self, key: int) -> Kernels:
         """The kernels of a key, in order."""
         key, odd = divmod(key, 2)
-        key, code = divmod(key, len(self.quantize[1]))
+        key, code = divmod(key, len(self.bits))
         key, rank = divmod(key, len(self.low_rank[1]))
         cin, cout = divmod(key // len(self.sparsify[1]), self.spec.out_channels + 1)
-        kernels = layer_kernels(self.spec, cin, cout, self.low_rank[1][rank], self.quantize[1][code], cold=bool(odd))
+        kernels = layer_kernels(self.spec, cin, cout, self.low_rank[1][rank], self.bits[code], cold=bool(odd))
         clips = self.clipped and not odd and not kernels["int8"].any()
         if clips:
             kernels.rows[-1, COLUMNS.index("fused")] = 1
         return kernels
+
+
+def _implied(asked: Sequence[Quantize | None]) -> tuple[tuple[int, ...], tuple[Quantize, ...]]:
+    """Per choice the place, among the choices and what is returned besides, of what it becomes between integers."""
+    become = [s if s is not None and runs_on_integers(s) else between_integers(s) for s in asked]
+    besides = tuple(dict.fromkeys(spec for spec in become if spec not in asked))
+    return tuple([*asked, *besides].index(spec) for spec in become) + tuple(
+        range(len(asked), len(asked) + len(besides))
+    ), besides
 
 
 def layer_kernels(

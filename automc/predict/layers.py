@@ -16,16 +16,13 @@ from automc.predict.kernel_model import KernelModel
 from automc.predict.kernels import Ints, Kernels, LayerChoices, Layouts
 from automc.predict.roofline import Floats
 
-__all__ = ["FILE_COLUMNS", "TRANSITIONS", "WIDTH", "Formats", "LayerTable", "find_rows", "transition"]
+__all__ = ["TRANSITIONS", "WIDTH", "Formats", "LayerTable", "find_rows", "transition"]
 
 TRANSITIONS = ("blocked>plain", "int8>plain", "plain>blocked", "int8>blocked", "plain>int8", "blocked>int8")
 """Conversions of an activation that a runtime inserts where a reader wants another format."""
 
 WIDTH = 5 + 2 * len(TRANSITIONS)
 """Columns of a layer table."""
-
-FILE_COLUMNS = [3, 4]
-"""Those that tell what the file holds, whatever the runtime makes of it."""
 
 Formats: TypeAlias = NDArray[np.uint8]
 
@@ -104,7 +101,7 @@ class LayerTable:
         reads, writes = self.layouts.formats(Kernels(np.concatenate([each.rows for each in kernels])))
         values, formats = np.zeros((len(kernels), WIDTH)), np.zeros((len(kernels), 2), dtype=np.uint8)
         for row, (key, each, start, end) in enumerate(zip(keys.tolist(), kernels, [0, *ends], ends, strict=False)):
-            stored = self.choices.bits(key), self.choices.density(key)
+            stored = self.choices.rounding(key), self.choices.density(key)
             values[row, :5] = self._sums(each, times[start:end], *stored)
             formats[row] = reads[start], writes[end - 1]
             for i in range(len(each) - 1):

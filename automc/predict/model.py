@@ -12,6 +12,7 @@ from automc.graph import LayerGraph
 from automc.predict.calibration import Calibration
 from automc.predict.flow import Counted, Flow
 from automc.predict.glue import Glue, operators_s
+from automc.predict.keeping import in_keeping
 from automc.predict.kernel_model import KernelModel
 from automc.predict.kernels import COLUMNS, Kernels, LayerChoices, Layouts
 from automc.predict.layers import WIDTH, LayerTable
@@ -66,14 +67,11 @@ class Samples:
 
     @classmethod
     def of(cls, profile: Profile, setting: Setting) -> Samples:
-        """Kernel times are scaled so that they add up to what the whole model took.
-
-        Kernels are timed in one go, the whole models in many interleaved rounds, and steadied.
-        """
+        """Kernel times are scaled to be in keeping with what the whole model took, which was measured more carefully."""
         latency = np.array([profile.latency_s(candidate) for candidate in profile.candidates])
         codes = setting.space.encode(candidate.policy for candidate in profile.candidates)
         tables = {c.spec.name: LayerTable(c, setting.layouts, setting.batch_size) for c in setting.choices()}
-        times = [_in_keeping(candidate, s) for candidate, s in zip(profile.candidates, latency.tolist(), strict=True)]
+        times = in_keeping(profile.candidates, latency)
         kernels = [_measured(c, row, tables, t) for c, row, t in zip(profile.candidates, codes, times, strict=True)]
         glue = operators_s(profile.candidates, times, latency)
         sizes = np.array([candidate.size_bytes for candidate in profile.candidates], dtype=np.float64)
@@ -149,12 +147,6 @@ class FittedModel:
     def _terms(self, layers: Floats, glue: Floats) -> Floats:
         nodes = layers[:, 1] + glue[:, self.flow.count_columns].sum(axis=1)
         return np.stack([layers[:, 0], self.glue.predict(glue), nodes, np.ones(len(layers))], axis=1)
-
-
-def _in_keeping(candidate: Candidate, latency_s: float) -> Floats:
-    """(nodes,) seconds that add up to the latency."""
-    times_s = np.array([node.time_s for node in candidate.nodes])
-    return times_s * (latency_s / times_s.sum())
 
 
 def _measured(

@@ -22,16 +22,26 @@ from automc.predict.store import keep_candidate, keep_failure, read_candidates, 
 from automc.protocols import Observer
 from automc.space import SearchSpace
 
-__all__ = ["Candidate", "Profile", "Shelf", "measure_policies", "now", "profile_key", "profile_model", "subject"]
+__all__ = [
+    "EXPORTS",
+    "Candidate",
+    "Profile",
+    "Shelf",
+    "measure_policies",
+    "now",
+    "profile_key",
+    "profile_model",
+    "subject",
+]
 
 MAX_CANDIDATES = 48
 MIN_CANDIDATES = 8
 _KERNEL_REPEATS = 4
 _MOST_REPEATS = 32
 _KERNEL_S = 0.15
-"""Running time of a candidate whose kernels are timed: a model of a millisecond runs as often as _MOST_REPEATS."""
+"""Running time of a candidate whose kernels are timed, and once more as long for the runs without: short models run as often as _MOST_REPEATS."""
 _ROUNDS = 8
-_EXPORTS = "3"
+EXPORTS = "3"
 """Raised when exported files change so that runtimes run other kernels, or when they are timed in another way: older profiles do not count."""
 _BUILD_SHARE = 0.6
 """Share of the time limit for building candidates and timing their kernels; the rest is for the interleaved rounds."""
@@ -175,7 +185,7 @@ def subject(space: SearchSpace, inputs: Sequence[Array], dense_onnx: bytes) -> s
     """Identifies model, batch and space, on whatever device."""
     shapes = json.dumps([list(array.shape) for array in inputs])
     domains = [[d.target, d.knob, [spec and dataclasses.asdict(spec) for spec in d.choices]] for d in space.domains]
-    return digest(__version__, _EXPORTS, dense_onnx, shapes, json.dumps(domains))
+    return digest(__version__, EXPORTS, dense_onnx, shapes, json.dumps(domains))
 
 
 @dataclass

@@ -103,7 +103,7 @@ class SimulatedPredictor:
     def _costs(self, choices: LayerChoices, keys: Sequence[int]) -> Floats:
         """(keys, 4) seconds, joules, macs and bytes of a layer."""
         kernels = [choices.kernels(key) for key in keys]
-        bits = [choices.bits(key) for key in keys]
+        bits = [choices.rounding(key) for key in keys]
         counts = [len(each) for each in kernels]
         weight_bits = np.repeat([DENSE_BITS if b is None else b.weight_bits for b in bits], counts)
         activation_bits = np.repeat(

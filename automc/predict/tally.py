@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from automc.predict.kernels import Ints
-from automc.predict.layers import FILE_COLUMNS, TRANSITIONS, WIDTH, LayerTable
+from automc.predict.layers import TRANSITIONS, WIDTH, LayerTable
 from automc.predict.roofline import Floats
 
 __all__ = ["Bill", "Columns", "Prices", "Tally", "Trail"]
@@ -30,15 +30,13 @@ class Trail:
     """What a walk met, for (count,) policies at once.
 
     Attributes:
-        stored: of each layer (count,) rows of its table, as the file holds the layer.
-        run: the same as the layer runs; the same array where that is the same.
+        run: of each layer (count,) rows of its table.
         columns: (count,) the column of each operator met; -1 where a policy has none there.
         elements: (count,) what those operators work on.
     """
 
     count: int
     tables: Sequence[LayerTable]
-    stored: Sequence[Ints]
     run: Sequence[Ints]
     columns: Sequence[Columns]
     elements: Sequence[Floats]
@@ -57,9 +55,8 @@ class Tally:
         self.layers: Floats = np.zeros((trail.count, WIDTH))
         self.glue: Floats = np.zeros((features, trail.count))
         self.times_s: Floats = np.zeros((len(trail.tables), trail.count))
-        for index, (table, stored, run) in enumerate(zip(trail.tables, trail.stored, trail.run, strict=True)):
+        for index, (table, run) in enumerate(zip(trail.tables, trail.run, strict=True)):
             values = table.values[run]
-            values[:, FILE_COLUMNS] = table.values[stored][:, FILE_COLUMNS]
             self.layers += values
             self.glue[_FROM_LAYERS] += values[:, WIDTH - 2 * len(TRANSITIONS) :].T
             self.times_s[index] = values[:, 0]
@@ -75,7 +72,7 @@ class Prices:
     """What each part costs.
 
     Attributes:
-        table: (WIDTH, 5) from a layer table's columns to those of `Bill.sums`.
+        table: (WIDTH, 4) from a layer table's columns to those of `Bill.sums`.
         feature_s, feature_bytes: (features + 1,) per feature of the glue; the last is 0.
         constant_s, constant_bytes: of every model.
     """
@@ -89,14 +86,12 @@ class Prices:
     @classmethod
     def of(cls, layer_s: Floats, layer_bytes: Floats, feature_s: Floats, feature_bytes: Floats, constants: tuple[float, float]) -> Prices:  # fmt: skip
         """`layer_s` and `layer_bytes` are (WIDTH,) prices of the layer tables' columns, without what features cost besides."""
-        table = np.zeros((WIDTH, 5))
+        table = np.zeros((WIDTH, 4))
         inside = slice(WIDTH - 2 * len(TRANSITIONS), WIDTH)
-        table[:, 0] = layer_s
+        table[:, 0], table[:, 1] = layer_s, layer_bytes
         table[inside, 0] += feature_s[_FROM_LAYERS]
-        table[inside, 1] = feature_bytes[_FROM_LAYERS]
-        table[1, 1] = layer_bytes[1]
-        table[FILE_COLUMNS, 2] = layer_bytes[FILE_COLUMNS]
-        table[2, 3] = table[0, 4] = 1.0
+        table[inside, 1] += feature_bytes[_FROM_LAYERS]
+        table[2, 2] = table[0, 3] = 1.0
         return cls(table, np.append(feature_s, 0.0), np.append(feature_bytes, 0.0), *constants)
 
     @cached_property
@@ -109,21 +104,18 @@ class Bill:
     """Sums of prices.
 
     Attributes:
-        sums: (count, 5) seconds, bytes by how it runs, bytes by what is stored, macs, seconds of layer kernels.
+        sums: (count, 4) seconds, bytes, macs, seconds of layer kernels.
         times_s: (count, layers).
     """
 
     def __init__(self, trail: Trail, prices: Prices) -> None:
-        self.sums: Floats = np.zeros((trail.count, 5))
+        self.sums: Floats = np.zeros((trail.count, 4))
         self.times_s: Floats = np.zeros((trail.count, len(trail.tables)))
         self.sums[:, 0], self.sums[:, 1] = prices.constant_s, prices.constant_bytes
-        for index, (table, stored, run) in enumerate(zip(trail.tables, trail.stored, trail.run, strict=True)):
-            folded = table.folded(prices.table)
-            values = np.take(folded, run, axis=0)
-            if run is not stored:
-                values[:, 2] = folded[stored, 2]
+        for index, (table, run) in enumerate(zip(trail.tables, trail.run, strict=True)):
+            values = np.take(table.folded(prices.table), run, axis=0)
             self.sums += values
-            self.times_s[:, index] = values[:, 4]
+            self.times_s[:, index] = values[:, 3]
         if trail.columns:
             columns = np.stack(trail.columns).astype(np.intp)
             seconds = np.stack(trail.elements)
@@ -134,4 +126,4 @@ class Bill:
 
     def rows(self) -> NDArray[np.float64]:
         """(count, 3) seconds, bytes, macs."""
-        return np.stack([self.sums[:, 0], self.sums[:, 1] + self.sums[:, 2], self.sums[:, 3]], axis=1)
+        return self.sums[:, :3]
