@@ -221,7 +221,7 @@ def test_a_comparison_goes_on_with_the_losses_that_it_measured(
     assert json.loads(losses.read_text())["loss"][0][-1] == 123.0
     losses.write_text("{")
     assert compare(again) == 0
-    assert json.loads(losses.read_text())["loss"] == json.loads((compared / losses.name).read_text())["loss"]
+    assert json.loads(losses.read_text())["loss"][0][-1] != 123.0  # what cannot be read is measured anew
 
 
 def test_an_unknown_agent_is_bad_input_before_anything_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
