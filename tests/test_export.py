@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -180,6 +182,26 @@ def test_the_pt2_file_loads_and_computes_the_same(tmp_path: object) -> None:
         file.write(build_pt2(model, (images(4),)))
     loaded = torch.export.load(path).module()
     torch.testing.assert_close(loaded(images(4)), model(images(4)), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("holder", ["buffer", "constant"])
+def test_a_tensor_without_elements_may_lie_in_any_storage(holder: str) -> None:
+    class Holds(nn.Module):
+        """As after a journey between processes: an empty tensor in memory that NumPy owns."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            empty = torch.from_numpy(np.empty(0, dtype=np.float32))
+            if holder == "buffer":
+                self.register_buffer("empty", empty)
+            else:
+                self.empty = empty
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([x.flatten(), self.empty])
+
+    program = torch.export.load(io.BytesIO(build_pt2(Holds(), (images(2),))))
+    torch.testing.assert_close(program.module()(images(2)), images(2).flatten())
 
 
 def test_a_pt2_file_that_computes_something_else_is_an_error() -> None:

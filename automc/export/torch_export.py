@@ -40,6 +40,7 @@ def build_pt2(model: nn.Module, example: Sequence[Tensor]) -> bytes:
             raise AutomcError(
                 f"torch.export cannot express the model: {str(error).splitlines()[0]}.", remedy="Export it as ONNX."
             ) from error
+        _store_empty_tensors_alone(program)
         torch.export.save(program, buffer)
         buffer.seek(0)
         difference = relative_error(torch.export.load(buffer).module()(*args, **kwargs), expected)
@@ -49,3 +50,15 @@ def build_pt2(model: nn.Module, example: Sequence[Tensor]) -> bytes:
             remedy="Export it as ONNX; models whose output is random, or depends on what they saw before, cannot be kept.",
         )
     return buffer.getvalue()
+
+
+def _store_empty_tensors_alone(program: torch.export.ExportedProgram) -> None:
+    """Give tensors without elements a storage of their own.
+
+    Those that came through NumPy or from another process have one that is not empty, and torch.export.save, which asks such a tensor where in
+    its storage it lies and is told 0, fails with "numel: integer multiplication overflow".
+    """
+    for tensors in (program.state_dict, program.constants):
+        for name, tensor in tensors.items():
+            if isinstance(tensor, Tensor) and not tensor.numel():
+                tensors[name] = torch.empty_like(tensor)
