@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeAlias
 
+from automc.errors import AutomcError
 from automc.planning import seconds_of_examination, seconds_per_step
 from automc.policy import Policy
 from automc.prepare import Prepared
 from automc.protocols import Observer
-from automc.recover import LOSS_AT_FULL_RATE, NEAR, RATE
-from automc.student import Lesson, distance
-from automc.training import Choices, Plan, Training
+from automc.recover import taught
+from automc.student import Lesson
 
 __all__ = ["FEWEST", "LONG", "MOST", "SHORT", "Promise", "distilled", "halve", "rungs"]
 
@@ -83,8 +83,10 @@ def halve(
 def distilled(policy: Policy, prepared: Prepared, lesson: Lesson, steps: int, seed: int) -> Promise:
     """What a policy is worth after so many steps of distillation."""
     model = prepared.stitcher.finish(prepared.stitcher.apply(policy))
-    away = distance(model, lesson)
-    rate = RATE * min(1.0, max(0.01, away / LOSS_AT_FULL_RATE))
-    training = Training(model, lesson, Choices(rate), Plan(1, steps, frozen=away < NEAR, seed=seed), ())
-    training.round()
-    return steps, training.best["worth"], -training.best["divergence"]
+    best = lesson.judge.examine(model)
+    try:
+        student = taught(model, lesson, lambda step: step / steps, seed=seed)
+    except AutomcError:  # what cannot be trained promises what it is
+        return steps, best["worth"], -best["divergence"]
+    best = max(best, lesson.judge.examine(student), key=lambda found: found["worth"])
+    return steps, best["worth"], -best["divergence"]

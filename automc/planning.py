@@ -17,7 +17,7 @@ from automc.errors import InputError
 from automc.evaluate.data import sample_count
 from automc.prepare import Prepared
 from automc.protocols import Observer
-from automc.recover import LOSS_AT_FULL_RATE, NEAR, RATE
+from automc.recover import NEAR
 from automc.student import Lesson, distance, samples
 from automc.training import Plan
 
@@ -25,6 +25,9 @@ __all__ = ["MOST", "Effort", "Outcome", "fine_tuned", "seconds_of_examination", 
 
 MOST = 6
 """Trainings, where nothing else is said."""
+_RATE = 0.01
+_AWAY_AT_FULL_RATE = 0.3
+"""Models that start nearer to the dense one than this learn at a lower rate, in proportion to their divergence."""
 _ENOUGH_EPOCHS = 60
 """Time goes into one training up to here, and only then into others with other choices."""
 _EPOCHS_AT_FULL_RATE = 10
@@ -86,13 +89,13 @@ def fine_tuned(model: nn.Module, prepared: Prepared, effort: Effort, folder: Pat
     usable = lesson.logits and targets is not None and lesson.data.train is not None
     _tell(lesson, usable, observer)
     away = distance(model, lesson)
-    share = min(1.0, max(0.01, away / LOSS_AT_FULL_RATE))
+    share = min(1.0, max(0.01, away / _AWAY_AT_FULL_RATE))
     frozen = away < NEAR if effort.frozen is None else effort.frozen
     plan, count = _plan(model, lesson, effort, len(inputs[0]), frozen)
     if away >= NEAR:
         epochs = plan.rounds * plan.steps / _steps_of_epoch(lesson, len(inputs[0]))
         share = max(share, min(1.0, epochs / _EPOCHS_AT_FULL_RATE))
-    bounds = Bounds(RATE * share, count, usable, effort.hints, effort.attention)
+    bounds = Bounds(_RATE * share, count, usable, effort.hints, effort.attention)
     observer.stage("fine-tune", None)
     layers = [layer.name for layer in prepared.traced.graph.layers]
     found, tuned = tune(

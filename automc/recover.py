@@ -1,6 +1,6 @@
 """Fine-tuning finalists by distillation from the dense model; no labels are needed.
 
-The student learns the dense model's softened outputs (Hinton et al. 2015, arXiv 1503.02531). Integer layers train through
+The student learns the dense model's softened outputs (Hinton et al. 2015, arXiv 1503.02531) by Adam (Kingma and Ba 2015, arXiv 1412.6980). Integer layers train through
 their rounding with straight-through gradients, layers whose batch norm was folded with one (see `student`). The cosine schedule runs over the time given, not over a step count.
 """
 
@@ -10,7 +10,7 @@ import copy
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,6 @@ from automc.evaluate.divergence import distillation_loss
 from automc.policy import Policy
 from automc.prepare import Prepared
 from automc.student import (
-    ENOUGH_TO_MIX,
     Lesson,
     distance,
     fold,
@@ -34,17 +33,26 @@ from automc.student import (
     zeros_kept,
 )
 
-__all__ = ["LOSS_AT_FULL_RATE", "NEAR", "RATE", "recover", "refine_within"]
+__all__ = ["NEAR", "recover", "refine_within", "taught"]
 
-RATE = 0.01
+_RATE = 0.01
+"""What a step changes in a weight, relative to the root mean square of its tensor (Shazeer and Stern 2018, "Adafactor", arXiv 1804.04235, section 8).
+So it does not matter how a layer is scaled: batch norms are folded into layers, and the factors of one matrix differ in norm by a few times; at a
+rate that suits pruned layers momentum SGD throws such factors back."""
+_SMALLEST = 1e-3
+"""Tensors of smaller numbers, such as biases that start at 0, learn as if theirs were of this size."""
+_LOSS_AT_FULL_RATE = 5.0
+"""Models that start nearer to the dense one than this learn at a lower rate. The loss grows with the square of the distance, and the distance
+that is covered with the rate, so the rate falls with the root of the loss."""
 NEAR = 0.05
 """Models that diverge less than this from the dense one train without batch statistics, whose noise would cost more."""
 _WARM_UP = 10
+_CLIP = 5.0
+_ENOUGH_TO_MIX = 1000
+"""Steps: shorter trainings get farther on the samples as they are."""
 _LEAST_GAIN = 0.02
 """Share of the divergence by which training has to bring a model nearer; less is noise."""
 _FEWEST_REFINED, _MOST_REFINED = 256, 2048
-LOSS_AT_FULL_RATE = 0.3
-"""Models that start nearer to the dense one than this learn at a lower rate, in proportion to their loss."""
 
 
 def recover(
@@ -57,8 +65,6 @@ def recover(
 ) -> nn.Module:
     """A fine-tuned copy of `model`, trained for about `seconds`; shapes, and so the cost, stay as they are.
 
-    Where the time is enough for hundreds of steps it also learns from mixtures of inputs (see `student.mixed`).
-
     Where training brought it not clearly nearer to the dense model on held-out inputs, a copy of `model` as it was.
 
     Args:
@@ -67,28 +73,54 @@ def recover(
     Raises:
         AutomcError: the loss is not finite from the first step on.
     """
-    torch.manual_seed(seed)
-    student, teacher = copy.deepcopy(model), quick_layout(copy.deepcopy(prepared.traced.model))
     start = time.perf_counter()
     lesson = Lesson.of(prepared)
-    judge = lesson.judge
-    before = judge.divergence(student)
+    before = lesson.judge.divergence(model)
+
+    def progress(_: int) -> float:
+        return (time.perf_counter() - start) / max(1e-9, seconds)
+
+    student = taught(model, lesson, progress, seed=seed, advance=advance)
+    if not lesson.judge.divergence(student) < (1 - _LEAST_GAIN) * before:
+        student = copy.deepcopy(model)
+    for parameter in student.parameters():
+        parameter.requires_grad_(False)
+    return student
+
+
+def taught(
+    model: nn.Module,
+    lesson: Lesson,
+    progress: Callable[[int], float],
+    *,
+    seed: int,
+    advance: Callable[[float], None] = lambda _: None,
+) -> nn.Module:
+    """A copy of `model` that has learned from the dense model, in the form that is exported, better or not.
+
+    Where there is room for hundreds of steps it also learns from mixtures of inputs (see `student.mixed`).
+
+    Args:
+        progress: of the steps taken: the share of the training that is over; it ends at 1.
+        advance: told the seconds spent since it was last told.
+
+    Raises:
+        AutomcError: the loss is not finite from the first step on.
+    """
+    torch.manual_seed(seed)
+    student, teacher = copy.deepcopy(model), quick_layout(copy.deepcopy(lesson.teacher))
     is_near = distance(student, lesson) < NEAR
     normed = [] if is_near else unfold(student, lesson)
     student.train(not is_near)
     quick_layout(student)
     with zeros_kept(student):
-        _train(student, teacher, samples(lesson), start + seconds, prepared.logits, advance)
+        _train(student, teacher, samples(lesson), progress, lesson.logits, advance)
     student.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     requantize(student)
     settle(student, normed, lesson)
     for name in normed:
         fold(student, name)
-    set_ranges(student, [prepared.ranges])
-    if not judge.divergence(student) < (1 - _LEAST_GAIN) * before:
-        student = copy.deepcopy(model)
-    for parameter in student.parameters():
-        parameter.requires_grad_(False)
+    set_ranges(student, [lesson.ranges])
     return student
 
 
@@ -120,33 +152,39 @@ def _train(
     student: nn.Module,
     teacher: nn.Module,
     batches: Iterator[tuple[tuple[Tensor, ...], Tensor | None]],
-    deadline: float,
+    progress: Callable[[int], float],
     logits: bool,
     advance: Callable[[float], None],
 ) -> None:
     for parameter in student.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    optimizer = torch.optim.SGD(student.parameters(), lr=RATE, momentum=0.9, nesterov=True, weight_decay=1e-4)
-    full_rate = RATE
+    optimizer = torch.optim.Adam([{"params": [p], "size": _size(p)} for p in student.parameters()], betas=(0.9, 0.99))
+    full_rate = _RATE
     best = copy.deepcopy(student.state_dict())
-    start = last = time.perf_counter()
+    last = time.perf_counter()
     for step in itertools.count():
-        progress = (last - start) / max(1e-9, deadline - start)
-        if progress >= 1.0:
+        over = progress(step)
+        if over >= 1.0:
             return
-        if step == _WARM_UP and (deadline - last) * step / (last - start) >= ENOUGH_TO_MIX:
+        if step == _WARM_UP and step / over >= _ENOUGH_TO_MIX:
             batches = mixed(batches)
-        rate = full_rate * min(1.0, (step + 1) / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * progress))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        loss = _step(student, teacher, next(batches)[0], optimizer, logits)
-        if not math.isfinite(loss):
+        inputs = next(batches)[0]
+        loss = _loss(student, teacher, inputs, logits)
+        value = loss.item()
+        if not math.isfinite(value):
             if step == 0:
                 raise AutomcError("Fine-tuning starts with a loss that is not finite.", remedy="Use --recover 0.")
             student.load_state_dict(best)
             return
         if step == 0:
-            full_rate = RATE * min(1.0, max(0.01, loss / LOSS_AT_FULL_RATE))
+            full_rate = _RATE * math.sqrt(min(1.0, value / _LOSS_AT_FULL_RATE))
+        rate = full_rate * min(1.0, (step + 1) / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * over))
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["size"]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(student.parameters(), _CLIP)
+        optimizer.step()
         if step % 20 == 0:
             best = copy.deepcopy(student.state_dict())
         now = time.perf_counter()
@@ -154,16 +192,11 @@ def _train(
         last = now
 
 
-def _step(
-    student: nn.Module, teacher: nn.Module, inputs: tuple[Tensor, ...], optimizer: torch.optim.Optimizer, logits: bool
-) -> float:
+def _size(parameter: Tensor) -> float:
+    return max(_SMALLEST, float(parameter.detach().square().mean().sqrt())) if parameter.numel() else _SMALLEST
+
+
+def _loss(student: nn.Module, teacher: nn.Module, inputs: Sequence[Tensor], logits: bool) -> Tensor:
     with torch.no_grad():
         target = teacher(*inputs)
-    loss = distillation_loss(student(*inputs), target, logits=logits)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    value = loss.item()
-    if math.isfinite(value):
-        nn.utils.clip_grad_norm_(student.parameters(), 5.0)
-        optimizer.step()
-    return value
+    return distillation_loss(student(*inputs), target, logits=logits)

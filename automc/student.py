@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from automc.prepare import Prepared  # takes a second to import, which every process of a training would spend
 
 __all__ = [
-    "ENOUGH_TO_MIX",
     "Lesson",
     "distance",
     "fold",
@@ -45,8 +44,6 @@ _LEAST_BATCH = 16
 _ONEDNN_BLOCK = 16
 """Channels that its kernels compute together, at most."""
 _MIXED_SHARE = 0.5
-ENOUGH_TO_MIX = 500
-"""Steps: shorter trainings get farther on the samples as they are."""
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,14 @@ from automc.disk import write_atomic
 from automc.distil import Loss, Weights, hint_layers
 from automc.errors import AutomcError
 from automc.evaluate.worth import GAIN
-from automc.student import ENOUGH_TO_MIX, Lesson, fold, mixed, quick_layout, samples, settle, unfold, zeros_kept
+from automc.student import Lesson, fold, mixed, quick_layout, samples, settle, unfold, zeros_kept
 
 __all__ = ["Choices", "Plan", "Training", "best_state", "curves"]
 
 _WARM_UP = 10
 _CLIP = 5.0
+_ENOUGH_TO_MIX = 500
+"""Steps: shorter trainings get farther on the samples as they are."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ class Training:
     @property
     def _mixes(self) -> bool:
         """Whether there is time to learn from mixtures too; labels would have to be mixed with them."""
-        return not self.choices.labels and self.plan.rounds * self.plan.steps >= ENOUGH_TO_MIX
+        return not self.choices.labels and self.plan.rounds * self.plan.steps >= _ENOUGH_TO_MIX
 
     @property
     def _stale(self) -> int:
