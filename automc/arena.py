@@ -20,12 +20,13 @@ from automc.certify import Certifier
 from automc.compression.criteria import Pruning
 from automc.devices.device import digest
 from automc.disk import write_atomic
-from automc.errors import AutomcError, InputError
+from automc.errors import AutomcError, InputError, PluginError
 from automc.evaluate.fast import fast_evaluator
 from automc.evaluate.models import model_digest
 from automc.evaluate.worth import price_of_a_nat
 from automc.execute.serial import Serial
 from automc.features import layer_features
+from automc.guard import Guarded
 from automc.idle import without_idle
 from automc.job import Job
 from automc.league import Course, League, Recovered
@@ -252,11 +253,15 @@ def run_course(
     timed, reason = None, ""
     try:
         start = time.process_time()
-        timed = Timed(registry.load("agent", agent)(problem, seed), time.process_time() - start)
+        make = registry.load("agent", agent)
+        guarded = Guarded.of(agent, lambda: make(problem, seed), problem.space)
+        timed = Timed(guarded, time.process_time() - start)
         loop = Loop(problem.space, timed, Serial(book), problem.predictor, batch=_BATCH, metrics=problem.budget.metrics)
         for trial in loop.run(evaluations):
             trials.append(trial)
             advance(1.0)
+    except PluginError as error:
+        reason = Exception.__str__(error)
     except Exception as error:  # an agent's fault must not cost the others their comparison
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
     return Course(agent, seed, tuple(trials), timed.seconds if timed else 0.0, reason)

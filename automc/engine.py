@@ -22,6 +22,7 @@ from automc.execute.remembering import Remembering
 from automc.execute.serial import Serial
 from automc.features import layer_features
 from automc.fidelity import halve
+from automc.guard import Guarded
 from automc.idle import idle_knobs, offered, without_idle
 from automc.loop import Loop
 from automc.planning import Effort, fine_tuned
@@ -264,7 +265,8 @@ class Engine:
         felt = without_idle(problem)
         if attempt == 0 and (knobs := idle_knobs(problem, felt)):
             self.observer.message(f"Nothing that is limited feels {' or '.join(knobs)}: left out of the search.")
-        agent: Agent = registry.load("agent", self.settings.agent)(felt, seed)
+        make = registry.load("agent", self.settings.agent)
+        agent = Guarded.of(self.settings.agent, lambda: make(felt, seed), felt.space)
         starts = [kept for policy in self.starts if len(kept := offered(felt, policy))]
         return WarmStart(agent, felt, starts, seed) if starts else agent
 

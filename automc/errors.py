@@ -24,6 +24,7 @@ __all__ = [
     "DiskError",
     "InputError",
     "MissingError",
+    "PluginError",
     "RunConflictError",
     "UnknownNameError",
 ]
@@ -52,6 +53,10 @@ class InputError(AutomcError):
     """What was given cannot be used. The caller corrects the input; nothing was spent or written."""
 
     exit_code = 2
+
+
+class PluginError(AutomcError):
+    """An agent, a search space or a device that somebody registered does not do what it has to. Its author corrects it."""
 
 
 class UnknownNameError(InputError):

@@ -85,8 +85,8 @@ def distilled(policy: Policy, prepared: Prepared, lesson: Lesson, steps: int, se
     model = prepared.stitcher.finish(prepared.stitcher.apply(policy))
     best = lesson.judge.examine(model)
     try:
-        student = taught(model, lesson, lambda step: step / steps, seed=seed)
-    except AutomcError:  # what cannot be trained promises what it is
-        return steps, best["worth"], -best["divergence"]
-    best = max(best, lesson.judge.examine(student), key=lambda found: found["worth"])
+        after = lesson.judge.examine(taught(model, lesson, lambda step: step / steps, seed=seed))
+    except AutomcError:  # the loss or the score is not finite: the model promises what it is
+        after = best
+    best = max(best, after, key=lambda found: found["worth"])
     return steps, best["worth"], -best["divergence"]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from automc import registry
 from automc.devices.device import Device
+from automc.errors import AutomcError, InputError, PluginError
 from automc.graph import LayerGraph
 from automc.space import SearchSpace
 from automc.trace import Traced, trace
@@ -48,14 +49,34 @@ def offer(
         names: the keywords that the model takes its inputs by, none where it takes them in order.
 
     Raises:
-        InputError: the model cannot be run on the example.
+        InputError: the model cannot be run on the example, or the space offers nothing for it.
+        PluginError: the space raised.
         UnknownNameError: no search space of that name.
     """
     traced = trace(model, example, names)
     can = device.capabilities()
     options = {"channel_block": can.channel_block, "int8": can.int8, "sparsity": can.sparsity, "bits": can.bits}
-    build = registry.load("space", space)
-    return Offer(traced, build(traced.graph, **_understood(build, options)))
+    found = _built(space, traced.graph, options)
+    if not len(found):
+        raise InputError(
+            f"Nothing in the model can be chosen in the search space {space!r}.",
+            remedy="Take another --space; `automc check` says what that one offers.",
+        )
+    return Offer(traced, found)
+
+
+def _built(name: str, graph: LayerGraph, options: Mapping[str, Any]) -> SearchSpace:
+    build = registry.load("space", name)
+    try:
+        found: SearchSpace = build(graph, **_understood(build, options))
+    except AutomcError:
+        raise
+    except Exception as error:  # a space may be anybody's
+        raise PluginError(
+            f"The search space {name!r} raised {type(error).__name__}: {str(error).partition(chr(10))[0] or 'no message'}.",
+            remedy="`automc --debug ...` shows where; --space takes another.",
+        ) from error
+    return found
 
 
 def _understood(build: Callable[..., SearchSpace], options: Mapping[str, Any]) -> dict[str, Any]:

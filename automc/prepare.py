@@ -19,6 +19,7 @@ from automc.compression.criteria import FALLBACK, Pruning, fallbacks
 from automc.compression.evidence import Evidence
 from automc.devices.device import Device, cache_dir, digest
 from automc.devices.simulated import Simulated
+from automc.errors import InputError
 from automc.evaluate.accuracy import gather
 from automc.evaluate.data import Data
 from automc.evaluate.divergence import sensitivities
@@ -171,6 +172,11 @@ def prepare(
         joules = Joules.of(device, arrays)
         predictor = replace(predictor, watts=_watts(joules, dense_onnx, observer))
     searched = narrow(offered.space, predictor, budget, observer)
+    if not len(searched):
+        raise InputError(
+            f"Nothing that the search space {space!r} offers is predicted to gain anything on {device.name}.",
+            remedy="Take another --space.",
+        )
     predictor = predictor.narrowed(searched)
     quiet()
     dense_cost = _dense_cost(device, predictor, searched, dense_onnx, arrays, observer)

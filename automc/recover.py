@@ -44,6 +44,8 @@ _SMALLEST = 1e-3
 _LOSS_AT_FULL_RATE = 5.0
 """Models that start nearer to the dense one than this learn at a lower rate. The loss grows with the square of the distance, and the distance
 that is covered with the rate, so the rate falls with the root of the loss."""
+_LEAST_SHARE = 1e-4
+"""Of that loss, which rounding may make less than nothing."""
 NEAR = 0.05
 """Models that diverge less than this from the dense one train without batch statistics, whose noise would cost more."""
 _WARM_UP = 10
@@ -98,7 +100,7 @@ def taught(
 ) -> nn.Module:
     """A copy of `model` that has learned from the dense model, in the form that is exported, better or not.
 
-    Where there is room for hundreds of steps it also learns from mixtures of inputs (see `student.mixed`).
+    Where there is room for a thousand steps it also learns from mixtures of inputs (see `student.mixed`).
 
     Args:
         progress: of the steps taken: the share of the training that is over; it ends at 1.
@@ -158,15 +160,18 @@ def _train(
 ) -> None:
     for parameter in student.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    optimizer = torch.optim.Adam([{"params": [p], "size": _size(p)} for p in student.parameters()], betas=(0.9, 0.99))
+    trained = [parameter for parameter in student.parameters() if parameter.requires_grad and parameter.numel()]
+    optimizer = torch.optim.Adam([{"params": [p], "size": _size(p)} for p in trained], betas=(0.9, 0.99))
     full_rate = _RATE
-    best = copy.deepcopy(student.state_dict())
+    best, began = copy.deepcopy(student.state_dict()), 0.0
     last = time.perf_counter()
     for step in itertools.count():
         over = progress(step)
         if over >= 1.0:
             return
-        if step == _WARM_UP and step / over >= _ENOUGH_TO_MIX:
+        if step == 0:
+            began = over
+        if step == _WARM_UP and step * (1.0 - began) / (over - began) >= _ENOUGH_TO_MIX:
             batches = mixed(batches)
         inputs = next(batches)[0]
         loss = _loss(student, teacher, inputs, logits)
@@ -177,7 +182,7 @@ def _train(
             student.load_state_dict(best)
             return
         if step == 0:
-            full_rate = _RATE * math.sqrt(min(1.0, value / _LOSS_AT_FULL_RATE))
+            full_rate = _RATE * math.sqrt(min(1.0, max(_LEAST_SHARE, value / _LOSS_AT_FULL_RATE)))
         rate = full_rate * min(1.0, (step + 1) / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * over))
         for group in optimizer.param_groups:
             group["lr"] = rate * group["size"]
@@ -193,7 +198,7 @@ def _train(
 
 
 def _size(parameter: Tensor) -> float:
-    return max(_SMALLEST, float(parameter.detach().square().mean().sqrt())) if parameter.numel() else _SMALLEST
+    return max(_SMALLEST, float(parameter.detach().square().mean().sqrt()))
 
 
 def _loss(student: nn.Module, teacher: nn.Module, inputs: Sequence[Tensor], logits: bool) -> Tensor:

@@ -12,7 +12,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
-from automc.errors import UnknownNameError
+from automc.errors import AutomcError, PluginError, UnknownNameError
 
 __all__ = ["load", "names"]
 
@@ -78,15 +78,29 @@ def load(kind: str, name: str) -> Any:
 
     Raises:
         UnknownNameError: nothing is registered under that name; carries the closest match.
+        PluginError: what an installed package registered cannot be imported.
     """
     for point in _points(kind):
         if point.name == name:
-            return point.load()
+            return _loaded(kind, point)
     target = _BUILT_IN[kind].get(name)
     if target is None:
         raise UnknownNameError(kind, name, names(kind))
     module, _, attribute = target.partition(":")
     return getattr(import_module(module), attribute)
+
+
+def _loaded(kind: str, point: Any) -> Any:
+    try:
+        return point.load()
+    except AutomcError:
+        raise
+    except Exception as error:  # importing runs whatever the package holds
+        package = f" of the package {point.dist.name}" if point.dist else ""
+        raise PluginError(
+            f"The {kind} {point.name!r}{package} cannot be loaded: {type(error).__name__}: {str(error).partition(chr(10))[0]}.",
+            remedy=f"Install the package again, or choose another {kind}.",
+        ) from error
 
 
 def _points(kind: str) -> Any:

@@ -155,7 +155,11 @@ def _recover(standing: Standing, certifier: Certifier, seconds: float, seed: int
     best = standing.best
     assert best is not None
     observer.stage("recover the answer", seconds)
-    model = recover(best.candidate.model, standing.prepared, seconds=seconds, seed=seed, advance=observer.advance)
+    try:
+        model = recover(best.candidate.model, standing.prepared, seconds=seconds, seed=seed, advance=observer.advance)
+    except Exception as error:  # a model that cannot be trained is handed over as it is
+        observer.message(f"Recovery failed and is left out: {type(error).__name__}: {error}", "warning")
+        return
     before = (best.finalist.validation, best.finalist.test)
     candidate = dataclasses.replace(best.candidate, model=model, stage="recovered", before_recovery=before)
     observer.stage("measure the answer", None)

@@ -74,19 +74,24 @@ class Run:
             executors.close()
 
     def _recorded(self, executors: Executors) -> Iterator[Trial]:
-        folder = RunDir.create(Path(self.job.runs) / self.name, self._config())
+        path = Path(self.job.runs) / self.name
+        is_new, unusable = not path.exists(), False
+        folder = RunDir.create(path, self._config())
         self.observer = noting = Noting(self.observer, folder)
         tracker = self._tracker(folder)
         try:
             yield from self._search(folder, tracker, noting, executors)
         except BaseException as error:
             interrupted = isinstance(error, (KeyboardInterrupt, GeneratorExit))
+            unusable = isinstance(error, InputError)
             tracker.finish(None, folder.path, "KILLED" if interrupted else "FAILED")
             raise
         finally:
             tracker.close()
             noting.end()
             folder.close()
+            if unusable and is_new and not folder.trials():
+                shutil.rmtree(path)  # a folder without a search would only bar its name
 
     def _search(
         self, folder: RunDir, tracker: MLflowTracker | NullTracker, noting: Noting, executors: Executors

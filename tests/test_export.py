@@ -184,7 +184,7 @@ def test_the_pt2_file_loads_and_computes_the_same(tmp_path: object) -> None:
     torch.testing.assert_close(loaded(images(4)), model(images(4)), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("holder", ["buffer", "constant"])
+@pytest.mark.parametrize("holder", ["buffer", "constant", "parameter"])
 def test_a_tensor_without_elements_may_lie_in_any_storage(holder: str) -> None:
     class Holds(nn.Module):
         """As after a journey between processes: an empty tensor in memory that NumPy owns."""
@@ -194,6 +194,8 @@ def test_a_tensor_without_elements_may_lie_in_any_storage(holder: str) -> None:
             empty = torch.from_numpy(np.empty(0, dtype=np.float32))
             if holder == "buffer":
                 self.register_buffer("empty", empty)
+            elif holder == "parameter":
+                self.empty = nn.Parameter(empty)
             else:
                 self.empty = empty
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import automc
 from automc.budget import Budget
 from automc.engine import Settings
 from automc.errors import InputError
-from automc.fidelity import halve, rungs
+from automc.fidelity import distilled, halve, rungs
 from automc.job import Job, Silent
 from automc.policy import Policy, Prune
+from automc.student import Lesson
 from automc.task import Task
 
 SEARCH: dict[str, Any] = {
@@ -64,6 +66,19 @@ def test_the_best_after_a_few_steps_are_distilled_for_longer() -> None:
     assert [steps for steps, *_ in found.values()] == [4] * min(3, len(found)) + [2] * (len(found) - 3)
     assert list(found)[-1] == policy()
     assert halve([policy(), *gentle], prepared(), seconds=0.0, seed=0, observer=Silent()) == {}
+
+
+def test_what_cannot_be_scored_after_its_distillation_promises_what_it_was() -> None:
+    scores = iter([0.9])
+
+    def once(model: object, split: object) -> float:
+        try:
+            return next(scores)
+        except StopIteration:
+            raise InputError("The score is not a finite number.") from None
+
+    taught_once = replace(Lesson.of(prepared()), score=once)
+    assert distilled(policy(), prepared(), taught_once, 2, 0)[:2] == (2, 0.9)
 
 
 @pytest.mark.usefixtures("_short")

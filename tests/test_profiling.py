@@ -176,6 +176,34 @@ def test_a_truncated_file_is_used_as_far_as_it_goes_and_that_is_said(known: Path
     assert find_device_file("after the cut").probes == whole.probes
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"schema": 1, "kind": "candidate", "key": "x"}',
+        '{"schema": 1, "kind": "probe"}',
+        '{"schema": 1, "kind": "profile", "key": "x"}',
+        '{"schema": 99, "kind": "probe"}',
+        "[]",
+    ],
+)
+def test_a_line_that_tells_too_little_is_left_out_and_that_is_said(known: Path, line: str) -> None:
+    whole = find_device_file("pi")
+    with known.open("a") as file:
+        file.write(line + "\n")
+    [found] = known_devices(known.parent)
+    assert (found.probes, found.heads, found.kernels) == (whole.probes, whole.heads, whole.kernels)
+    assert any("1 damaged line" in said for said in learned(found))
+
+
+def test_a_search_that_is_broken_off_while_it_profiles_leaves_a_device_that_is_listed() -> None:
+    model = subject()
+    with pytest.raises(KeyboardInterrupt):
+        profile_subject(model, Interrupted(6), time_limit_s=5.0, seed=0)
+    [found] = known_devices()
+    assert found.environment == {**model.device.environment(), "measured_at": found.environment["measured_at"]}
+    assert found.kernels > 0
+
+
 def test_the_devices_are_listed_and_told(known: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["devices", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["measured"][0]["name"] == "pi"
@@ -195,6 +223,8 @@ def test_the_devices_are_listed_and_told(known: Path, capsys: pytest.CaptureFixt
         (["--device", "cpx"], "Did you mean 'cpu'?"),
         (["--time", "long"], "is not a duration"),
         (["--emit-kit", "a.zip", "--from-kit", "b.jsonl"], "Give one of the two"),
+        (["--strict"], "Give it with --from-kit"),
+        (["--threads", "99999"], "processors"),
     ],
 )
 def test_bad_input_is_a_sentence(

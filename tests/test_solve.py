@@ -134,6 +134,30 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunDir]:
         yield tiny_run.searched(folder)
 
 
+def test_an_answer_whose_recovery_fails_is_handed_over_as_it_is(
+    searched: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> object:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("automc.cli.main.silence_libraries", lambda: None)
+    monkeypatch.setattr("automc.resolve.recover", broken)
+    limit = f"{0.7 * (Known.read(searched).reference.dense.cost.size_bytes or 0.0):.0f}B"
+    assert (
+        main(["solve", "--run", "tiny", "--runs", str(searched.path.parent), "--budget", limit, "--recover", "1s"]) == 0
+    )
+    shown = capsys.readouterr()
+    assert "Recovery failed and is left out: RuntimeError: out of memory" in shown.err
+    assert (searched.path / "solved" / limit / "model.onnx").exists()
+
+
+def test_a_curve_over_what_the_run_does_not_know_is_bad_input(
+    recorded: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["solve", "--run", "one", "--sweep", "--metric", "energy"]) == 2
+    assert "know nothing of the energy" in capsys.readouterr().err
+
+
 def test_an_answer_is_measured_and_the_winner_of_the_search_left_alone(
     searched: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

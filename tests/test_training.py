@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from dataclasses import replace
@@ -250,7 +251,41 @@ def test_recovery_does_not_depend_on_how_factors_share_their_norm(ranks: int) ->
     assert reached[1] == pytest.approx(reached[0], rel=0.05)
 
 
-@pytest.mark.parametrize(("enough", "mixes"), [(1, True), (10**9, False)])
+def test_a_model_that_computes_what_the_dense_one_does_can_be_taught() -> None:
+    """Its loss is less than nothing by rounding, for some orders of the same sums."""
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10))
+    batches, rounded_below = torch.randn(64, 32, 64), 0
+    for seed in range(20):
+        order = torch.randperm(256, generator=torch.Generator().manual_seed(seed))
+        student = copy.deepcopy(teacher)
+        student[0].weight.data, student[0].bias.data = teacher[0].weight.data[order], teacher[0].bias.data[order]
+        student[2].weight.data = teacher[2].weight.data[:, order]
+        rounded_below += float(recovery._loss(student, teacher, (batches[0],), True)) < 0
+        lessons = (((inputs,), None) for inputs in batches)
+        recovery._train(student, teacher, lessons, lambda step: step / 3, True, lambda _: None)
+    assert rounded_below
+
+
+def test_parameters_that_cannot_be_trained_stay_as_they_are() -> None:
+    class Indexed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 3)
+            self.order = nn.Parameter(torch.tensor([2, 0, 1]), requires_grad=False)
+            self.empty = nn.Parameter(torch.empty(0, 8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(x)[:, self.order]
+
+    student, batches = Indexed(), itertools.repeat(((torch.randn(8, 3),), None))
+    before = copy.deepcopy(student.state_dict())
+    recovery._train(student, Indexed(), batches, lambda step: step / 5, True, lambda _: None)
+    assert torch.equal(student.order, before["order"])
+    assert not torch.equal(student.linear.weight, before["linear.weight"])
+
+
+@pytest.mark.parametrize(("enough", "mixes"), [(59, True), (61, False)])
 def test_recovery_learns_from_mixtures_once_it_knows_that_its_steps_are_enough(
     monkeypatch: pytest.MonkeyPatch, enough: int, mixes: bool
 ) -> None:
@@ -261,7 +296,7 @@ def test_recovery_learns_from_mixtures_once_it_knows_that_its_steps_are_enough(
     student.register_forward_pre_hook(lambda _, inputs: met.append(inputs))
     once = torch.eye(4)
     batches = itertools.repeat(((once,), None))
-    recovery._train(student, teacher, batches, lambda step: step / 60, True, lambda _: None)
+    recovery._train(student, teacher, batches, lambda step: 0.5 + step / 120, True, lambda _: None)  # half is over
     assert len(met) == 60
     as_they_are = [bool((inputs[0] == once).all()) for inputs in met]
     assert all(as_they_are[: recovery._WARM_UP])

@@ -109,7 +109,9 @@ def bench(
     for line in (*_proxy_lines(record), f"Wrote {out / 'table.md'}, {out / 'results.json'} and {out / 'progress.svg'}"):
         stdout().print(line, soft_wrap=True)
     if not reached:
-        stdout().print(f"No agent found a policy inside {' and '.join(job.budget)}: relax the budget.")
+        broke = sum(bool(course["reason"]) for course in record["courses"])
+        remedy = "relax the budget." if broke < len(record["courses"]) else "each of them failed, see above."
+        stdout().print(f"No agent found a policy inside {' and '.join(job.budget)}: {remedy}")
     return 0 if reached else UNREACHABLE
 
 

@@ -56,7 +56,9 @@ def _shared_options(command: Any) -> Any:
 @click.option(
     "--name", metavar="NAME", default="", help="What to call the machine of --from-kit. Default: its host name."
 )
-@click.option("--strict", is_flag=True, help="Refuse a device file of another machine or version, or a damaged one.")
+@click.option(
+    "--strict", is_flag=True, help="With --from-kit: refuse a device file of another version, or a damaged one."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object to stdout instead of sentences.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress, only the result.")
 def profile(
@@ -80,6 +82,8 @@ def profile(
     """
     if kit and returned:
         raise InputError("--emit-kit and --from-kit are two ends of one way.", remedy="Give one of the two.")
+    if strict and not returned:
+        raise InputError("--strict judges a file from elsewhere.", remedy="Give it with --from-kit.")
     if shots is not None and (kit or returned or probes_only):
         raise InputError(
             "--few measures a model on this device.", remedy="Leave out --emit-kit, --from-kit, --probes-only."

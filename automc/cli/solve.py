@@ -214,9 +214,14 @@ def _costs(budget: Budget, finalist: Finalist) -> str:
 def _sweep(run: RunDir, known: Known, budget: Budget | None, metric: str, *, as_json: bool) -> int:
     """Print and save the curve."""
     points = known.curve(metric, limits_of(budget) if budget else {})
+    if not points and not budget:
+        raise InputError(
+            f"The run's tables know nothing of the {_TITLES[metric]}.",
+            remedy="Choose another --metric, or search with a budget of that one.",
+        )
     if not points:
         raise BudgetUnreachableError(
-            f"The run's tables have no answer{f' within {budget}' if budget else ''} over the {_TITLES[metric]}.",
+            f"The run's tables have no answer within {budget} over the {_TITLES[metric]}.",
             remedy="Relax the budget, or choose another --metric.",
         )
     name = f"sweep-{next(short for short, full in METRIC_NAMES.items() if full == metric)}"

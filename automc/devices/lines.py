@@ -28,7 +28,7 @@ def append_lines(path: Path, lines: Sequence[tuple[str, Mapping[str, Any]]]) -> 
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any] | None]:
-    """The records of this schema, in order; None for each line that is damaged. Nothing where there is no file."""
+    """The records, in order; None for each line that is damaged or of another schema. Nothing where there is no file."""
     if not path.exists():
         return
     with path.open(encoding="utf-8", errors="replace") as file:
@@ -40,8 +40,8 @@ def read_lines(path: Path) -> Iterator[dict[str, Any] | None]:
             except ValueError:
                 yield None
                 continue
-            if isinstance(record, dict) and record.get("schema") == SCHEMA and "kind" in record:
-                yield record
+            is_ours = isinstance(record, dict) and record.get("schema") == SCHEMA and "kind" in record
+            yield record if is_ours else None
 
 
 def _is_cut(path: Path) -> bool:

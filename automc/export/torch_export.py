@@ -61,4 +61,6 @@ def _store_empty_tensors_alone(program: torch.export.ExportedProgram) -> None:
     for tensors in (program.state_dict, program.constants):
         for name, tensor in tensors.items():
             if isinstance(tensor, Tensor) and not tensor.numel():
-                tensors[name] = torch.empty_like(tensor)
+                alone = torch.empty_like(tensor)
+                is_parameter = isinstance(tensor, nn.Parameter)
+                tensors[name] = nn.Parameter(alone, tensor.requires_grad) if is_parameter else alone

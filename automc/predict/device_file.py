@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from automc.devices.energy import Energy
 from automc.devices.measure import Measurement
 from automc.devices.probes import Probe, Probed, run_probes
 from automc.errors import UnknownNameError
-from automc.predict.profile import now
+from automc.predict.profile import facts_of
 from automc.predict.store import append, records
 from automc.protocols import Observer
 
@@ -134,12 +133,7 @@ def keep_device(path: Path, device: Device, probes: Sequence[Probe], observer: O
         [found] = run_probes(device, [probe])
         append(path, [("probe", found.to_json())], observer)
         observer.advance()
-    facts = {
-        "device_key": device.key,
-        "environment": {**device.environment(), "measured_at": now()},
-        "capabilities": dataclasses.asdict(device.capabilities()),
-    }
-    append(path, [("device", facts)], observer)
+    append(path, [("device", facts_of(device))], observer)
 
 
 def _energy(line: Mapping[str, Any]) -> tuple[str, Energy]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from automc import __version__
 from automc.devices.device import Array, Capabilities, Device, NodeTime, cache_dir, digest
@@ -18,7 +19,15 @@ from automc.graph import LayerGraph
 from automc.policy import Policy
 from automc.predict.attribute import Place, attribute
 from automc.predict.sampling import stratified
-from automc.predict.store import keep_candidate, keep_failure, read_candidates, read_profile, write_profile
+from automc.predict.store import (
+    append,
+    keep_candidate,
+    keep_failure,
+    read_candidates,
+    read_profile,
+    records,
+    write_profile,
+)
 from automc.protocols import Observer
 from automc.space import SearchSpace
 
@@ -123,6 +132,8 @@ def profile_model(
     policies = space.decode(stratified(space, MAX_CANDIDATES, seed))
     if cached is not None and len(cached.candidates) + len(cached.failed) >= len(policies):
         return cached
+    if not any(record["kind"] == "device" for record in records(path)):
+        append(path, [("device", facts_of(device))], observer)  # also what is broken off has an owner
     shelf = Shelf(read_candidates(path, key), path, key, observer)
     profile = measure_policies(
         device, build, graph, policies, inputs, key,
@@ -174,6 +185,15 @@ def measure_policies(
 def now() -> str:
     """The time of a measurement, as it stands in records."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def facts_of(device: Device) -> dict[str, Any]:
+    """Who a device is, as its file says it."""
+    return {
+        "device_key": device.key,
+        "environment": {**device.environment(), "measured_at": now()},
+        "capabilities": dataclasses.asdict(device.capabilities()),
+    }
 
 
 def profile_key(device: Device, space: SearchSpace, inputs: Sequence[Array], dense_onnx: bytes) -> str:

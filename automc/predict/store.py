@@ -103,11 +103,30 @@ def read_profile(path: Path, key: str, observer: Observer | None = None) -> Prof
     return found
 
 
+_FIELDS = {
+    "probe": ("group", "name", "work", "seconds", "error"),
+    "device": ("device_key", "environment", "capabilities"),
+    "candidate": ("key", "policy", "size_bytes", "nodes", "places"),
+    "failure": ("key", "policy", "reason"),
+    "profile": (
+        "key",
+        "device_key",
+        "environment",
+        "capabilities",
+        "batch_size",
+        "measurement",
+        "seconds",
+        "candidates",
+    ),
+}
+"""What a line of a kind has to tell."""
+
+
 def records(path: Path, observer: Observer | None = None) -> Iterator[dict[str, Any]]:
-    """The lines of a device file that can be read; how many could not is told to `observer`."""
+    """The lines of a device file that can be read, none without what its kind has to tell; how many could not is told to `observer`."""
     damaged = 0
     for record in read_lines(path):
-        if record is None:
+        if record is None or not record.keys() >= set(_FIELDS.get(record["kind"], ())):
             damaged += 1
         else:
             yield record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from automc import registry
@@ -9,7 +10,7 @@ from automc.devices.device import ON_GPU, ON_PROCESSOR, Capabilities, Device
 from automc.devices.energy import find_meter, stated_watts
 from automc.devices.ssh import Ssh
 from automc.devices.unmeasured import Unmeasured
-from automc.errors import MissingError, UnknownNameError
+from automc.errors import InputError, MissingError, UnknownNameError
 from automc.predict.device_file import DeviceFile, known_devices
 
 __all__ = ["Recorded", "device_measures", "device_names", "is_device", "open_device", "tells_energy"]
@@ -20,10 +21,13 @@ def open_device(text: str, threads: int = 1) -> Device:
 
     Raises:
         UnknownNameError: there is no such device; carries the closest match.
+        InputError: more threads than this machine has processors.
     """
     if text.startswith("ssh:"):
         return Ssh(text.removeprefix("ssh:"), threads)
     if text in registry.names("device"):
+        if threads > (here := os.cpu_count() or threads):
+            raise InputError(f"--threads {threads}: this machine has {here} processors.", remedy="Ask for no more.")
         device: Device = registry.load("device", text)(threads=threads)
         return device
     recorded = _off_board()
