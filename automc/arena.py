@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.stats import kendalltau
 from torch import nn
@@ -21,6 +22,8 @@ from automc.compression.criteria import Pruning
 from automc.devices.device import digest
 from automc.disk import write_atomic
 from automc.errors import AutomcError, InputError, PluginError
+from automc.evaluate.data import inputs_of
+from automc.evaluate.divergence import divergence
 from automc.evaluate.fast import fast_evaluator
 from automc.evaluate.models import model_digest
 from automc.evaluate.worth import price_of_a_nat
@@ -39,6 +42,7 @@ from automc.recover import recover
 from automc.rundir import RunDir
 from automc.scorebook import Scorebook, append_line, read_lines
 from automc.standing import Standing
+from automc.student import Lesson
 from automc.tables import Tables
 from automc.task import Task
 from automc.trial import Trial
@@ -161,17 +165,23 @@ class Arena:
     def _recovered(self, policy: Policy, seconds: float) -> Recovered:
         stitcher = self.prepared.stitcher
         model = stitcher.finish(stitcher.apply(policy))
-        before = self._held_out(model)
+        before, away = self._held_out(model)
         if seconds == 0:
-            return Recovered(before)
-        return Recovered(
-            before, self._held_out(recover(model, self.prepared, seconds=seconds, seed=self.task.settings.seed))
-        )
+            return Recovered(before, away=away)
+        tuned = recover(model, self.prepared, seconds=seconds, seed=self.task.settings.seed)
+        return Recovered(before, away=away, **dict(zip(("after", "away_after"), self._held_out(tuned), strict=True)))
 
-    def _held_out(self, model: nn.Module) -> float:
+    @torch.no_grad()
+    def _held_out(self, model: nn.Module) -> tuple[float, float]:
+        """Score, and divergence from the dense model, on the test samples."""
         score = self.certifier.scores(self.prepared.build(model))[1]
         assert score is not None
-        return score
+        lesson = Lesson.of(self.prepared)
+        found = [
+            (len(inputs[0]), divergence(lesson.teacher(*inputs), model(*inputs), logits=lesson.logits))
+            for inputs in map(inputs_of, self.prepared.data.test or ())
+        ]
+        return score, sum(count * away for count, away in found) / sum(count for count, _ in found)
 
 
 def open_arena(job: Job, folder: Path, observer: Observer, *, live: bool = False, run: RunDir | None = None) -> Arena:
@@ -268,7 +278,7 @@ def run_course(
 
 
 def _read_recovered(line: Mapping[str, float | str]) -> Recovered:
-    return Recovered(float(line["before"]), float(line["after"]) if "after" in line else None)
+    return Recovered(**{name: float(line[name]) for name in ("before", "after", "away", "away_after") if name in line})
 
 
 def _tau(pairs: Sequence[tuple[float, float]]) -> tuple[float, int]:

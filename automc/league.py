@@ -39,14 +39,21 @@ class Course:
 
 @dataclass(frozen=True)
 class Recovered:
-    """Scores of a winner on samples that served neither search nor calibration, before and after fine-tuning; None without it."""
+    """A winner on samples that served neither search nor calibration, before and after fine-tuning; None without it.
+
+    Attributes:
+        before, after: scores.
+        away, away_after: divergence from the dense model, which tells models apart that a few hundred samples score the same.
+    """
 
     before: float
     after: float | None = None
+    away: float | None = None
+    away_after: float | None = None
 
     def to_json(self) -> dict[str, float]:
         """What is known."""
-        return {"before": self.before} | ({} if self.after is None else {"after": self.after})
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,7 @@ class Row:
         inside: mean share of the trials inside the budget.
         agent_s: its own CPU seconds per evaluated policy.
         recovered_before, recovered_after: mean scores of the winners on held-out samples; None where they were not recovered.
+        away_before, away_after: mean divergence from the dense model there.
     """
 
     agent: str
@@ -78,6 +86,8 @@ class Row:
     agent_s: float
     recovered_before: float | None = None
     recovered_after: float | None = None
+    away_before: float | None = None
+    away_after: float | None = None
     reason: str = ""
 
 
@@ -123,7 +133,7 @@ class League:
         cells = [_cells(row, percent=percent) for row in rows]
         held = any(row.recovered_before is not None for row in rows)
         tuned = any(row.recovered_after is not None for row in rows)
-        heads = _HEADS[: len(_HEADS) - 2 + held + tuned]
+        heads = _HEADS[: len(_HEADS) - 4 + 2 * held + 2 * tuned]
         lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]
         return "\n".join([*lines, *(f"| {' | '.join(row[: len(heads)])} |" for row in cells)]) + "\n"
 
@@ -143,7 +153,6 @@ class League:
         near = [count for c in courses if (count := self._evaluations_to(c, self._good)) is not None]
         trials = [t for c in courses for t in c.trials]
         recovered = [self.recovered[w.policy.digest] for w in winners if w.policy.digest in self.recovered]
-        after = [r.after for r in recovered if r.after is not None]
         return Row(
             agent=agent,
             seeds=len(courses),
@@ -159,8 +168,10 @@ class League:
             near=len(near),
             inside=sum(map(self.holds, trials)) / max(1, len(trials)),
             agent_s=sum(c.agent_s for c in courses) / max(1, len(trials)),
-            recovered_before=statistics.fmean(r.before for r in recovered) if recovered else None,
-            recovered_after=statistics.fmean(after) if after else None,
+            recovered_before=_mean([r.before for r in recovered]),
+            recovered_after=_mean([r.after for r in recovered]),
+            away_before=_mean([r.away for r in recovered]),
+            away_after=_mean([r.away_after for r in recovered]),
             reason="; ".join(dict.fromkeys(c.reason for c in courses if c.reason)),
         )
 
@@ -185,7 +196,7 @@ class League:
 
 _HEADS = (
     "agent", "worth", "mean", "std", "best", "hypervolume", "evaluations to 99 % of the best", "inside the budget", "evaluations",
-    "own time per policy", "held out, before recovery", "after recovery",
+    "own time per policy", "held out, before recovery", "divergence from dense", "after recovery", "divergence from dense",
 )  # fmt: skip
 
 
@@ -208,8 +219,16 @@ def _cells(row: Row, *, percent: bool) -> list[str]:
         f"{row.evaluations:.0f}",
         format_quantity("latency_s", row.agent_s),
         _score(row.recovered_before, percent=percent),
+        _score(row.away_before, percent=False),
         _score(row.recovered_after, percent=percent),
+        _score(row.away_after, percent=False),
     ]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Of those that are known; None where there is none."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
 
 
 def _score(value: float | None, *, percent: bool) -> str:

@@ -77,9 +77,9 @@ def test_the_table_shows_recovery_where_there_was_one_and_why_a_course_ended() -
     winner = league.winner(league.courses[2])
     assert winner is not None
     held_out = League(league.courses, BUDGET, (1.0, 1.0), {winner.policy.digest: Recovered(0.85)})
-    assert "held out, before recovery |\n" in held_out.markdown("accuracy")
-    recovered = League(league.courses, BUDGET, (1.0, 1.0), {winner.policy.digest: Recovered(0.85, 0.97)})
-    assert "97.00" in recovered.markdown("accuracy")
+    assert "held out, before recovery | divergence from dense |\n" in held_out.markdown("accuracy")
+    recovered = League(league.courses, BUDGET, (1.0, 1.0), {winner.policy.digest: Recovered(0.85, 0.97, 0.25, 0.125)})
+    assert "| 85.00 | 0.25 | 97.00 | 0.125 |" in recovered.markdown("accuracy")
     ended = League([Course("raises", 0, (), 0.0, "ValueError: no")], BUDGET, (1.0, 1.0), {})
     assert "raises (ValueError: no)" in ended.markdown("accuracy")
     assert ended.rows()[0].mean is None
@@ -204,6 +204,8 @@ def test_the_comparison_is_on_disk(compared: Path) -> None:
     table = (compared / "table.md").read_text()
     assert table.startswith("| agent | worth | mean")
     assert "after recovery" in table
+    assert all(0 <= row["away_after"] < 20 for row in told["rows"])
+    assert all(row["away_before"] != row["away_after"] for row in told["rows"])
     assert (compared / "progress.svg").read_text().startswith("<svg")
     (scores,) = compared.glob("scores-*.jsonl")
     assert len(read_scores(scores)) == told["evaluated"]
