@@ -57,7 +57,7 @@ def _shared_options(command: Any) -> Any:
     "--name", metavar="NAME", default="", help="What to call the machine of --from-kit. Default: its host name."
 )
 @click.option(
-    "--strict", is_flag=True, help="With --from-kit: refuse a device file of another version, or a damaged one."
+    "--strict", is_flag=True, help="With --from-kit: refuse a file of another machine or version, or a damaged one."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object to stdout instead of sentences.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress, only the result.")
