@@ -211,7 +211,8 @@ def test_a_second_profile_measures_nothing(tmp_path: Path) -> None:
     assert device.calls == calls
     assert second == first
     lines = (tmp_path / "devices" / f"{device.key}.jsonl").read_text().splitlines()
-    assert [json.loads(line)["kind"] for line in lines] == ["candidate"] * len(first.candidates) + ["profile"]
+    kinds = [json.loads(line)["kind"] for line in lines]
+    assert kinds == ["device", *["candidate"] * len(first.candidates), "profile"]
 
 
 def test_a_profile_is_of_one_model_batch_and_space() -> None:

@@ -1,7 +1,7 @@
 """Profiles on disk: JSON lines, appended, one per candidate as it is measured, closed by a line that holds the interleaved rounds.
 
 {"schema": 1, "kind": "probe", "group", "name", "work", "seconds", "error"}    what a small model told of the device
-{"schema": 1, "kind": "device", "device_key", "environment", "capabilities"}   closes the probes
+{"schema": 1, "kind": "device", "device_key", "environment", "capabilities"}   whose file it is; closes the probes
 {"schema": 1, "kind": "candidate", "key", "policy", "size_bytes", "nodes", "places"}
 {"schema": 1, "kind": "failure", "key", "policy", "reason"}                    a model that the runtime could not run
 {"schema": 1, "kind": "profile", "key", "environment", "measurement", ...}     closes the candidates of one model
