@@ -36,6 +36,7 @@ __all__ = [
     "Candidate",
     "Profile",
     "Shelf",
+    "facts_of",
     "measure_policies",
     "now",
     "profile_key",
