@@ -50,6 +50,8 @@ from automc.trial import Trial
 __all__ = ["Arena", "Timed", "open_arena", "run_course"]
 
 _BATCH = 4
+_RECOVERY = "2"
+"""Changes whenever recovery leads elsewhere, so that winners of before are recovered anew."""
 _SCORES = "2"
 """Version of what is kept about an evaluation: scores, and since 2 what they are worth."""
 
@@ -123,7 +125,7 @@ class Arena:
         """
         if self.prepared.data.test is None:
             raise InputError("There are no test samples to judge recovery by.", remedy="Use --recover 0.")
-        path = self.folder / f"recovered-{self.key}-{seconds:g}s.jsonl"
+        path = self.folder / f"recovered-{digest(self.key, _RECOVERY)}-{seconds:g}s.jsonl"
         known = {str(line["digest"]): _read_recovered(line) for line in read_lines(path)}
         winners = [w.policy for c in self.courses if (w := self.league.winner(c)) is not None]
         observer.stage("recover the winners" if seconds else "score the winners", len(set(winners)) * (seconds or 1.0))
