@@ -58,6 +58,12 @@ class InputError(AutomcError):
 class PluginError(AutomcError):
     """An agent, a search space or a device that somebody registered does not do what it has to. Its author corrects it."""
 
+    @classmethod
+    def of(cls, what: str, error: Exception, remedy: str) -> PluginError:
+        """`what` is the beginning of a sentence, such as "The agent 'x' failed when it was asked"; the rest is what was raised."""
+        said = str(error).partition("\n")[0] or "no message"
+        return cls(f"{what}: {type(error).__name__}: {said}.", remedy=remedy)
+
 
 class UnknownNameError(InputError):
     """A name that nothing is registered under. The caller picks one of the names listed."""

@@ -67,8 +67,8 @@ def _named(name: str, when: str) -> Iterator[None]:
     except AutomcError:
         raise
     except Exception as error:
-        said = str(error).partition("\n")[0]
-        raise PluginError(
-            f"The agent {name!r} raised {type(error).__name__} when it {when}: {said or 'no message'}.",
-            remedy="`automc --debug ...` shows where; --agent takes another.",
+        raise PluginError.of(
+            f"The agent {name!r} failed when it {when}",
+            error,
+            "`automc --debug ...` shows where; --agent takes another.",
         ) from error

@@ -72,9 +72,8 @@ def _built(name: str, graph: LayerGraph, options: Mapping[str, Any]) -> SearchSp
     except AutomcError:
         raise
     except Exception as error:  # a space may be anybody's
-        raise PluginError(
-            f"The search space {name!r} raised {type(error).__name__}: {str(error).partition(chr(10))[0] or 'no message'}.",
-            remedy="`automc --debug ...` shows where; --space takes another.",
+        raise PluginError.of(
+            f"The search space {name!r} failed", error, "`automc --debug ...` shows where; --space takes another."
         ) from error
     return found
 

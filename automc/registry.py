@@ -97,9 +97,10 @@ def _loaded(kind: str, point: Any) -> Any:
         raise
     except Exception as error:  # importing runs whatever the package holds
         package = f" of the package {point.dist.name}" if point.dist else ""
-        raise PluginError(
-            f"The {kind} {point.name!r}{package} cannot be loaded: {type(error).__name__}: {str(error).partition(chr(10))[0]}.",
-            remedy=f"Install the package again, or choose another {kind}.",
+        raise PluginError.of(
+            f"The {kind} {point.name!r}{package} cannot be loaded",
+            error,
+            f"Install it again, or choose another {kind}.",
         ) from error
 
 

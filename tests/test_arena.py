@@ -157,7 +157,7 @@ def test_an_agent_that_raises_keeps_what_it_had(tmp_path: Path, monkeypatch: pyt
     book, _ = _book(toy, tmp_path / "scores.jsonl")
     course = run_course("raising", 0, 12, toy.problem, book, lambda _: None)
     assert len(course.trials) == 4
-    assert course.reason == "The agent 'raising' raised RuntimeError when it was asked: out of ideas."
+    assert course.reason == "The agent 'raising' failed when it was asked: RuntimeError: out of ideas."
 
 
 @pytest.fixture(scope="module")

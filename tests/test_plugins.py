@@ -72,10 +72,10 @@ def _plugged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fails", "said"),
     [
-        ("init", "The agent 'broken' raised ZeroDivisionError when it was made: init broke."),
-        ("ask", "The agent 'broken' raised ZeroDivisionError when it was asked: ask broke."),
-        ("tell", "The agent 'broken' raised ZeroDivisionError when it was told: tell broke."),
-        ("none", "The agent 'broken' raised TypeError when it was asked"),
+        ("init", "The agent 'broken' failed when it was made: ZeroDivisionError: init broke."),
+        ("ask", "The agent 'broken' failed when it was asked: ZeroDivisionError: ask broke."),
+        ("tell", "The agent 'broken' failed when it was told: ZeroDivisionError: tell broke."),
+        ("none", "The agent 'broken' failed when it was asked: TypeError"),
         ("words", "The agent 'broken' asked for a str, which is no policy."),
         ("foreign", "The agent 'broken' asked for a policy that the search space does not have: .*'nolayer'"),
     ],
@@ -121,7 +121,7 @@ def test_a_search_names_the_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("space", "error", "said"),
     [
-        ("broken", PluginError, "The search space 'broken' raised KeyError"),
+        ("broken", PluginError, "The search space 'broken' failed: KeyError"),
         ("empty", InputError, "Nothing in the model can be chosen in the search space 'empty'"),
     ],
 )
@@ -158,4 +158,4 @@ def test_a_comparison_of_agents_that_all_fail_does_not_blame_the_budget(
     assert main(["bench", *arguments, *setting, "--agent", "broken"]) == 3
     shown = capsys.readouterr()
     assert "each of them failed" in shown.out
-    assert "The agent 'broken' raised ZeroDivisionError when it was asked" in shown.err
+    assert "The agent 'broken' failed when it was asked: ZeroDivisionError" in shown.err
