@@ -33,7 +33,7 @@ Array = NDArray[np.float64]
 _OPENING_SHARE = 0.25
 _FEWEST = 6
 _PARENTS = 4
-_SAMPLES = 16
+_SAMPLES = 8
 _SPREAD = 0.5
 """Standard deviation of the log of the coefficients that variations are made under."""
 _MOST = 200

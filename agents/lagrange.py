@@ -17,7 +17,7 @@ from .knapsack import Knapsack
 __all__ = ["relaxed"]
 
 Array = NDArray[np.float64]
-_STEPS = 24
+_STEPS = 16
 _SPAN = 30.0
 """The multiplier is sought within e^+-15 of the typical loss per usage."""
 

@@ -8,7 +8,7 @@ region shrinks. (Fletcher and Sainz de la Maza 1989, "Nonlinear programming and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,11 +45,8 @@ class Solver:
             loss: (choices,) loss of each choice of each domain.
             rounds: linear programmes per start at most; `exact` adds an integer one around the best.
         """
-        distinct = {start.tobytes(): start for start in starts}.values()
-        if exact:
-            distinct = {
-                row.tobytes(): row for start in distinct for row in self._approached(start, loss, target)
-            }.values()
+        near = [self._approached(start, loss, target) for start in starts]
+        distinct = {row.tobytes(): row for row in near}.values()
         found = [row for start in distinct if (row := self._descend(start, loss, target, rounds)) is not None]
         if not found:
             return None
@@ -63,7 +60,7 @@ class Solver:
         """The summed loss of (domains,) codes."""
         return float(self.knapsack.at(loss, row).sum())
 
-    def _approached(self, start: Codes, loss: Array, target: float) -> Iterator[Codes]:
+    def _approached(self, start: Codes, loss: Array, target: float) -> Codes:
         """Where a few relaxed programmes lead from `start`, each around the one before; `start` itself where they lead nowhere.
 
         They take few prices to come near the target, where greedy steps take hundreds.
@@ -77,7 +74,7 @@ class Solver:
             if (other == row).all():
                 break
             row = other
-        yield row
+        return row
 
     def _descend(self, start: Codes, loss: Array, target: float, rounds: int) -> Codes | None:
         row = self._exchange.improve(start, loss, target)
