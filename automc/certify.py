@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
-import thop
-import torch
 from torch import nn
 
 from automc.budget import Budget
@@ -21,13 +19,14 @@ from automc.devices.measure import Measurement
 from automc.evaluate.accuracy import Deployed
 from automc.evaluate.worth import Judge
 from automc.export.verify import verify
+from automc.macs import count_macs
 from automc.policy import Policy
 from automc.predict.targets import device_measures
 from automc.prepare import Prepared
 from automc.result import Certificate, Finalist
 from automc.trial import Cost, Source
 
-__all__ = ["Candidate", "Certified", "Certifier", "Failed", "count_macs", "settled"]
+__all__ = ["Candidate", "Certified", "Certifier", "Failed", "settled"]
 
 Stage = Literal["dense", "finalist", "recovered"]
 _COUNTED: Mapping[str, Source] = {"size_bytes": "measured", "macs": "counted"}
@@ -179,7 +178,7 @@ class Certifier:
         return {**self.prepared.device.environment(), **state}
 
     def _cost(self, candidate: Candidate, onnx: bytes, measured: Measurement, name: str) -> Cost:
-        size_bytes, macs = float(len(onnx)), count_macs(candidate.model, self.prepared)
+        size_bytes, macs = float(len(onnx)), _macs(candidate.model, self.prepared)
         if not device_measures(self.prepared.device):
             priced = self._price(candidate.policy)
             return replace(priced, size_bytes=size_bytes, macs=macs, source={**priced.source, **_COUNTED})
@@ -205,7 +204,7 @@ class Certifier:
         measured = replace(
             cost,
             size_bytes=float(len(self.prepared.dense_onnx)),
-            macs=count_macs(self.prepared.traced.model, self.prepared),
+            macs=_macs(self.prepared.traced.model, self.prepared),
             source={**cost.source, **_COUNTED},
         )
         holds = self.budget.resolve(measured).holds(measured)
@@ -242,12 +241,9 @@ def settled(
     return found
 
 
-def count_macs(model: nn.Module, prepared: Prepared) -> float:
-    """Multiply-accumulates of one sample, counted by thop on the model as it stands, factors and all."""
-    sample = tuple(tensor[:1] for tensor in prepared.example)
+def _macs(model: nn.Module, prepared: Prepared) -> float:
+    """Multiply-accumulates of one sample, by the model as it stands, factors and all."""
     plain = float_model(model)
     detach(plain)
     bake(plain)
-    with torch.inference_mode():
-        macs, _ = thop.profile(plain, inputs=sample, verbose=False)
-    return float(macs)
+    return count_macs(plain, [tensor[:1] for tensor in prepared.example])

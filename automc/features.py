@@ -21,7 +21,7 @@ def layer_features(graph: LayerGraph, space: SearchSpace) -> NDArray[np.float64]
 
 def _layers(graph: LayerGraph, target: str) -> list[LayerSpec]:
     names = graph.group[target].producers if target in graph.group else (target,)
-    return [graph.layer[name] for name in names if name in graph.layer]
+    return [layer for layer in graph.priced if layer.name in names]
 
 
 def _row(layers: list[LayerSpec]) -> list[float]:

@@ -7,9 +7,20 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
-__all__ = ["Attribute", "ChannelGroup", "Channels", "LayerGraph", "LayerKind", "LayerSpec", "LeftAlone", "Member"]
+__all__ = [
+    "Attribute",
+    "ChannelGroup",
+    "Channels",
+    "LayerGraph",
+    "LayerKind",
+    "LayerSpec",
+    "LeftAlone",
+    "Member",
+    "again",
+]
 
-LayerKind = Literal["conv", "depthwise", "grouped", "linear", "recurrent"]
+LayerKind = Literal["conv", "depthwise", "grouped", "linear", "recurrent", "conv_nd", "transposed"]
+"""Those of two dimensions, `conv_nd` of one or three, which may be grouped, and transposed ones of any number."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +45,7 @@ class LayerSpec:
     A recurrent layer is what it computes at each of its positions: a linear layer from its input and its state, `in_channels`
     together, to all its gates, `out_channels`; its shapes are (positions, features) of its input and its output.
     `positions` is the number of output positions: height x width of a convolution's output, tokens of a linear layer.
+    `kernel` and `stride` of one dimension are (1, width), of three (depth, height x width).
     """
 
     name: str
@@ -52,6 +64,15 @@ class LayerSpec:
     """Whether the layer may be factorised (`LayerGraph.left_alone` says why not)."""
     quantize: bool = True
     """Whether the layer may be quantised."""
+    call: int = 0
+    """Which of its module's calls in a forward pass this is, from 0; a module that is called again is a layer per call."""
+    stored: bool = True
+    """Whether the model holds the weights for this layer, and not for an earlier one that shares them."""
+
+    @property
+    def module(self) -> str:
+        """The name of the module."""
+        return self.name.removesuffix(again(self.call))
 
     @property
     def positions(self) -> int:
@@ -71,7 +92,7 @@ class LayerSpec:
     @property
     def macs(self) -> int:
         """Multiply-accumulates per sample of the dense layer (FLOPs are twice that)."""
-        return self.positions * self.weight_count
+        return (self.in_positions if self.kind == "transposed" else self.positions) * self.weight_count
 
     @property
     def weight_count(self) -> int:
@@ -142,6 +163,13 @@ class LayerGraph:
     left_alone: tuple[LeftAlone, ...] = ()
     input_shapes: tuple[tuple[int, ...], ...] = field(default=())
     """Shape of each input per sample, without the batch."""
+    others: tuple[LayerSpec, ...] = ()
+    """Layers without a choice of their own: of other dimensions, transposed, called several times, or of shared weights."""
+
+    @cached_property
+    def priced(self) -> tuple[LayerSpec, ...]:
+        """All layers: they cost something whether or not there is a choice."""
+        return (*self.layers, *self.others)
 
     @cached_property
     def layer(self) -> Mapping[str, LayerSpec]:
@@ -160,8 +188,13 @@ class LayerGraph:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates per sample of the dense model's convolutions and linear layers."""
-        return sum(layer.macs for layer in self.layers)
+        """Multiply-accumulates per sample of the dense model's convolutions, linear and recurrent layers."""
+        return sum(layer.macs for layer in self.priced)
+
+
+def again(call: int) -> str:
+    """What the name of a layer has behind that of its module from the second call on."""
+    return f" (call {call + 1})" if call else ""
 
 
 def _positions(shape: tuple[int, ...], kind: LayerKind) -> int:

@@ -48,7 +48,7 @@ def emit_kit(path: Path, subject: Subject, observer: Observer, *, candidates: in
     observer.stage("build the kit", float(len(policies)))
     probes, files = probe_files(probe_set())
     entries: list[dict[str, Any]] = []
-    names = [layer.name for layer in offered.graph.layers]
+    names = [layer.module for layer in offered.graph.priced]
     for policy in policies:
         try:
             model = build(policy)

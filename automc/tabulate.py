@@ -50,7 +50,7 @@ def tabulate(prepared: Prepared, predictor: Pricer, policies: Iterable[Policy]) 
         domains=space.domains,
         loss=tuple(tuple(float(value) for value in curve) for curve in prepared.sensitivity),
         anchors=tuple(_anchor(predictor, row, space.cardinalities) for row in space.encode(chosen)),
-        layers=tuple(layer.name for layer in prepared.traced.graph.layers),
+        layers=predictor.layers,
         layers_s=_by_digest(inside, predictor.layers_s(space.encode(inside))),
         layers_j=_by_digest(inside, predictor.layers_j(space.encode(inside))),
     )

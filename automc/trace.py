@@ -6,6 +6,7 @@ arXiv 2301.12900), refined to single channels (`automc.channels`), and then veri
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -20,7 +21,7 @@ from automc.channels import couple
 from automc.compression.stacks import input_parts, split
 from automc.errors import AutomcError, InputError
 from automc.folding import FoldedNorm, fold_batch_norms
-from automc.graph import ChannelGroup, Channels, LayerGraph, LayerKind, LayerSpec, LeftAlone
+from automc.graph import ChannelGroup, Channels, LayerGraph, LayerKind, LayerSpec, LeftAlone, again
 from automc.heads import find_heads
 from automc.outputs import Outputs, tensors_of
 from automc.replaceable import read_directly
@@ -58,10 +59,10 @@ class Traced:
 class _Call:
     """How one layer was called in the example forward pass."""
 
-    count: int = 0
     is_followed: bool = True
-    in_shape: tuple[int, ...] = ()
-    out_shape: tuple[int, ...] = ()
+    shapes: list[tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+    """Of each call what it read and what it wrote, where that can be told."""
+    count: int = 0
 
 
 def trace(model: nn.Module, example: Sequence[Tensor], names: Sequence[str] = ()) -> Traced:
@@ -92,12 +93,13 @@ def trace(model: nn.Module, example: Sequence[Tensor], names: Sequence[str] = ()
     coupled = [entry for entry in coupling.left_alone if entry.name not in headed]
     candidates = replace(coupling, groups=tuple(_candidates(heads.groups, coupling.groups)))
     groups, refused = verified(copied, example, candidates, unusable)
-    layers = [_with_channels(layer, groups) for layer in layers]
+    others = _others(copied, calls, [layer.name for layer in layers])
     graph = LayerGraph(
-        layers=tuple(layers),
+        layers=tuple(_with_channels(layer, groups) for layer in layers),
         groups=tuple(groups),
         left_alone=(*packed, *left_alone, *fixed, *coupled, *heads.left_alone, *refused),
         input_shapes=tuple(tuple(tensor.shape[1:]) for tensor in example),
+        others=tuple(_with_channels(layer, groups) for layer in others),
     )
     for parameter in copied.parameters():
         parameter.requires_grad_(False)
@@ -108,20 +110,23 @@ def _run_and_record(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[dict
     """How each layer is called, and what the model returns. A model that writes into its inputs gets copies from now on."""
     calls = {name: _Call() for name, module in model.named_modules() if isinstance(module, (*_LAYERS, _ConvNd))}
 
-    def record(call: _Call, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    def record(call: _Call, module: nn.Module, inputs: Sequence[Any], named: Sequence[Any], output: Any) -> None:
         call.count += 1
-        written = output[0] if isinstance(output, tuple) else output
         recurrent = isinstance(module, nn.RNNBase)
-        if not inputs or not isinstance(inputs[0], Tensor) or (recurrent and inputs[0].dim() != 3):
-            call.is_followed = False
+        call.is_followed = bool(inputs) and isinstance(inputs[0], Tensor) and (not recurrent or inputs[0].dim() == 3)
+        read = next((one for one in (*inputs, *named) if isinstance(one, Tensor)), None)
+        written = output[0] if isinstance(output, tuple) else output
+        if read is None or not isinstance(written, Tensor) or (recurrent and read.dim() != 3):
             return
-        shapes = [list(tensor.shape) for tensor in (inputs[0], written)]
+        shapes = [list(tensor.shape) for tensor in (read, written)]
         for shape in shapes:
             del shape[1 if recurrent and not module.batch_first else 0]
-        call.in_shape, call.out_shape = tuple(shapes[0]), tuple(shapes[1])
+        call.shapes.append((tuple(shapes[0]), tuple(shapes[1])))
 
     hooks = [
-        model.get_submodule(name).register_forward_hook(lambda m, i, o, call=call: record(call, m, i, o))
+        model.get_submodule(name).register_forward_hook(
+            lambda m, i, k, o, call=call: record(call, m, i, [*k.values()], o), with_kwargs=True
+        )
         for name, call in calls.items()
     ]
     given = tuple(tensor.clone() for tensor in example)
@@ -170,6 +175,20 @@ def _layers(
                 LeftAlone(name, f"{type(module).__name__} is not a convolution, linear or recurrent layer")
             )
     return layers, left_alone
+
+
+def _others(model: nn.Module, calls: Mapping[str, _Call], chosen: Sequence[str]) -> list[LayerSpec]:
+    """The layers besides those of the `chosen` modules, one per call."""
+    found, owned = list[LayerSpec](), set[int]()
+    for name, call in calls.items():
+        module = model.get_submodule(name)
+        weights = [id(p) for p in module.parameters() if p.dim() > 1]
+        for number, _ in enumerate(call.shapes if name not in chosen else ()):
+            layer = _layer(name, module, call, number)
+            stored = number == 0 and not owned.intersection(weights)
+            found.append(replace(layer, low_rank=False, quantize=False, stored=stored))
+        owned.update(weights)
+    return found
 
 
 def _unusable(call: _Call, shared: bool) -> str:
@@ -222,21 +241,27 @@ def _has_matrix(module: nn.Module) -> bool:
     return any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
 
 
-def _layer(name: str, module: nn.Conv2d | nn.Linear | nn.RNNBase, call: _Call) -> LayerSpec:
+def _layer(name: str, module: Any, call: _Call, number: int = 0) -> LayerSpec:
+    """A call of a module among `calls`."""
     if isinstance(module, nn.RNNBase):
-        inputs = module.input_size + module.hidden_size
         outputs = sum(len(getattr(module, part)) for part in input_parts(module))
+        inputs = module.input_size + module.hidden_size
+        if _unusual(module):  # of several levels: as if all were one
+            weights = [p for n, p in module.named_parameters() if n.startswith("weight")]
+            outputs = sum(len(p) for n, p in module.named_parameters() if n.startswith("weight_ih"))
+            inputs = round(sum(p.numel() for p in weights) / outputs)
         kind, kernel, stride, groups = "recurrent", (1, 1), (1, 1), 1
     elif isinstance(module, nn.Linear):
         inputs, outputs = module.in_features, module.out_features
         kind, kernel, stride, groups = "linear", (1, 1), (1, 1), 1
     else:
         inputs, outputs, groups = module.in_channels, module.out_channels, module.groups
-        kernel, stride = _pair(module.kernel_size), _pair(module.stride)
-        kind = "conv" if groups == 1 else "depthwise" if groups == inputs == outputs else "grouped"
+        kernel, stride = _sides(module.kernel_size), _sides(module.stride)
+        kind = _kind(module)
     plain = groups == 1
+    in_shape, out_shape = call.shapes[number]
     return LayerSpec(
-        name=name,
+        name=name + again(number),
         kind=cast(LayerKind, kind),
         inputs=Channels(inputs),
         outputs=Channels(outputs),
@@ -245,16 +270,27 @@ def _layer(name: str, module: nn.Conv2d | nn.Linear | nn.RNNBase, call: _Call) -
         kernel=kernel,
         stride=stride,
         groups=groups,
-        in_shape=call.in_shape,
-        out_shape=call.out_shape,
+        in_shape=in_shape,
+        out_shape=out_shape,
         bias=module.bias is not None and module.bias is not False,
         low_rank=plain,
         quantize=True,
+        call=number,
     )
 
 
-def _pair(values: Sequence[int]) -> tuple[int, int]:
-    return int(values[0]), int(values[1])
+def _kind(module: _ConvNd) -> str:
+    if module.transposed:
+        return "transposed"
+    if not isinstance(module, nn.Conv2d):
+        return "conv_nd"
+    one, inputs, outputs = module.groups == 1, module.in_channels, module.out_channels
+    return "conv" if one else "depthwise" if module.groups == inputs == outputs else "grouped"
+
+
+def _sides(values: Sequence[int]) -> tuple[int, int]:
+    """Height and width; of one dimension (1, width), of three (depth, height x width)."""
+    return (int(values[0]) if len(values) > 1 else 1), math.prod(int(value) for value in values[1:] or values)
 
 
 def _with_channels(layer: LayerSpec, groups: Sequence[ChannelGroup]) -> LayerSpec:

@@ -25,7 +25,6 @@ from automc.predict.profile import Profile, now, profile_key
 from automc.predict.roofline import Floats
 from automc.predict.sampling import stratified
 from automc.predict.store import append, read_profile
-from automc.predict.structure import read_structure
 from automc.predict.targets import Recorded, device_measures
 from automc.profiling import Subject, device_path
 from automc.protocols import Observer
@@ -142,11 +141,12 @@ def _prior(subject: Subject, profiles: Sequence[tuple[DeviceFile, Profile, Searc
     space = subject.offered.space
     united = _united([space, *(there for _, _, there in profiles)])
     graph, batch = subject.offered.graph, len(subject.example[0])
-    structure, widen = read_structure(subject.dense_onnx, graph), Narrowing.of(space, united).widen
+    widen = Narrowing.of(space, united).widen
     models = []
     for _, profile, _ in profiles:
         can = profile.capabilities
-        setting = Setting(graph, united, structure, Layouts(can.channel_block, can.channel_multiple), batch)
+        layouts = Layouts(can.channel_block, can.channel_multiple)
+        setting = Setting.of(subject.dense_onnx, graph, united, layouts, batch)
         models.append(FittedModel(Samples.of(profile, setting), setting))
 
     def raw(codes: Codes) -> Floats:

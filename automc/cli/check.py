@@ -86,7 +86,7 @@ def _lines(offered: Offer) -> list[str]:
     graph, space = offered.graph, offered.space
     return [
         "Nothing is wrong with these settings. A search would have to work with:",
-        f"  {len(graph.layers)} layers of {format_quantity('macs', graph.macs)} in all, per sample",
+        f"  {len(graph.priced)} layers of {format_quantity('macs', graph.macs)} in all, per sample",
         *(f"  {offered.targets(knob)} {what}, {offered.choices(knob)} choices" for knob, what in _KNOBS.items()),
         f"  10^{math.log10(space.size):.0f} policies",
         *(["Left alone:"] if graph.left_alone else []),
@@ -97,4 +97,4 @@ def _lines(offered: Offer) -> list[str]:
 def _record(offered: Offer) -> dict[str, Any]:
     knobs = {knob: {"targets": offered.targets(knob), "choices": offered.choices(knob)} for knob in _KNOBS}
     left_alone = [[left.name, left.reason] for left in offered.graph.left_alone]
-    return {"layers": len(offered.graph.layers), "macs": offered.graph.macs, "knobs": knobs, "left_alone": left_alone}
+    return {"layers": len(offered.graph.priced), "macs": offered.graph.macs, "knobs": knobs, "left_alone": left_alone}

@@ -23,7 +23,7 @@ def bottleneck(predictor: LearnedPredictor, policy: Policy) -> str:
     priced = predictor.model.price(setting.space.encode([policy]))
     layers_s, latency_s = priced.layers_s[0], float(priced.latency_s[0])
     slowest = np.argsort(-layers_s, kind="stable")[:_SHOWN]
-    named = ", ".join(f"{setting.graph.layers[i].name} {_percent(layers_s[i] / latency_s)}" for i in slowest)
+    named = ", ".join(f"{setting.graph.priced[i].name} {_percent(layers_s[i] / latency_s)}" for i in slowest)
     between = max(0.0, 1.0 - float(layers_s.sum()) / latency_s)
     return f"Of its time as predicted, most is in {named}; {_percent(between)} is between layers."
 

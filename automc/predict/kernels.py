@@ -51,7 +51,9 @@ COLUMNS = (
     "fused",
     "height",
 )
-KINDS = ("conv", "pointwise", "depthwise", "grouped", "linear", "recurrent", "winograd", "pool", "concat")
+KINDS = (
+    "conv", "pointwise", "depthwise", "grouped", "linear", "recurrent", "winograd", "pool", "concat", "conv_nd", "transposed",
+)  # fmt: skip
 
 PLAIN, BLOCKED, INT8 = 1, 2, 4
 """Formats of an activation: fp32 as the model has it, fp32 in channel blocks, 8-bit. Bits, so that a tensor may have several."""
@@ -83,7 +85,12 @@ class Kernels:
     @property
     def macs(self) -> Ints:
         """(count,) multiply-accumulates per sample."""
-        return self["out_positions"] * self.weights
+        return self.turns * self.weights
+
+    @property
+    def turns(self) -> Ints:
+        """(count,) positions per sample at which all weights are used: those written, of a transposed convolution those read."""
+        return np.where(self["kind"] == KINDS.index("transposed"), self["in_positions"], self["out_positions"])
 
     @property
     def weights(self) -> Ints:
@@ -157,7 +164,9 @@ class LayerChoices:
         bits = _domain(space, spec.name, Quantize.knob)
         zeros = _domain(space, spec.name, Sparsify.knob)
         asked = tuple(s if isinstance(s, Quantize) else None for s in bits[1])
-        implied, unasked = _implied(asked) if spec.kind != "recurrent" and space.columns(Quantize.knob) else ((), ())
+        implied, unasked = (
+            _implied(asked) if _may_be_implied(spec, graph) and space.columns(Quantize.knob) else ((), ())
+        )
         return cls(
             spec,
             (spec.inputs.fixed, kept(spec.inputs.parts, graph, space)),
@@ -235,6 +244,10 @@ class LayerChoices:
         if clips:
             kernels.rows[-1, COLUMNS.index("fused")] = 1
         return kernels
+
+
+def _may_be_implied(spec: LayerSpec, graph: LayerGraph) -> bool:
+    return spec.kind != "recurrent" and spec.name in graph.layer
 
 
 def _implied(asked: Sequence[Quantize | None]) -> tuple[tuple[int, ...], tuple[Quantize, ...]]:

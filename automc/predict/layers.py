@@ -117,6 +117,7 @@ class LayerTable:
     def _sums(self, kernels: Kernels, times: Floats, bits: Quantize | None, density: float) -> tuple[float, ...]:
         biases = int(kernels["cout"][-1]) * 4 if self.choices.spec.bias else 0
         size = _weight_bytes(kernels, bits) - _saved_bytes(kernels, bits, density) + biases
+        size *= self.choices.spec.stored
         return float(times.sum()), float(len(kernels)), float(kernels.macs.sum()), size, float(kernels["int8"].sum())
 
 

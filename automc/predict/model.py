@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from automc.devices.device import NodeTime
 from automc.graph import LayerGraph
+from automc.predict.attribute import Place
 from automc.predict.calibration import Calibration
 from automc.predict.flow import Counted, Flow
 from automc.predict.glue import Glue, operators_s
 from automc.predict.keeping import in_keeping
 from automc.predict.kernel_model import KernelModel
-from automc.predict.kernels import COLUMNS, Kernels, LayerChoices, Layouts
+from automc.predict.kernels import COLUMNS, Ints, Kernels, LayerChoices, Layouts
 from automc.predict.layers import WIDTH, LayerTable
 from automc.predict.profile import Candidate, Profile
 from automc.predict.roofline import Floats
 from automc.predict.size import SizeModel
-from automc.predict.structure import Structure
+from automc.predict.structure import Structure, read_structure
 from automc.predict.tally import Prices
 from automc.space import Codes, SearchSpace
 
@@ -40,10 +41,23 @@ class Setting:
     layouts: Layouts
     batch_size: int
 
+    @classmethod
+    def of(cls, dense_onnx: bytes, graph: LayerGraph, space: SearchSpace, layouts: Layouts, batch_size: int) -> Setting:
+        """Without the layers that the exported model does not run as such; what stands for them is between layers.
+
+        Raises:
+            InputError: the dense model is not readable.
+        """
+        structure = read_structure(dense_onnx, graph)
+        if structure.absent:
+            graph = replace(graph, others=tuple(layer for layer in graph.others if layer.name not in structure.absent))
+            structure = read_structure(dense_onnx, graph)
+        return cls(graph, space, structure, layouts, batch_size)
+
     def choices(self) -> list[LayerChoices]:
         """One per layer."""
-        clipped = [self.structure.clipped(index) for index in range(len(self.graph.layers))]
-        pairs = zip(self.graph.layers, clipped, strict=True)
+        clipped = [self.structure.clipped(index) for index in range(len(self.graph.priced))]
+        pairs = zip(self.graph.priced, clipped, strict=True)
         return [LayerChoices.of(layer, self.graph, self.space, clipped=clips) for layer, clips in pairs]
 
 
@@ -70,7 +84,7 @@ class Samples:
         """Kernel times are scaled to be in keeping with what the whole model took, which was measured more carefully."""
         latency = np.array([profile.latency_s(candidate) for candidate in profile.candidates])
         codes = setting.space.encode(candidate.policy for candidate in profile.candidates)
-        tables = {c.spec.name: LayerTable(c, setting.layouts, setting.batch_size) for c in setting.choices()}
+        tables = [LayerTable(choices, setting.layouts, setting.batch_size) for choices in setting.choices()]
         times = in_keeping(profile.candidates, latency)
         kernels = [_measured(c, row, tables, t) for c, row, t in zip(profile.candidates, codes, times, strict=True)]
         glue = operators_s(profile.candidates, times, latency)
@@ -135,12 +149,12 @@ class FittedModel:
         feature_s[self.flow.count_columns] += nodes
         feature_bytes = np.zeros(len(feature_s))
         feature_bytes[self.flow.int8_columns] = between
-        constants = float(constant), float(size - added * len(self.setting.graph.layers))
+        constants = float(constant), float(size - added * len(self.setting.graph.priced))
         return Prices.of(layer_s, layer_bytes, feature_s, feature_bytes, constants)
 
     def _parts(self, counted: Counted) -> Floats:
         """(count, 3) kernels beyond the dense model's, integer kernels, integer tensors between layers."""
-        added = counted.layers[:, 1] - len(self.setting.graph.layers)
+        added = counted.layers[:, 1] - len(self.setting.graph.priced)
         between = counted.glue[:, self.flow.int8_columns].sum(axis=1)
         return np.stack([added, counted.layers[:, 4], between], axis=1)
 
@@ -150,14 +164,17 @@ class FittedModel:
 
 
 def _measured(
-    candidate: Candidate, code: Codes, tables: dict[str, LayerTable], times_s: Floats
+    candidate: Candidate, code: Codes, tables: Sequence[LayerTable], times_s: Floats
 ) -> tuple[Kernels, Floats]:
     """The kernels of a candidate as the policy says, by the (nodes,) seconds of all; whether they are integer as the runtime ran them."""
     rows, times = [np.zeros((0, len(COLUMNS)), dtype=np.int64)], []
-    expected = {name: table.kernels(int(table.choices.keys(code[None])[0])) for name, table in tables.items()}
+    expected: dict[Place, Ints] = {}
+    for table in tables:
+        spec, kernels = table.choices.spec, table.kernels(int(table.choices.keys(code[None])[0]))
+        expected.update({(spec.module, spec.call + i): row for i, row in enumerate(kernels.rows)})
     for index, (node, place) in enumerate(zip(candidate.nodes, candidate.places, strict=True)):
-        if place is not None and place[0] in expected and place[1] < len(expected[place[0]]):
-            row = expected[place[0]].rows[place[1] : place[1] + 1].copy()
+        if place is not None and place in expected:
+            row = expected[place][None].copy()
             int8 = _is_int8(node)
             cold = int8 and not (index and _is_int8(candidate.nodes[index - 1]))
             fused = row[0, _FUSED] and not int8 and not _is_quantized(candidate.nodes[index + 1 :])

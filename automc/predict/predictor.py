@@ -17,7 +17,6 @@ from automc.predict.kernels import Layouts
 from automc.predict.model import FittedModel, Samples, Setting
 from automc.predict.profile import Profile
 from automc.predict.roofline import Floats
-from automc.predict.structure import read_structure
 from automc.protocols import Costs
 from automc.result import PredictorReport
 from automc.space import Codes, SearchSpace
@@ -57,7 +56,7 @@ class LearnedPredictor:
             InputError: the dense model is not readable, or the profile is of another space.
         """
         layouts = Layouts(profile.capabilities.channel_block, profile.capabilities.channel_multiple)
-        setting = Setting(graph, space, read_structure(dense_onnx, graph), layouts, batch_size)
+        setting = Setting.of(dense_onnx, graph, space, layouts, batch_size)
         samples = Samples.of(profile, setting)
         model = FittedModel(samples, setting)
         errors, kernel_errors = _held_out(samples, setting, model.kernel_model)
@@ -78,6 +77,11 @@ class LearnedPredictor:
         fields = ("latency_s", "latency_low_s", "latency_high_s", "size_bytes", "macs")
         seconds, low, high, size, macs = (np.concatenate([getattr(part, name) for part in parts]) for name in fields)
         return Costs(seconds, low, high, size, macs, None if self.watts is None else self.watts * seconds)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers that are priced, in the order of the columns of `layers_s`."""
+        return tuple(layer.name for layer in self.model.setting.graph.priced)
 
     def layers_s(self, codes: Codes) -> Floats:
         """(count, layers) seconds of each layer's kernels, without what stands between layers."""

@@ -22,6 +22,7 @@ FEATURES = (
     "constant", "padded_macs", "macs", "in_bytes", "out_bytes", "weight_bytes", "patch_bytes", "outputs", "gathers",
     "cold_bytes", "cold_gathers", "fused_outputs",
 )  # fmt: skip
+_GROUPED = [KINDS.index(kind) for kind in ("grouped", "conv_nd", "transposed")]
 _PASS = 4
 """Blocks of output channels that a kernel computes while it reads its input once (MLAS)."""
 MIN_SAMPLES = 6
@@ -89,7 +90,7 @@ def features(kernels: Kernels, layouts: Layouts, batch_size: int) -> Floats:
     stored = np.where(mode >= 1, wide_out, cout)
     columns = (
         np.ones(len(kernels)),
-        there * _up(depth, 4) * wide_out,
+        batch_size * kernels.turns * _up(depth, 4) * wide_out,
         batch_size * kernels.macs,
         size * here * wide_in,
         size * there * stored,
@@ -114,7 +115,7 @@ def relative_nnls(design: Floats, target: Floats, ridge: float = 1e-3) -> Floats
 
 
 def _groups(kernels: Kernels) -> Ints:
-    return np.where(kernels["kind"] == KINDS.index("grouped"), kernels["groups"], 1)
+    return np.where(np.isin(kernels["kind"], _GROUPED), kernels["groups"], 1)
 
 
 def _up(values: Ints, block: int) -> Ints:

@@ -47,7 +47,11 @@ class SimulatedPredictor:
         cls, accelerator: Accelerator, graph: LayerGraph, space: SearchSpace, dense_onnx: bytes, batch_size: int
     ) -> SimulatedPredictor:
         """The predictor of a model's space."""
-        held = sum(4.0 * (layer.weight_count + (layer.out_channels if layer.bias else 0)) for layer in graph.layers)
+        held = sum(
+            4.0 * (layer.weight_count + (layer.out_channels if layer.bias else 0))
+            for layer in graph.priced
+            if layer.stored
+        )
         return cls(accelerator, graph, space, batch_size, max(len(dense_onnx) - held, 0.0))
 
     @property
@@ -60,6 +64,11 @@ class SimulatedPredictor:
         rows = self.space.check(self.narrowing.widen(codes) if self.narrowing else codes)
         latency_s, energy_j, macs, size = self._by_layer(rows).sum(0).T
         return Costs(latency_s, latency_s, latency_s, size + self.file_bytes, macs, energy_j, source="simulated")
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers that are priced, in the order of the columns of `layers_s`."""
+        return tuple(layer.name for layer in self.graph.priced)
 
     def layers_s(self, codes: Codes) -> Floats:
         """(count, layers) seconds of each layer."""
@@ -93,12 +102,12 @@ class SimulatedPredictor:
 
     @cached_property
     def _choices(self) -> list[LayerChoices]:
-        return [LayerChoices.of(layer, self.graph, self.space) for layer in self.graph.layers]
+        return [LayerChoices.of(layer, self.graph, self.space) for layer in self.graph.priced]
 
     @cached_property
     def _known(self) -> list[dict[int, Floats]]:
         """Per layer the (4,) costs of the choices met so far."""
-        return [{} for _ in self.graph.layers]
+        return [{} for _ in self.graph.priced]
 
     def _costs(self, choices: LayerChoices, keys: Sequence[int]) -> Floats:
         """(keys, 4) seconds, joules, macs and bytes of a layer."""
@@ -120,17 +129,22 @@ class SimulatedPredictor:
 
 
 def work_of(kernels: Kernels, batch_size: int, weight_bits: Floats, activation_bits: Floats) -> Work:
-    """The work of kernels, (count,) bits each, for a batch."""
+    """The work of kernels, (count,) bits each, for a batch.
+
+    A transposed convolution multiplies each position that it reads by all its weights, and adds up what falls on one that it writes.
+    """
     columns = {name: kernels[name].astype(np.float64) for name in COLUMNS}
     groups = np.maximum(columns["groups"], 1.0)
     here, there = batch_size * columns["in_positions"], batch_size * columns["out_positions"]
-    inputs = np.where(kernels["kind"] == KINDS.index("depthwise"), columns["cout"], columns["cin"])
-    depth = np.where(kernels["kind"] == KINDS.index("depthwise"), 1.0, columns["cin"] / groups) * columns["window"]
+    depthwise, transposed = (kernels["kind"] == KINDS.index(kind) for kind in ("depthwise", "transposed"))
+    inputs = np.where(depthwise, columns["cout"], columns["cin"])
+    depth = np.where(depthwise, 1.0, columns["cin"] / groups) * np.where(transposed, 1.0, columns["window"])
+    width = columns["cout"] * np.where(transposed, columns["window"], 1.0)
     return Work(
         depth=depth,
-        columns=columns["cout"] / groups,
-        passes=_floats(there * groups),
-        weights=depth * columns["cout"],
+        columns=width / groups,
+        passes=_floats(batch_size * kernels.turns * groups),
+        weights=depth * width,
         inputs=_floats(here * inputs),
         outputs=there * columns["cout"],
         weight_bits=_floats(weight_bits),

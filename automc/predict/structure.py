@@ -52,6 +52,8 @@ class Structure:
     inputs: int
     weight_bytes: int
     total_bytes: int
+    absent: frozenset[str] = frozenset()
+    """Names of layers without a choice that the model does not run as such: what they read never changes, or their operator is another."""
 
     def clipped(self, layer: int) -> bool:
         """Whether a Clip reads what a layer (its index in the graph's layers) writes."""
@@ -73,11 +75,13 @@ def read_structure(dense_onnx: bytes, graph: LayerGraph) -> Structure:
     reader = _Reader(inferred.graph, graph)
     for node in inferred.graph.node:
         reader.add(node)
-    missing = [layer.name for index, layer in enumerate(graph.layers) if index not in reader.seen]
-    if missing:
+    missing = [layer.name for index, layer in enumerate(graph.priced) if index not in reader.seen]
+    if missing and missing[0] in graph.layer:
         raise InputError(f"The dense ONNX model does not hold the layer {missing[0]!r}.", remedy="Export it again.")
     weights = sum(len(t.raw_data) or numpy_helper.to_array(t).nbytes for t in model.graph.initializer)
-    return Structure(tuple(reader.steps), tuple(reader.tensors), reader.inputs, weights, len(dense_onnx))
+    return Structure(
+        tuple(reader.steps), tuple(reader.tensors), reader.inputs, weights, len(dense_onnx), frozenset(missing)
+    )
 
 
 def layer_of(name: str, names: Sequence[str]) -> str | None:
@@ -89,7 +93,9 @@ def layer_of(name: str, names: Sequence[str]) -> str | None:
 class _Reader:
     def __init__(self, proto: Any, graph: LayerGraph) -> None:
         self.graph = graph
-        self.index = {layer.name: i for i, layer in enumerate(graph.layers)}
+        self.index: dict[str, list[int]] = {}
+        for index, layer in enumerate(graph.priced):
+            self.index.setdefault(layer.module, []).append(index)
         self.constants = {tensor.name for tensor in proto.initializer}
         self.shapes = _shapes(proto)
         self.tensors: list[TensorInfo] = []
@@ -114,7 +120,7 @@ class _Reader:
         channels, width = self._channels(node, layer, sources)
         if layer >= 0:
             self.seen.add(layer)
-            spec = self.graph.layers[layer]
+            spec = self.graph.priced[layer]
             elements = self.batch * math.prod(spec.in_shape)
             self.tensors[sources[0]] = TensorInfo(elements, spec.inputs, spec.in_channels)
         for name in node.output:
@@ -132,7 +138,7 @@ class _Reader:
     def _size(self, layer: int, sources: Sequence[int]) -> int:
         """Elements of what a node writes, by the layer's shape or by what it reads."""
         if layer >= 0:
-            return self.batch * math.prod(self.graph.layers[layer].out_shape)
+            return self.batch * math.prod(self.graph.priced[layer].out_shape)
         return max(self.tensors[index].elements for index in sources)
 
     def _layer(self, node: Any) -> int:
@@ -141,12 +147,12 @@ class _Reader:
         weights = [name for name in node.input[1:2] if name in self.constants]
         if not weights:
             return -1
-        named = [layer for layer in self.index if weights[0] == f"{layer}.weight"]
-        return self.index[named[0]] if named else self.index.get(module_of(node), -1)
+        calls = [*self.index.get(weights[0].removesuffix(".weight"), ()), *self.index.get(module_of(node), ())]
+        return next((layer for layer in calls if layer not in self.seen), -1)
 
     def _channels(self, node: Any, layer: int, sources: Sequence[int]) -> tuple[Channels | None, int]:
         if layer >= 0:
-            spec = self.graph.layers[layer]
+            spec = self.graph.priced[layer]
             return spec.outputs, spec.out_channels
         known = [self.tensors[i] for i in sources if self.tensors[i].channels is not None]
         if not known:
