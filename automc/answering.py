@@ -22,11 +22,13 @@ from automc.solver import Answer, smallest, solve
 from automc.space import SearchSpace
 from automc.tables import Tables
 from automc.trial import Trial
+from automc.units import METRICS
 
 __all__ = ["Expectation", "Known", "Point", "as_budget", "expected_score", "limits_of"]
 
 Array = NDArray[np.float64]
 _POINTS = 24
+_JUST_BELOW = 1.0 - 1e-6
 
 
 @dataclass(frozen=True)
@@ -88,12 +90,46 @@ class Known:
         return max((t for t in full if budget.holds(t.cost)), key=lambda t: t.score or 0.0, default=None)
 
     def solved(self, budget: Budget) -> Answer | None:
-        """What the solver would try within a resolved budget; None where nothing gets there."""
-        return None if self.tables is None else solve(self.tables, limits_of(budget))
+        """What the solver would try within a resolved budget, else what was measured within it; None where nothing gets there."""
+        if self.tables is None:
+            return None
+        limits = limits_of(budget)
+        answer = solve(self.tables, limits)
+        if answer is not None and not len(answer.policy) and not budget.holds(self.reference.dense.cost):
+            answer = solve(self.tables, self._below_dense(limits))  # estimated within, known to be outside
+        measured = self.measured(budget)
+        return answer if answer is not None or measured is None else self._answered(measured)
 
     def nearest(self, budget: Budget) -> Answer | None:
-        """The policy that overruns a budget out of reach least, as estimated."""
-        return None if self.tables is None else smallest(self.tables, limits_of(budget))
+        """The policy that overruns a budget out of reach least, as estimated or measured."""
+        if self.tables is None:
+            return None
+        limits = limits_of(budget)
+        found = [smallest(self.tables, limits), *(self._answered(f) for f in self.finalists)]
+        comparable = [a for a in found if a is not None and all(metric in a.costs for metric in limits)]
+        return min(comparable, key=lambda answer: answer.overrun(limits), default=None)
+
+    def _below_dense(self, limits: Mapping[str, float]) -> dict[str, float]:
+        """The limits, those that the dense model exceeds no higher than just below what the tables take it to cost."""
+        assert self.tables is not None
+        dense = next(
+            (anchor.cost for anchor in self.tables.anchors if not any(anchor.codes)), self.reference.dense.cost
+        )
+        known = self.reference.dense.cost
+        over = {m for m, limit in limits.items() if (known.get(m) or 0.0) > limit}
+        return {m: min(v, _JUST_BELOW * (dense.get(m) or v)) if m in over else v for m, v in limits.items()}
+
+    def _answered(self, finalist: Finalist) -> Answer:
+        """A measured model as an answer."""
+        assert self.tables is not None
+        chosen = {(target, spec.knob): spec for target, spec in finalist.policy}
+        loss = 0.0
+        for domain, losses in zip(self.tables.domains, self.tables.loss, strict=True):
+            spec = chosen.get((domain.target, domain.knob))
+            loss += losses[domain.choices.index(spec)] if spec in domain.choices else 0.0
+        cost = finalist.cost
+        costs = {m: v for m in METRICS if (v := cost.latency_upper_s if m == "latency_s" else cost.get(m)) is not None}
+        return Answer(finalist.policy, costs, loss, 0)
 
     def curve(self, metric: str, others: Mapping[str, float]) -> list[Point]:
         """The solver's answers from the least cost in `metric` that is known up to the dense model's, each within `others` too."""

@@ -112,7 +112,7 @@ def explain_policy(known: Known, policy: Policy, budget: Budget, left_alone: Seq
     return Explained(
         policy=policy,
         reasons=reasons,
-        limits=tuple(_states(tables, budget, value, nearest.costs if nearest else {})),
+        limits=tuple(_states(known, budget, value, nearest.costs if nearest else {})),
         exact=exact,
         reachable=reachable,
         relax={} if reachable or nearest is None else _relaxed(budget, nearest.costs),
@@ -177,22 +177,26 @@ def _reason(
     )
 
 
-def _states(tables: Tables, budget: Budget, cost: Cost, together: Mapping[str, float]) -> list[LimitState]:
+def _states(known: Known, budget: Budget, cost: Cost, together: Mapping[str, float]) -> list[LimitState]:
+    tables = known.tables
+    assert tables is not None
     binding = budget.binding(cost).metric
     states = []
     for limit in budget:
         value = cost.latency_upper_s if limit.metric == "latency_s" else cost.get(limit.metric)
         tight = value is not None and value > (1.0 - _BINDS) * limit.value
         alone = smallest(tables, {limit.metric: 1e-9 * limit.value})
-        least = _least(tables, limit.metric, alone.costs[limit.metric] if alone else None)
+        least = _least(known, limit.metric, alone.costs[limit.metric] if alone else None)
         binds = limit.metric == binding and tight
         states.append(LimitState(limit.metric, limit.value, value, binds, least, together.get(limit.metric)))
     return states
 
 
-def _least(tables: Tables, metric: str, estimated: float | None) -> float | None:
-    """The least cost of what the tables priced or estimate."""
-    priced = [value for a in tables.anchors if (value := a.cost.get(metric)) is not None]
+def _least(known: Known, metric: str, estimated: float | None) -> float | None:
+    """The least cost of what was measured, and of what the tables priced or estimate."""
+    assert known.tables is not None
+    costs = [*(anchor.cost for anchor in known.tables.anchors), *(finalist.cost for finalist in known.finalists)]
+    priced = [value for cost in costs if (value := cost.get(metric)) is not None]
     return min([*priced, *([estimated] if estimated and estimated > 0.0 else [])], default=None)
 
 

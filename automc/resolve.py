@@ -122,7 +122,8 @@ def _candidates(standing: Standing, known: Known) -> Iterator[list[Candidate]]:
     for round_ in range(_ROUNDS):
         solved = [_solved(standing, known, share * tighter) for tighter in _TIGHTER]
         tried = known.tried(standing.limits) if round_ == 0 else None
-        policies = [*solved[:1], tried.policy if tried else None, *solved[1:]]
+        before = known.measured(standing.limits) if round_ == 0 else None
+        policies = [*solved[:1], *(one.policy for one in (before, tried) if one and len(one.policy)), *solved[1:]]
         measured = {c.candidate.policy for c in standing.certified}
         explicit = dict.fromkeys(standing.explicit(policy) for policy in policies if policy is not None)
         fresh = [policy for policy in explicit if policy not in measured and policy.digest not in standing.failed]

@@ -206,7 +206,7 @@ class Run:
         ]
         chosen = self.summary.best or self.summary.smallest or self.summary.dense
         shown = [*(policy for policy in shown if policy != chosen.policy), chosen.policy]  # the ends are always kept
-        tables = tabulate(prepared, engine.standing.predictor, shown)
+        tables = tabulate(prepared, engine.standing.predictor, shown).slowed(engine.standing.pace(self.summary.dense))
         folder.write_tables(tables)
         registry.load("figures", "plotly").write_report(self.summary, folder.trials(), folder.report, tables)
         tracker.finish(self.summary, folder.path, "FINISHED")

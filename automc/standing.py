@@ -167,6 +167,13 @@ class Standing:
         drift = (self.dense.cost.latency_s or 1.0) / certified.certificate.dense_latency_s
         return replace(cost, latency_s=certified.certificate.latency_s * drift)
 
+    def pace(self, dense: Finalist) -> float:
+        """How much slower than its predictions the machine is where the dense model takes what it takes here, see `comparable`."""
+        limit = self.budget.limit("latency_s")
+        if limit is None or not limit.relative:
+            return 1.0
+        return (dense.cost.latency_s or 1.0) / (self.dense.cost.latency_s or 1.0)
+
     def correct(self, latest: int) -> None:
         """Refit the predictor to what was measured, aim by what it still misses, and price the trials anew.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from automc.policy import SCHEMA_VERSION, Policy, Spec
@@ -67,6 +67,20 @@ class Tables:
         total = sum(seconds)
         return {name: s / total for name, s in zip(self.layers, seconds, strict=True)} if total else {}
 
+    def slowed(self, factor: float) -> Tables:
+        """The tables of a machine that takes `factor` times as long for everything."""
+        anchors = [
+            replace(
+                a, cost=a.cost.slowed(factor), changed={m: _slowed(m, rows, factor) for m, rows in a.changed.items()}
+            )
+            for a in self.anchors
+        ]
+        seconds, joules = (
+            {digest: tuple(factor * value for value in row) for digest, row in rows.items()}
+            for rows in (self.layers_s, self.layers_j)
+        )
+        return replace(self, anchors=tuple(anchors), layers_s=seconds, layers_j=joules)
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
@@ -92,6 +106,10 @@ class Tables:
             layers_s={digest: tuple(seconds) for digest, seconds in data["layers_s"].items()},
             layers_j={digest: tuple(joules) for digest, joules in data.get("layers_j", {}).items()},
         )
+
+
+def _slowed(metric: str, rows: Ragged, factor: float) -> Ragged:
+    return tuple(tuple(factor * v for v in row) for row in rows) if metric in ("latency_s", "energy_j") else rows
 
 
 def _ragged(rows: Sequence[Sequence[float]]) -> Ragged:

@@ -52,6 +52,16 @@ class Cost:
         source: dict[str, Source] = {**self.source, "latency_s": "measured"}
         return replace(self, latency_s=median_s, latency_interval_s=interval_s, source=source)
 
+    def slowed(self, factor: float) -> Cost:
+        """The cost where everything takes `factor` times as long, and as much energy."""
+        low, high = self.latency_interval_s or (0.0, 0.0)
+        return replace(
+            self,
+            latency_s=None if self.latency_s is None else factor * self.latency_s,
+            latency_interval_s=None if self.latency_interval_s is None else (factor * low, factor * high),
+            energy_j=None if self.energy_j is None else factor * self.energy_j,
+        )
+
     def with_energy(self, joules: float, source: Source) -> Cost:
         """The same cost with its energy, and how that is known."""
         return replace(self, energy_j=joules, source={**self.source, "energy_j": source})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -67,6 +68,46 @@ def test_a_budget_that_the_dense_model_holds_needs_no_device(
 ) -> None:
     assert main(["solve", "--run", "one", "--budget", "1s"]) == 0
     assert "nothing has to be compressed" in capsys.readouterr().out
+
+
+def test_a_measured_model_is_the_answer_where_the_tables_know_none(
+    recorded: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = Known.read(recorded)
+    assert known.solved(Budget.parse("1ms").resolve(known.reference.dense.cost)) is None
+    fast = dataclasses.replace(
+        SUMMARY.finalists[0], cost=Cost(0.9e-3, None, 5e5, 1e6, (0.8e-3, 0.95e-3), {"latency_s": "measured"})
+    )
+    recorded.write_summary(dataclasses.replace(SUMMARY, finalists=(*SUMMARY.finalists, fast)))
+
+    assert main(["solve", "--run", "one", "--budget", "1ms", "--no-certify"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "measured before" in shown
+    assert "as estimated" not in shown
+    assert "automc export --run one --budget 1ms" in shown
+    assert main(["solve", "--run", "one", "--budget", "0.5ms", "--no-certify"]) == 3
+    assert "950" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_dense_model_outside_the_budget_is_no_answer_whatever_the_tables_estimate(recorded: RunDir) -> None:
+    known = Known.read(recorded)
+    assert known.tables is not None
+    dense = known.reference.dense
+    optimistic = dataclasses.replace(known, tables=known.tables.slowed(0.9))
+    answer = optimistic.solved(Budget.parse(f"{950 * (dense.cost.latency_s or 0.0)}ms").resolve(dense.cost))
+    assert answer is not None
+    assert len(answer.policy)
+
+
+def test_slower_tables_are_slower_in_time_and_energy_alone(recorded: RunDir) -> None:
+    tables = recorded.tables()
+    assert tables is not None
+    for before, after in zip(tables.anchors, tables.slowed(2.0).anchors, strict=True):
+        assert after.cost.latency_s == 2.0 * (before.cost.latency_s or 0.0)
+        assert after.cost.size_bytes == before.cost.size_bytes
+        for metric, rows in before.changed.items():
+            factor = 2.0 if metric in ("latency_s", "energy_j") else 1.0
+            assert after.changed[metric] == tuple(tuple(factor * value for value in row) for row in rows)
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,8 @@ def test_layers_take_their_share_of_the_time(tables: Tables) -> None:
 class _Pricing:
     """A toy's predictor as the engine's: with the time of the layers."""
 
+    layers = tuple(layer.name for layer in GRAPH.layers)
+
     def __init__(self, toy: Toy) -> None:
         self.predict = toy.problem.predictor.predict
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -92,7 +93,7 @@ def solve(
         if as_json:
             print_json(record)
         else:
-            stdout().print(_unmeasured(record, texts, answer), soft_wrap=True)
+            stdout().print(_unmeasured(run, known, budget, texts, answer, record["path"]), soft_wrap=True)
         return 0
     resolved = _certified(run, known, texts, parse_duration(recover), quiet=quiet)
     if as_json:
@@ -132,6 +133,8 @@ def _answer_table(known: Known, budget: Budget, answer: Answer) -> Table:
     if tried is not None:
         costs = [text.quantity(metric, tried.cost.get(metric)) for metric in budget.metrics]
         table.add_row("tried, as predicted", text.score(score, tried.score), *costs, tried.policy.digest)
+    if measured is not None and _is_measured(known, budget, answer):
+        return table
     costs = [format_quantity(metric, answer.costs[metric]) for metric in budget.metrics]
     expected = text.score(score, _expected(known, answer))
     table.add_row("answer, as estimated", expected, *costs, answer.policy.digest if len(answer.policy) else "dense")
@@ -158,10 +161,22 @@ def _write_answer(run: RunDir, texts: Sequence[str], answer: Answer) -> dict[str
     return {**record, "path": str(path)}
 
 
-def _unmeasured(record: dict[str, Any], texts: Sequence[str], answer: Answer) -> str:
+def _unmeasured(run: RunDir, known: Known, budget: Budget, texts: Sequence[str], answer: Answer, path: str) -> str:
     if not len(answer.policy):
         return f"The dense model holds {' and '.join(texts)}: nothing has to be compressed."
-    return f"Not measured. Wrote {record['path']}"
+    if _is_measured(known, budget, answer):
+        asked = shlex.quote(texts[0]) if len(texts) == 1 else "..."
+        return (
+            f"Measured during the search: `automc export --run {shlex.quote(run.name)} --budget {asked}` writes the model."
+            f" Wrote {path}"
+        )
+    return f"Not measured. Wrote {path}"
+
+
+def _is_measured(known: Known, budget: Budget, answer: Answer) -> bool:
+    """Whether the answer is a model that the search measured, and nothing that the tables estimate."""
+    measured = known.measured(budget)
+    return measured is not None and measured.policy == answer.policy
 
 
 def _certified(run: RunDir, known: Known, texts: Sequence[str], recover_s: float, *, quiet: bool) -> Resolved:
