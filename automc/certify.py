@@ -15,6 +15,7 @@ from automc.budget import Budget
 from automc.compression.carriers import detach
 from automc.compression.quantize import float_model
 from automc.compression.recurrent import bake
+from automc.devices.energy import Energy
 from automc.devices.measure import Measurement
 from automc.evaluate.accuracy import Deployed
 from automc.evaluate.worth import Judge
@@ -80,12 +81,14 @@ class Certifier:
         self.seed = seed
         self._judge = Judge(prepared.traced.model, prepared.data, prepared.score, logits=prepared.logits)
         self.dense: Finalist = self._dense()
+        self._dense_energy: Energy | None = None
 
     def certify(self, candidates: Sequence[Candidate]) -> list[Certified | Failed]:
         """Measure candidates and the dense model in the same rounds, and score the exported files.
 
         A candidate that cannot be exported, measured or scored is reported as such, and costs the others nothing.
         """
+        self._dense_energy = self._energy_again()
         built: dict[str, tuple[Candidate, bytes]] = {}
         failed: list[Certified | Failed] = []
         for candidate in candidates:
@@ -129,10 +132,24 @@ class Certifier:
         except Exception as error:
             return Failed(candidate, f"{type(error).__name__}: {error}")
 
+    def _energy_again(self) -> Energy | None:
+        """What the counter says of the dense model, where finalists are held against a share of its energy."""
+        limit, joules = self.budget.limit("energy_j"), self.prepared.joules
+        return joules.measure(self.prepared.dense_onnx) if joules and limit and limit.relative else None
+
     def _limits(self, measured: Measurement) -> Budget:
-        """The budget in absolute values; shares of the dense latency are of the one measured in the same rounds."""
-        dense = self.dense.cost.with_measured_latency(measured.median_s("dense"), measured.interval_s("dense"))
-        return self.budget.resolve(dense)
+        """The budget in absolute values; shares of the dense model's cost are of what was measured beside the finalists."""
+        return self.budget.resolve(self._dense_now(measured))
+
+    def _dense_now(self, measured: Measurement) -> Cost:
+        """The dense model's cost by some rounds; its energy by the counter just before them, or by their latency."""
+        cost, joules = self.dense.cost, self.prepared.joules
+        if not device_measures(self.prepared.device):
+            return cost
+        cost = cost.with_measured_latency(measured.median_s("dense"), measured.interval_s("dense"))
+        if self._dense_energy is not None:
+            return cost.with_energy(self._dense_energy.joules, "measured")
+        return cost if joules is None or joules.meter is not None else joules.stated(cost)
 
     def _certified(self, candidate: Candidate, name: str, onnx: bytes, measured: Measurement) -> Certified:
         limits = self._limits(measured)
@@ -169,6 +186,8 @@ class Certifier:
             source=cost.source["latency_s"],
             energy_j=cost.energy_j,
             energy_source=cost.source.get("energy_j"),
+            dense_energy_j=self._dense_now(measured).energy_j,
+            watts=None if self.prepared.joules is None or self.prepared.joules.meter else self.prepared.joules.watts,
         )
         return Certified(candidate, finalist, certificate, onnx)
 

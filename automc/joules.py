@@ -8,10 +8,21 @@ from dataclasses import dataclass
 from automc.devices.device import Array, Device, Model, cache_dir
 from automc.devices.energy import WATTS, Energy, Meter, find_meter, measure_energy, stated_watts
 from automc.devices.exclusive import alone
+from automc.devices.simulated import Simulated
 from automc.errors import InputError
 from automc.trial import Cost
 
-__all__ = ["Joules"]
+__all__ = ["Joules", "predicted_by"]
+
+
+def predicted_by(device: Device) -> float | None:
+    """The power above idle, in watts, by which energy is predicted on a device; None where it is known in another way, or not at all.
+
+    Raises:
+        InputError: what is stated is not a power.
+    """
+    known = isinstance(device, Simulated) or find_meter(device.name)[0] is not None
+    return None if known else stated_watts()
 
 
 @dataclass(frozen=True)
@@ -52,8 +63,10 @@ class Joules:
     def told(self, cost: Cost, model: Model) -> Cost:
         """The cost with its energy: measured, or the stated power times the latency, which is a prediction."""
         energy = self.measure(model)
-        if energy is not None:
-            return cost.with_energy(energy.joules, "measured")
+        return self.stated(cost) if energy is None else cost.with_energy(energy.joules, "measured")
+
+    def stated(self, cost: Cost) -> Cost:
+        """The cost with its energy as the stated power times its latency."""
         assert self.watts is not None
         assert cost.latency_s is not None
         return cost.with_energy(self.watts * cost.latency_s, "predicted")

@@ -30,6 +30,8 @@ class Certificate:
         source: how the latency is known: "measured", or "predicted" or "simulated" where the device is not at hand.
         energy_j: of one batch, None where the device tells none.
         energy_source: how the energy is known, None where there is none.
+        dense_energy_j: of the dense model, beside the same rounds.
+        watts: the power above idle that was stated, by which energy is predicted; None where it is known in another way.
     """
 
     limits: Mapping[str, float]
@@ -47,6 +49,8 @@ class Certificate:
     source: Source = "measured"
     energy_j: float | None = None
     energy_source: Source | None = None
+    dense_energy_j: float | None = None
+    watts: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from automc import __version__, registry
+from automc.budget import Budget
 from automc.certify import Candidate, Certified
 from automc.engine import Engine
 from automc.errors import AutomcError, InputError
 from automc.evaluate.models import model_digest
 from automc.execute.parallel import Executors
 from automc.export.torch_export import build_pt2
+from automc.joules import predicted_by
 from automc.noting import Noting
 from automc.pareto import front
 from automc.policy import Policy
@@ -229,7 +231,11 @@ class Run:
         if shown is not None:
             latency = shown.certificate.dense_latency_s, shown.certificate.dense_latency_interval_s
             if shown.certificate.source == "measured":
-                dense = dataclasses.replace(dense, cost=dense.cost.with_measured_latency(*latency))
+                cost = dense.cost.with_measured_latency(*latency)
+                joules, source = shown.certificate.dense_energy_j, dense.cost.source.get("energy_j")
+                dense = dataclasses.replace(
+                    dense, cost=cost if not joules or not source else cost.with_energy(joules, source)
+                )
             limits = shown.certificate.limits
         return Summary(
             name=self.name,
@@ -283,6 +289,8 @@ class Run:
                 **{name: version(name) for name in _LIBRARIES},
             },
         }
+        if Budget.parse(*self.job.budget).limit("energy_j") or "energy" in self.job.objective:
+            facts["watts"] = predicted_by(self.device)
         facts["tracking"] = facts.pop("tracking_uri")
         return facts
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -16,13 +17,14 @@ import automc
 from automc.devices import energy
 from automc.devices.cpu import Cpu
 from automc.devices.energy import Energy, PowerCap, find_meter, measure_energy, stated_watts
-from automc.errors import InputError
+from automc.errors import BudgetUnreachableError, InputError, RunConflictError
 from automc.evaluate.faults import find_setting_faults
 from automc.job import Silent
 from automc.joules import Joules
 from automc.predict.device_file import DeviceFile
 from automc.predict.words import learned
 from automc.profiling import Subject, device_path, profile_subject
+from automc.rundir import RunDir
 
 
 class Package:
@@ -182,6 +184,29 @@ def test_a_search_within_a_stated_power_is_labelled_predicted(tmp_path: Path, mo
     assert best.cost.energy_j == pytest.approx(8 * (best.cost.latency_s or 0.0))
     assert result.certificate.energy_j == best.cost.energy_j
     assert best.cost.energy_j <= result.summary.limits["energy_j"]
+    assert dense.cost.energy_j == pytest.approx(8 * (dense.cost.latency_s or 0.0))
+    assert result.summary.limits["energy_j"] == pytest.approx(0.9 * (dense.cost.energy_j or 0.0))
+    assert (result.certificate.watts, result.certificate.dense_energy_j) == (8.0, dense.cost.energy_j)
+
+    monkeypatch.setenv(energy.WATTS, "16")
+    again = {**options, "name": result.summary.name}
+    with pytest.raises(RunConflictError, match=r"watts = 8\.0.*16\.0"):
+        automc.compress(trained(), data=data(), runs=str(tmp_path), budget="90%energy", **again)
+
+
+def test_a_share_of_the_energy_is_of_what_the_counter_says_beside_the_finalists(
+    package: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = itertools.chain([2.0, 2.0], itertools.repeat(1.0))  # the machine takes half as much from the search on
+    monkeypatch.setattr(
+        "automc.joules.measure_energy", lambda meter, run: Energy(next(told), 4.0, 10.0, 20, 5.0, "a counter")
+    )
+    options = {**OPTIONS, "recover": "0", "trials": 2, "profile": "3s", "name": "counted"}
+    with pytest.raises(BudgetUnreachableError):
+        automc.compress(trained(), data=data(), runs=str(tmp_path / "runs"), budget="90%energy", **options)
+    summary = RunDir(tmp_path / "runs" / "counted").summary()
+    assert summary.limits["energy_j"] == pytest.approx(0.9)
+    assert (summary.dense.cost.energy_j, summary.dense.cost.source["energy_j"]) == (1.0, "measured")
 
 
 def test_a_counter_makes_the_energy_measured(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
