@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from automc import __version__
+from automc import __version__, registry
 from automc.devices.cpu import Cpu
-from automc.devices.device import Capabilities, Device, cache_dir
+from automc.devices.device import Capabilities, Device, cache_dir, digest
 from automc.devices.kit import agent_archive, patterned, probe_files
 from automc.devices.probe_models import probe_set
 from automc.disk import write_atomic
 from automc.errors import AutomcError, InputError
 from automc.predict.attribute import places_in
-from automc.predict.device_file import DeviceFile
+from automc.predict.device_file import DeviceFile, known_devices
 from automc.predict.profile import subject as subject_digest
 from automc.predict.sampling import stratified
 from automc.predict.store import append, records
@@ -78,33 +78,79 @@ def emit_kit(path: Path, subject: Subject, observer: Observer, *, candidates: in
     return write_atomic(path, agent_archive({**files, "kit.json": json.dumps(manifest).encode()}))
 
 
-def import_file(path: Path, observer: Observer, *, name: str = "", strict: bool = False) -> DeviceFile:
-    """Take a device file that a kit wrote among the known devices; what is damaged is left out, and said.
+def import_file(path: Path, observer: Observer, *, name: str | None = None, strict: bool = False) -> DeviceFile:
+    """Take a device file that a kit wrote among the known devices, under a name, by default its host's; what is damaged is left out, and said.
+
+    Files of the same machine and name are one device; every other name is a device of its own, and none is ever this machine.
 
     Raises:
-        InputError: no such file, or not a device file; with `strict` also where lines are damaged or automc was of another version.
+        InputError: no such file, or not a device file; the name cannot be used; with `strict` also where lines are damaged or
+            automc was of another version.
     """
     if not path.is_file():
         raise InputError(f"There is no file {path}.", remedy="Give the .jsonl file that the kit wrote.")
     found = DeviceFile.read(path)
     if found is None or not found.off_board:
         raise InputError(f"{path} is not a device file of a kit.", remedy="Give the .jsonl file that the kit wrote.")
+    label = _label(found, name)
     doubts = [*found.damaged, *_doubts(found)]
     if doubts and strict:
         raise InputError(" ".join(doubts), remedy="Measure again, or leave out --strict.")
     for doubt in doubts:
         observer.message(doubt, "warning")
-    target = cache_dir() / "devices" / f"{found.key}.jsonl"
-    known = [json.dumps(line, sort_keys=True) for line in records(target)]
-    fresh = [line for line in records(path) if json.dumps(line, sort_keys=True) not in known]
+    key = f"kit-{digest(found.key, label)}"
+    target = cache_dir() / "devices" / f"{key}.jsonl"
+    known = {json.dumps(line, sort_keys=True) for line in records(target)}
+    given = {json.dumps(line, sort_keys=True): line for line in (_rekeyed(line, key, path) for line in records(path))}
+    fresh = [line for text, line in given.items() if text not in known]
+    if known and not any(text in known for text, line in given.items() if line["kind"] != "space"):
+        observer.message(
+            f"{label} was measured before, and this adds to it: give --name where it is another machine.", "warning"
+        )
     append(target, [_split(line) for line in fresh], observer)
-    named = any(line["kind"] == "name" for line in records(target))
-    label = name or ("" if named else found.environment.get("host", ""))
-    if label:
+    if not known:
         append(target, [("name", {"name": label})], observer)
     read = DeviceFile.read(target)
     assert read is not None
     return read
+
+
+def _label(found: DeviceFile, name: str | None) -> str:
+    """What the machine of a file is called.
+
+    Raises:
+        InputError: by that name it could not be opened, or another device is meant.
+    """
+    host = found.environment.get("host", "")
+    label = (host if name is None else name).strip()
+    if not label:
+        raise InputError("The machine has no name.", remedy="Give --name NAME, such as --name pi.")
+    if label in (".", "..") or any(mark in label for mark in "/\\") or not label.isprintable():
+        raise InputError(
+            f"{label!r} cannot be the name of a device.", remedy="Give a --name without slashes, such as pi."
+        )
+    if label in registry.names("device") or label.startswith("ssh:"):
+        raise InputError(
+            f"--device {label} already means a device of automc.", remedy="Give another --name, such as pi."
+        )
+    holders = [device for device in known_devices() if label in (device.name, device.key)]
+    if any(not device.off_board or device.environment.get("host", "") != host for device in holders):
+        raise InputError(f"{label!r} is already the name of another machine.", remedy="Give another --name.")
+    return label
+
+
+def _rekeyed(line: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
+    """A line as it stands in the file of the device `key`.
+
+    Raises:
+        InputError: it does not say which model it is of.
+    """
+    of_model = {"key": digest(key, line["subject"])} if "subject" in line else {}
+    if "key" in line and not of_model:
+        raise InputError(
+            f"{path} is of a kit of an earlier automc.", remedy="Emit the kit again, and run that one there."
+        )
+    return {**line, **of_model, **({"device_key": key} if "device_key" in line else {})}
 
 
 def _doubts(found: DeviceFile) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -30,9 +31,10 @@ from automc.devices.ssh import Ssh
 from automc.errors import InputError, MissingError, UnknownNameError
 from automc.job import Silent
 from automc.offboard import emit_kit, import_file, unknown_target
+from automc.predict.device_file import DeviceFile, keep_device
 from automc.predict.profile import profile_model
 from automc.predict.targets import Recorded, is_device, open_device
-from automc.profiling import Subject, profile_subject
+from automc.profiling import Subject, device_path, profile_subject
 
 
 class Said(Silent):
@@ -124,6 +126,65 @@ def test_another_model_cannot_be_measured_there_from_here(returned: Path) -> Non
     other = Subject.of_batch(networks.make("mobile"), (networks.images(2),), 1, open_device("pi"))
     with pytest.raises(MissingError, match="pi was measured with a kit and cannot be measured from here"):
         profile_subject(other, Silent())
+
+
+def test_each_name_is_a_device_of_its_own_and_none_is_this_machine(returned: Path) -> None:
+    keep_device(device_path(Cpu(1)), Cpu(1), [], Silent())
+    by_host, pi = import_file(returned, Silent()), import_file(returned, Silent(), name="my pi é")
+    again = import_file(returned, Silent(), name="tr")
+    assert len({by_host.key, pi.key, again.key, Cpu(1).key}) == 4
+    assert open_device("my pi é").key == pi.key
+    assert open_device("tr").key == again.key
+    assert open_device(by_host.environment["host"]).key == by_host.key
+    local = DeviceFile.read(device_path(Cpu(1)))
+    assert local is not None
+    assert not local.off_board
+
+
+def test_a_file_that_is_taken_in_twice_changes_nothing(returned: Path, tmp_path: Path) -> None:
+    said = Said()
+    size = import_file(returned, said, name="pi").path.stat().st_size
+    assert import_file(returned, said, name="pi").path.stat().st_size == size
+    assert not any("another machine" in message for message in said.messages)
+
+
+def test_an_equal_machine_of_the_same_host_name_is_said(returned: Path, tmp_path: Path) -> None:
+    import_file(returned, Silent())
+    twin = tmp_path / "twin.jsonl"
+    twin.write_text(returned.read_text().replace('"seconds": ', '"seconds": 1').replace('"measured_at": "2', '"measured_at": "3').replace('"size_bytes": ', '"size_bytes": 1'))  # fmt: skip
+    said = Said()
+    import_file(twin, said)
+    assert any("give --name where it is another machine" in message for message in said.messages)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("", "has no name"),
+        (" ", "has no name"),
+        ("cpu", "--device cpu already means a device of automc"),
+        ("ssh:pi", "--device ssh:pi already means"),
+        ("../x", "'../x' cannot be the name of a device"),
+        ("..", "'..' cannot be"),
+        ("a\nb", "cannot be"),
+        ("pi", "'pi' is already the name of another machine"),
+    ],
+)
+def test_a_name_that_would_not_be_found_is_refused(
+    name: str, reason: str, returned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.jsonl"
+    other.write_text(re.sub(r'"host": "[^"]*"', '"host": "elsewhere"', returned.read_text()))
+    import_file(other, Silent(), name="pi")
+    assert main(["profile", "--from-kit", str(returned), "--name", name]) == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_a_kit_of_an_earlier_automc_is_refused(returned: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old.jsonl"
+    old.write_text(re.sub(r'"subject": "[^"]*", ', "", returned.read_text()))
+    with pytest.raises(InputError, match="Emit the kit again"):
+        import_file(old, Silent())
 
 
 def test_a_kit_that_was_broken_off_goes_on(kit: Path, returned: Path, tmp_path: Path) -> None:

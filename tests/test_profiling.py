@@ -224,6 +224,7 @@ def test_the_devices_are_listed_and_told(known: Path, capsys: pytest.CaptureFixt
         (["--time", "long"], "is not a duration"),
         (["--emit-kit", "a.zip", "--from-kit", "b.jsonl"], "Give one of the two"),
         (["--strict"], "Give it with --from-kit"),
+        (["--name", "pi"], "Give it with --from-kit"),
         (["--threads", "99999"], "processors"),
     ],
 )

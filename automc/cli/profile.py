@@ -53,9 +53,7 @@ def _shared_options(command: Any) -> Any:
 @click.option("--few", "shots", metavar="N", type=int, help=_FEW)
 @click.option("--emit-kit", "kit", metavar="FILE.zip", type=click.Path(path_type=Path), help=_KIT)
 @click.option("--from-kit", "returned", metavar="FILE.jsonl", type=click.Path(path_type=Path), help=_RETURNED)
-@click.option(
-    "--name", metavar="NAME", default="", help="What to call the machine of --from-kit. Default: its host name."
-)
+@click.option("--name", metavar="NAME", help="What to call the machine of --from-kit. Default: its host name.")
 @click.option(
     "--strict", is_flag=True, help="With --from-kit: refuse a file of another machine or version, or a damaged one."
 )
@@ -70,7 +68,7 @@ def profile(
     shots: int | None,
     kit: Path | None,
     returned: Path | None,
-    name: str,
+    name: str | None,
     strict: bool,
     as_json: bool,
     quiet: bool,
@@ -84,6 +82,8 @@ def profile(
         raise InputError("--emit-kit and --from-kit are two ends of one way.", remedy="Give one of the two.")
     if strict and not returned:
         raise InputError("--strict judges a file from elsewhere.", remedy="Give it with --from-kit.")
+    if name is not None and not returned:
+        raise InputError("--name names the machine of a file from elsewhere.", remedy="Give it with --from-kit.")
     if shots is not None and (kit or returned or probes_only):
         raise InputError(
             "--few measures a model on this device.", remedy="Leave out --emit-kit, --from-kit, --probes-only."

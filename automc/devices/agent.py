@@ -57,7 +57,8 @@ def measure_kit(
 ) -> None:
     """Append to `out` what the kit asks and what `out` does not hold yet."""
     manifest = json.loads(kit.read("kit.json"))
-    key = digest(device.key, manifest["subject"])
+    subject = manifest["subject"]
+    key = digest(device.key, subject)
     known = [line for line in read_lines(out) if line is not None]
     environment = {**device.environment(), "host": platform.node(), "kit_version": manifest["version"]}
     say(f"{environment['processor']}, onnxruntime {environment['runtime_version']}, {device.threads} thread(s)")
@@ -73,7 +74,7 @@ def measure_kit(
     inputs = _arrays(manifest["inputs"])
     measured = device.measure(models, inputs, _ROUNDS, **COMPARING, time_limit_s=time_limit_s)
     head = {
-        **facts, "key": key, "environment": {**environment, "measured_at": _now()}, "batch_size": manifest["batch_size"],
+        **facts, "key": key, "subject": subject, "environment": {**environment, "measured_at": _now()}, "batch_size": manifest["batch_size"],
         "measurement": measured.to_json(), "seconds": time.monotonic() - begin, "candidates": len(models),
         "label": manifest["label"], "failed": [],
     }  # fmt: skip
@@ -114,13 +115,14 @@ def _time_kernels(
                 nodes = device.node_times(model, inputs, _REPEATS)
                 places = assign({name: (layer, factor) for name, (layer, factor) in entry["places"].items()}, nodes)
                 record = {
-                    "key": key, "policy": entry["policy"], "size_bytes": entry["size_bytes"],
+                    "key": key, "subject": manifest["subject"], "policy": entry["policy"], "size_bytes": entry["size_bytes"],
                     "nodes": [node.to_json() for node in nodes], "places": [list(p) if p else None for p in places],
                 }  # fmt: skip
                 append_lines(out, [("candidate", record)])
             models[entry["digest"]] = model
         except Exception as error:  # whatever the runtime raises on one model: the others are measured
-            append_lines(out, [("failure", {"key": key, "policy": entry["policy"], "reason": str(error)})])
+            record = {"key": key, "subject": manifest["subject"], "policy": entry["policy"], "reason": str(error)}
+            append_lines(out, [("failure", record)])
             say(f"candidate {index + 1} does not run here: {str(error).splitlines()[0]}")
         say(f"candidates: {index + 1} of {len(candidates)}")
     return models
