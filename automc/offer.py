@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from automc import registry
-from automc.devices.device import Device
+from automc.devices.device import Capabilities, Device
 from automc.errors import AutomcError, InputError, PluginError
 from automc.graph import LayerGraph
+from automc.policy import Prune
 from automc.space import SearchSpace
 from automc.trace import Traced, trace
 
@@ -50,11 +51,11 @@ def offer(
 
     Raises:
         InputError: the model cannot be run on the example, or the space offers nothing for it.
-        PluginError: the space raised.
+        PluginError: the space or the device raised, or gave what no search can use.
         UnknownNameError: no search space of that name.
     """
     traced = trace(model, example, names)
-    can = device.capabilities()
+    can = _capabilities(device)
     options = {"channel_block": can.channel_block, "int8": can.int8, "sparsity": can.sparsity, "bits": can.bits}
     found = _built(space, traced.graph, options)
     if not len(found):
@@ -68,14 +69,50 @@ def offer(
 def _built(name: str, graph: LayerGraph, options: Mapping[str, Any]) -> SearchSpace:
     build = registry.load("space", name)
     try:
-        found: SearchSpace = build(graph, **_understood(build, options))
+        found: object = build(graph, **_understood(build, options))
     except AutomcError:
         raise
     except Exception as error:  # a space may be anybody's
         raise PluginError.of(
             f"The search space {name!r} failed", error, "`automc --debug ...` shows where; --space takes another."
         ) from error
+    fault = _fault(found, graph)
+    if fault or not isinstance(found, SearchSpace):
+        raise PluginError(f"The search space {name!r} {fault}.", remedy="Mend it, or take another --space.")
     return found
+
+
+def _fault(found: object, graph: LayerGraph) -> str:
+    """What is wrong with what a space was made to be, as the end of a sentence; "" where nothing is."""
+    if not isinstance(found, SearchSpace):
+        return f"gave a {type(found).__name__}, which is no SearchSpace"
+    for domain in found.domains:
+        known: Container[str] = graph.group if domain.knob == Prune.knob else graph.layer
+        if domain.target not in known:
+            return f"offers {domain.knob} of {domain.target!r}, which this model does not have"
+        for spec in domain.choices:
+            if isinstance(spec, Prune) and not 1 <= spec.keep <= graph.widths[domain.target]:
+                return f"keeps {spec.keep} channels of {domain.target!r}, which has {graph.widths[domain.target]}"
+    return ""
+
+
+def _capabilities(device: Device) -> Capabilities:
+    try:
+        can: object = device.capabilities()
+    except AutomcError:
+        raise
+    except Exception as error:  # a device may be anybody's
+        raise PluginError.of(
+            f"The device {device.name!r} failed when it was asked what it can do",
+            error,
+            "`automc --debug ...` shows where; --device takes another.",
+        ) from error
+    if not isinstance(can, Capabilities):
+        raise PluginError(
+            f"The device {device.name!r} says what it can do by a {type(can).__name__}, not by Capabilities.",
+            remedy="Mend it, or take another --device.",
+        )
+    return can
 
 
 def _understood(build: Callable[..., SearchSpace], options: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Agents and search spaces of others: what breaks their contract is named, and leaves nothing behind."""
+"""Agents, search spaces and devices of others: what breaks their contract is named, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ import tiny_run
 
 from automc import registry
 from automc.cli.main import main
+from automc.devices.cpu import Cpu
+from automc.devices.device import Capabilities
 from automc.errors import InputError, PluginError
+from automc.graph import LayerGraph
 from automc.guard import Guarded
 from automc.job import run
 from automc.policy import Policy, Prune
 from automc.protocols import Problem
-from automc.space import SearchSpace
+from automc.space import Domain, SearchSpace
 from automc.testing.agents import AgentContract
 from automc.testing.fakes import small_toy
 from automc.trial import Trial
@@ -60,13 +63,64 @@ def empty_space(graph: object) -> SearchSpace:
     return SearchSpace(())
 
 
+def no_space(graph: object) -> None:
+    """One that forgets to return."""
+
+
+def foreign_space(graph: object) -> SearchSpace:
+    """One of another model."""
+    return SearchSpace((Domain("nolayer", "prune", (None, Prune(3))),))
+
+
+def wide_space(graph: LayerGraph) -> SearchSpace:
+    """One that keeps more channels than there are."""
+    group = graph.groups[0]
+    return SearchSpace((Domain(group.name, "prune", (None, Prune(group.width + 1))),))
+
+
+class Blank(Cpu):
+    """A device that does not say what it can do."""
+
+    def capabilities(self) -> None:  # type: ignore[override]
+        """Nothing."""
+
+
+class Mute(Cpu):
+    """A device that fails when it is asked."""
+
+    def capabilities(self) -> Capabilities:
+        raise OSError("no answer")
+
+
+def no_device(threads: int) -> None:
+    """One that forgets to return."""
+
+
+def broken_device(threads: int) -> Cpu:
+    """One that cannot be made."""
+    raise RuntimeError("no board")
+
+
 @pytest.fixture(autouse=True)
 def _plugged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AUTOMC_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("automc.cli.main.silence_libraries", lambda: None)
     monkeypatch.setitem(registry._BUILT_IN["agent"], "broken", f"{__name__}:Broken")
-    monkeypatch.setitem(registry._BUILT_IN["space"], "broken", f"{__name__}:broken_space")
-    monkeypatch.setitem(registry._BUILT_IN["space"], "empty", f"{__name__}:empty_space")
+    for kind, names in PLUGGED.items():
+        for name, attribute in names.items():
+            monkeypatch.setitem(registry._BUILT_IN[kind], name, f"{__name__}:{attribute}")
+
+
+PLUGGED = {
+    "space": {
+        "broken": "broken_space",
+        "empty": "empty_space",
+        "none": "no_space",
+        "foreign": "foreign_space",
+        "wide": "wide_space",
+    },
+    "device": {"none": "no_device", "broken": "broken_device", "blank": "Blank", "mute": "Mute"},
+}
 
 
 @pytest.mark.parametrize(
@@ -139,6 +193,28 @@ def test_check_finds_a_space_without_choices(tmp_path: Path, capsys: pytest.Capt
     data = str(mine).replace(":build", ":loaders")
     assert main(["check", "--model", str(mine), "--data", data, "--space", "empty"]) == 2
     assert "Nothing in the model can be chosen" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "said"),
+    [
+        ("space", "none", "The search space 'none' gave a NoneType, which is no SearchSpace."),
+        ("space", "foreign", "The search space 'foreign' offers prune of 'nolayer', which this model does not have."),
+        ("space", "wide", "The search space 'wide' keeps 17 channels of"),
+        ("device", "none", "The device 'none' is a NoneType without name, key, environment, capabilities"),
+        ("device", "broken", "The device 'broken' failed when it was made: RuntimeError: no board."),
+        ("device", "blank", "The device 'cpu' says what it can do by a NoneType, not by Capabilities."),
+        ("device", "mute", "The device 'cpu' failed when it was asked what it can do: OSError: no answer."),
+    ],
+)
+def test_check_and_search_name_the_space_or_the_device(
+    option: str, name: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [f"--{option}", name, "--budget", "50%macs", "--trials", "1", "--recover", "0", "--tracking-uri", ""]
+    arguments += ["--runs", str(tmp_path / "runs")]
+    for verb in ("check", "search"):
+        assert main([verb, *arguments]) == 1
+        assert said in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_plug_in_that_cannot_be_imported_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

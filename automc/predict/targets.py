@@ -10,10 +10,13 @@ from automc.devices.device import ON_GPU, ON_PROCESSOR, Capabilities, Device
 from automc.devices.energy import find_meter, stated_watts
 from automc.devices.ssh import Ssh
 from automc.devices.unmeasured import Unmeasured
-from automc.errors import InputError, MissingError, UnknownNameError
+from automc.errors import AutomcError, InputError, MissingError, PluginError, UnknownNameError
 from automc.predict.device_file import DeviceFile, known_devices
 
 __all__ = ["Recorded", "device_measures", "device_names", "is_device", "open_device", "tells_energy"]
+
+_PARTS = [name for name in vars(Device) if not name.startswith("_")]
+_ANOTHER = "`automc --debug ...` shows where; --device takes another."
 
 
 def open_device(text: str, threads: int = 1) -> Device:
@@ -22,18 +25,35 @@ def open_device(text: str, threads: int = 1) -> Device:
     Raises:
         UnknownNameError: there is no such device; carries the closest match.
         InputError: more threads than this machine has processors.
+        PluginError: a registered device cannot be made, or is none.
     """
     if text.startswith("ssh:"):
         return Ssh(text.removeprefix("ssh:"), threads)
     if text in registry.names("device"):
         if threads > (here := os.cpu_count() or threads):
             raise InputError(f"--threads {threads}: this machine has {here} processors.", remedy="Ask for no more.")
-        device: Device = registry.load("device", text)(threads=threads)
-        return device
+        return _made(text, threads)
     recorded = _off_board()
     if text in recorded:
         return Recorded(recorded[text])
     raise UnknownNameError("device", text, device_names())
+
+
+def _made(name: str, threads: int) -> Device:
+    make = registry.load("device", name)
+    try:
+        device: Device = make(threads=threads)
+    except AutomcError:
+        raise
+    except Exception as error:  # a device may be anybody's
+        raise PluginError.of(f"The device {name!r} failed when it was made", error, _ANOTHER) from error
+    missing = [part for part in _PARTS if part not in dir(device) and not hasattr(device, part)]
+    if missing:
+        raise PluginError(
+            f"The device {name!r} is a {type(device).__name__} without {', '.join(missing)}, which is no device.",
+            remedy="`automc.devices.device.Device` says what one has to have; --device takes another.",
+        )
+    return device
 
 
 def device_names() -> list[str]:
