@@ -46,6 +46,7 @@ class Job:
         sync: workers wait for each other, so that the same seed gives the same trials.
         mlflow_trials: which trials get an MLflow run of their own besides the measured models.
         register: name in MLflow's model registry for the best models; None registers none.
+        made_in: folder in which relative paths are looked for where they are not there from the current one.
     """
 
     budget: tuple[str, ...] = ("50ms",)
@@ -79,6 +80,7 @@ class Job:
     sync: bool = False
     mlflow_trials: Literal["front", "all"] = "front"
     register: str | None = None
+    made_in: str | None = None
 
 
 class Silent:

@@ -52,6 +52,7 @@ MAY_DIFFER = frozenset(
         "fidelity",
         "finetune_epochs",
         "json",
+        "made_in",
         "mlflow_trials",
         "objective",
         "profile",

@@ -22,6 +22,7 @@ from automc.evaluate.models import model_digest
 from automc.execute.parallel import Executors
 from automc.export.torch_export import build_pt2
 from automc.joules import predicted_by
+from automc.locating import located, made_in
 from automc.noting import Noting
 from automc.pareto import front
 from automc.policy import Policy
@@ -168,7 +169,7 @@ class Run:
         if self.job.warm_start is None:
             return []
         graph = prepared.traced.graph
-        start = read_start(self.job.warm_start, self.job.runs, graph)
+        start = read_start(located(dataclasses.asdict(self.job))["warm_start"], self.job.runs, graph)
         moved = (nearest(prepared.space, policy, graph.widths, start.widths) for policy in start.policies)
         starts = [policy for policy in dict.fromkeys(moved) if len(policy)]
         level = "info" if starts else "warning"
@@ -277,6 +278,7 @@ class Run:
         """What config.yaml holds: the job, what it found, and the versions it ran with."""
         facts = {
             **dataclasses.asdict(self.job),
+            "made_in": made_in(dataclasses.asdict(self.job)),
             "name": self.name,
             "batch_size": self.task.batch_size,
             "model_digest": self.model_digest,

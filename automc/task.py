@@ -22,6 +22,7 @@ from automc.evaluate.faults import check_inputs, find_setting_faults, raise_faul
 from automc.evaluate.models import load_model
 from automc.evaluate.task import Score, as_data, load_data, load_score
 from automc.execute.parallel import Parallel, local_cpus, read_environment
+from automc.locating import located
 from automc.prepare import Clock, Prepared, prepare
 from automc.protocols import Observer
 from automc.tables import Tables
@@ -55,6 +56,7 @@ class Task:
     def of(cls, job: Job, model: nn.Module | None = None, data: Any = None, score: Any = None) -> Task:
         from automc.demo.model import BATCH_SIZE
 
+        job = dataclasses.replace(job, **located(dataclasses.asdict(job)))
         raise_faults(find_setting_faults(**dataclasses.asdict(job)))
         demo = model is None and job.model is None
         if model is not None and (job.weights or job.model):

@@ -119,7 +119,13 @@ def test_every_option_reaches_the_job(jobs: list[Job]) -> None:
     numbers: dict[str, Any] = {
         "batch_size": 4, "threads": 2, "trials": 7, "seed": 3, "worker_cpus": 0.5, "sync": True, "finetune_epochs": 3,
     }  # fmt: skip
-    assert dataclasses.asdict(jobs[0]) == {**fields, **numbers, "budget": ("60%", "4MB"), "objective": ("size", "macs")}
+    assert dataclasses.asdict(jobs[0]) == {
+        **fields,
+        **numbers,
+        "budget": ("60%", "4MB"),
+        "objective": ("size", "macs"),
+        "made_in": None,
+    }
 
 
 def test_flags_override_the_recipe_and_the_recipe_the_defaults(jobs: list[Job], tmp_path: Path) -> None:

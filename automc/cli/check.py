@@ -13,6 +13,7 @@ import click
 
 from automc.cli.options import job_options, settings
 from automc.cli.report import print_json, stdout
+from automc.locating import located
 from automc.units import format_quantity
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ Examples:
 @click.pass_context
 def check(context: click.Context, /, as_json: bool, **_options: Any) -> int:
     """Report all faults of the settings at once, and what a search would have to work with."""
-    fields = settings(context)
+    fields = located(settings(context))
+    del fields["made_in"]
     with contextlib.redirect_stdout(sys.stderr):
         faults = _faults(fields)
         offered = None if faults else _offer(fields)

@@ -183,7 +183,8 @@ def settings(context: click.Context) -> dict[str, Any]:
     """
     path: Path | None = context.params["recipe"]
     written = read_recipe(path, {_key(option): option for option in JOB_OPTIONS}) if path else {}
-    return {_key(option): _value(context, _key(option), written) for option in JOB_OPTIONS}
+    found = {_key(option): _value(context, _key(option), written) for option in JOB_OPTIONS}
+    return {**found, "made_in": written.get("made_in")}
 
 
 def _value(context: click.Context, key: str, written: dict[str, Any]) -> Any:

@@ -28,7 +28,11 @@ def read_recipe(path: Path, options: Mapping[str, click.Option]) -> dict[str, An
     """
     values: dict[str, Any] = {}
     faults: list[str] = []
-    for key, raw in _mapping(path).items():
+    written = _mapping(path)
+    if written.keys() >= _RECORD:
+        values["made_in"] = written.get("made_in")
+        written = _settings_of_run(written, path)
+    for key, raw in written.items():
         option = options.get(str(key).replace("-", "_"))
         if option is None or option.name is None:
             faults.append(_unknown(str(key), options))
@@ -60,12 +64,15 @@ def _mapping(path: Path) -> Mapping[Any, Any]:
         ) from error
     if not isinstance(data, Mapping):
         raise InputError(f"The recipe {path} holds no options.", remedy="Write lines such as `budget: 50ms`.")
-    return _settings_of_run(data) if data.keys() >= _RECORD else data
+    return data
 
 
-def _settings_of_run(config: Mapping[Any, Any]) -> Mapping[Any, Any]:
-    settings = {key: value for key, value in config.items() if key not in _RECORD}
+def _settings_of_run(config: Mapping[Any, Any], path: Path) -> Mapping[Any, Any]:
+    settings = {key: value for key, value in config.items() if key not in _RECORD and key != "made_in"}
     settings["tracking_uri"] = settings.pop("tracking", None)
+    run, meant = path.resolve().parent, Path(str(settings.get("runs")), str(settings.get("name")))
+    if run.name == meant.name and run != meant.resolve():  # it lies elsewhere, as seen from here
+        settings["runs"] = str(run.parent)
     return settings
 
 
