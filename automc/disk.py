@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from automc.errors import DiskError, InputError
 
-__all__ = ["decoded", "dump", "explained", "read_json", "read_text", "write_atomic"]
+__all__ = ["decoded", "dump", "explained", "read_json", "read_text", "try_folder", "write_atomic"]
 
 D = TypeVar("D")
 T = TypeVar("T")
@@ -37,6 +38,24 @@ def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> Path:
         finally:
             temporary.unlink(missing_ok=True)
     return target
+
+
+def try_folder(path: Path) -> None:
+    """See whether a folder can be written to, or made, and leave everything as it was: asked before long work.
+
+    Raises:
+        DiskError: it cannot.
+    """
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    with explained(path):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path):
+                pass
+        finally:
+            for folder in missing:
+                with suppress(OSError):
+                    folder.rmdir()
 
 
 @contextmanager

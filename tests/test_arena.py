@@ -229,3 +229,13 @@ def test_a_comparison_goes_on_with_the_losses_that_it_measured(
 def test_an_unknown_agent_is_bad_input_before_anything_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--agent", "iilp"]) == 2
     assert "Did you mean 'ilp'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("out", ["file", "file/below"])
+def test_a_folder_that_cannot_be_written_to_is_said_before_anything_is_loaded(
+    out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("automc.arena.open_arena", lambda *_, **__: pytest.fail("work was begun"))
+    assert main(["bench", "--agent", "ilp", "--out", str(tmp_path / out)]) == 4
+    assert f"Cannot write {tmp_path / out}: " in " ".join(capsys.readouterr().err.split())

@@ -15,7 +15,7 @@ import pytest
 from records import make_certificate, make_summary, make_trials
 
 from automc import disk
-from automc.disk import write_atomic
+from automc.disk import try_folder, write_atomic
 from automc.errors import DiskError, InputError, RunConflictError, UnknownNameError
 from automc.rundir import RunDir, runs_in
 
@@ -183,3 +183,12 @@ def test_what_is_not_there_yet_is_said(run: RunDir) -> None:
     (run.path / "summary.json").write_text("{")
     with pytest.raises(InputError, match="damaged"):
         run.summary()
+
+
+def test_a_folder_is_tried_and_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    try_folder(tmp_path / "new" / "folder")
+    try_folder(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(DiskError, match="Cannot write"):
+        try_folder(tmp_path / "file")

@@ -17,7 +17,7 @@ from automc.cli.complete import plug_in_names, run_names
 from automc.cli.options import JOB_OPTIONS, duration
 from automc.cli.report import print_json, stdout
 from automc.cli.screen import screen
-from automc.disk import write_atomic
+from automc.disk import try_folder, write_atomic
 from automc.errors import InputError
 from automc.protocols import Observer
 from automc.rundir import RunDir
@@ -94,6 +94,7 @@ def bench(
     """
     chosen = _chosen(agents)
     run = RunDir.open(Path(folder), name) if name else None
+    try_folder(out)
     with screen(quiet=quiet) as watching, contextlib.redirect_stdout(sys.stderr):
         watching.stage("load libraries", None)
         from automc.arena import open_arena
