@@ -202,7 +202,7 @@ def _summary(folder: RunDir) -> Summary:
     if not (folder.path / "summary.json").is_file():
         raise InputError(
             f"The search {folder.name!r} has not ended, so it has no model to fine-tune.",
-            remedy=f"`automc search {folder.path / 'config.yaml'}` goes on with it.",
+            remedy=f"`{folder.again}` goes on with it.",
         )
     return folder.summary()
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -137,6 +138,11 @@ class RunDir:
     def checkpoints(self) -> Path:
         """Where fine-tuning keeps what it can go on from."""
         return self.path / "finetune"
+
+    @property
+    def again(self) -> str:
+        """The command that goes on with its search."""
+        return shlex.join(["automc", "search", str(self.path / "config.yaml")])
 
     def exists(self) -> bool:
         """Whether a run was started here."""

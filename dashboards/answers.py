@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 
 from automc.answering import Known, as_budget
@@ -51,19 +52,17 @@ def answers(shown: Shown, summary: Summary, metric: str, limit: float) -> list[A
 
 def repeat_command(shown: Shown) -> str:
     """What repeats the search under another name."""
-    return f"automc search {shown.run.path / 'config.yaml'} --name {shown.run.name}-again{_runs(shown)}"
+    return _command(shown, "--name", f"{shown.run.name}-again")
 
 
 def search_command(shown: Shown, metric: str, limit: float) -> str:
     """What searches for another budget of the same model."""
     text = format_quantity(metric, limit).replace(" ", "")
-    return (
-        f"automc search {shown.run.path / 'config.yaml'} --budget {text} --name {shown.run.name}-{text}{_runs(shown)}"
-    )
+    return _command(shown, "--budget", text, "--name", f"{shown.run.name}-{text}")
 
 
-def _runs(shown: Shown) -> str:
-    return f" --runs {shown.run.path.parent}"
+def _command(shown: Shown, *options: str) -> str:
+    return f"{shown.run.again} {shlex.join([*options, '--runs', str(shown.run.path.parent)])}"
 
 
 def _certified(summary: Summary, metric: str, model: Finalist) -> Answered:

@@ -34,9 +34,7 @@ def state(shown: Shown) -> None:
         left = f", about {progress.left_s:.0f} s left" if progress.left_s is not None else ""
         st.progress(share, text=f"Running: {progress.stage}{left}; {len(shown.trials)} trials. {progress.note}")
     else:
-        st.warning(
-            f"This search stopped after {len(shown.trials)} trials. `automc search {shown.run.path / 'config.yaml'}` goes on."
-        )
+        st.warning(f"This search stopped after {len(shown.trials)} trials. `{shown.run.again}` goes on.")
     for warning in (progress.warnings if progress else ())[-2:]:
         st.caption(f"⚠ {warning}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -258,14 +259,12 @@ def _times(summary: Summary) -> list[tuple[str, str]]:
 
 
 def _export(summary: Summary, folder: Path) -> Iterator[str]:
-    runs = "" if folder.parent == Path("runs") else f" --runs {folder.parent}"
+    runs = [] if folder.parent == Path("runs") else ["--runs", str(folder.parent)]
+    export = shlex.join(["automc", "export", "--run", summary.name, *runs])
     yield page.paragraph(
         "The model as deployed is best/model.onnx in the run's folder. To copy it, or another point of the front:"
     )
-    yield page.code(
-        f"automc export --run {summary.name}{runs} --format onnx --out deploy\n"
-        f"automc export --run {summary.name}{runs} --knee --format onnx --out deploy"
-    )
+    yield page.code(f"{export} --format onnx --out deploy\n{export} --knee --format onnx --out deploy")
     yield page.details("Run it from Python", page.code(_ONNX.format(path=folder)))
 
 

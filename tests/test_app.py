@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -48,6 +49,9 @@ def test_commands_name_the_run_and_the_budget(tmp_path: Path) -> None:
     shown = read(write_run(tmp_path / "one", TRIALS, SUMMARY))
     assert repeat_command(shown).startswith(f"automc search {tmp_path}/one/config.yaml --name one-again")
     assert "--budget 40.0ms" in search_command(shown, "latency_s", 0.04)
+    spaced = read(write_run(tmp_path / "ün é", TRIALS, SUMMARY))
+    options = ["--name", "ün é-again", "--runs", str(tmp_path)]
+    assert shlex.split(repeat_command(spaced)) == ["automc", "search", f"{tmp_path}/ün é/config.yaml", *options]
 
 
 def test_a_running_search_has_a_summary_of_what_is_known(tmp_path: Path) -> None:

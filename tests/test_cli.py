@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -282,6 +283,20 @@ def test_the_next_step_is_where_the_record_is(
     following = [line.strip() for line in capsys.readouterr().out.partition("Next:")[2].splitlines()]
     assert shown in following
     assert sum("mlflow" in line or "http" in line for line in following) == 1
+
+
+def test_the_next_steps_can_be_copied_whatever_the_run_is_called(
+    ending: Callable[[BaseException | Summary], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ending(make_summary(name="ün é"))
+    assert main(["search", "--runs", "my runs", "--tracking-uri", "sqlite:///a b.db"]) == 0
+    shown = capsys.readouterr().out.partition("Next:")[2].strip().splitlines()
+    run = ["ün é", "--runs", "my runs"]
+    assert [shlex.split(line) for line in shown] == [
+        ["automc", "show", *run],
+        ["mlflow", "ui", "--backend-store-uri", "sqlite:///a b.db"],
+        ["automc", "export", "--run", *run, "--format", "onnx", "--out", "deploy"],
+    ]
 
 
 def test_without_tracking_no_record_is_pointed_to(jobs: list[Job], capsys: pytest.CaptureFixture[str]) -> None:

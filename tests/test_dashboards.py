@@ -6,6 +6,7 @@ import dataclasses
 import math
 import re
 import xml.etree.ElementTree as ET
+from html import unescape
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -114,6 +115,8 @@ def test_the_report_says_what_won_how_sure_and_how_to_take_it_home() -> None:
     assert "The measurements repeat to 1.2 %" in page
     assert "test, before recovery" in page
     assert "automc export --run digits-50ms --format onnx --out deploy" in page
+    spaced = unescape(_text(render(dataclasses.replace(SUMMARY, name="ün é"), TRIALS, Path("my runs/ün é"))))
+    assert "automc export --run 'ün é' --runs 'my runs' --knee --format onnx --out deploy" in spaced
     for layer, reason in SUMMARY.left_alone:
         assert layer in page
         assert reason in page

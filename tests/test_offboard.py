@@ -23,6 +23,7 @@ from onnx import numpy_helper
 from servers import free_port
 
 from automc.cli.main import main
+from automc.cli.profile import _say_kit
 from automc.devices.cpu import Cpu
 from automc.devices.kit import agent_archive, patterned
 from automc.devices.probe import conv_model
@@ -74,11 +75,11 @@ def run(kit: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess
 @pytest.fixture(scope="module")
 def returned(kit: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("target")
-    done = run(kit, folder)
+    done = run(kit, folder, "--out", "my device.jsonl")
     assert done.returncode == 0, done.stderr
     assert "candidates: 9 of 9" in done.stdout
-    assert "--from-kit device.jsonl" in done.stdout
-    return folder / "device.jsonl"
+    assert "--from-kit 'my device.jsonl'" in done.stdout
+    return folder / "my device.jsonl"
 
 
 def kinds(path: Path) -> list[str]:
@@ -228,6 +229,18 @@ def test_what_is_no_device_file_is_bad_input(tmp_path: Path) -> None:
         open_device("nowhere")
     assert is_device("ssh:user@host")
     assert not is_device("nowhere")
+
+
+def test_what_to_do_with_a_kit_can_be_copied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "ki t é.zip").touch()
+    _say_kit(tmp_path / "ki t é.zip", as_json=False)
+    assert "&& python3 'ki t é.zip'" in capsys.readouterr().out
+
+
+def test_how_to_try_a_machine_can_be_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOMC_SSH", "sh -c 'exit 255'")
+    with pytest.raises(MissingError, match="Try `ssh 'a b' true`"):
+        Ssh("a b").environment()
 
 
 @pytest.fixture(scope="module")

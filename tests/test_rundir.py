@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -183,6 +184,10 @@ def test_what_is_not_there_yet_is_said(run: RunDir) -> None:
     (run.path / "summary.json").write_text("{")
     with pytest.raises(InputError, match="damaged"):
         run.summary()
+
+
+def test_the_command_that_goes_on_can_be_copied() -> None:
+    assert shlex.split(RunDir("my runs/ün é").again) == ["automc", "search", "my runs/ün é/config.yaml"]
 
 
 def test_a_folder_is_tried_and_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from automc.pareto import front
 from automc.policy import Policy, Quantize
 from automc.rundir import RunDir
 from automc.track.children import children
-from automc.track.mlflow import MLflowTracker, download, recorded_as, tracking_uri, ui_command
+from automc.track.mlflow import MLflowTracker, download, recorded_as, track_command, tracking_uri, ui_command
 from automc.track.models import chosen_models
 from automc.track.null import NullTracker
 from automc.track.record import Progress, policy_params, summary_metrics, trial_table
@@ -374,6 +375,12 @@ def test_the_store_is_the_one_given_or_the_environments_or_a_file_here(monkeypat
     assert ui_command(tracking_uri()) == "http://tracker:5000"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert ui_command(tracking_uri()) == "mlflow ui --backend-store-uri sqlite:///mlflow.db"
+
+
+def test_commands_can_be_copied() -> None:
+    assert shlex.split(track_command(Path("my runs/ün é"))) == ["automc", "track", "--run", "ün é", "--runs", "my runs"]
+    assert track_command(Path("runs/one")) == "automc track --run one"
+    assert ui_command("sqlite:///a b.db") == "mlflow ui --backend-store-uri 'sqlite:///a b.db'"
 
 
 def test_the_null_tracker_takes_everything(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -147,7 +148,7 @@ def _say_kit(path: Path, *, as_json: bool) -> None:
         print_json({"kit": str(path), "size_bytes": path.stat().st_size})
         return
     stdout().print(f"Wrote {path} ({size_mb:.1f} MB). On the other machine:", soft_wrap=True)
-    stdout().print(f"  pip install numpy onnxruntime && python3 {path.name}", soft_wrap=True)
+    stdout().print(f"  pip install numpy onnxruntime && python3 {shlex.quote(path.name)}", soft_wrap=True)
     stdout().print("Bring the file that it writes back and give it to `automc profile --from-kit FILE`.")
 
 

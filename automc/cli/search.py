@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,11 +93,11 @@ def _left_alone(summary: Summary, job: Job) -> list[str]:
 
 
 def _show_command(summary: Summary, job: Job) -> str:
-    return f"automc show {summary.name}{_runs(job)}"
+    return shlex.join(["automc", "show", summary.name, *_runs(job)])
 
 
-def _runs(job: Job) -> str:
-    return "" if job.runs == "runs" else f" --runs {job.runs}"
+def _runs(job: Job) -> list[str]:
+    return [] if job.runs == "runs" else ["--runs", job.runs]
 
 
 def _next(summary: Summary, job: Job) -> list[str]:
@@ -105,5 +106,5 @@ def _next(summary: Summary, job: Job) -> list[str]:
     look = [_show_command(summary, job)]
     if job.tracking_uri != "":  # nothing was recorded there
         look.append(ui_command(tracking_uri(job.tracking_uri)))
-    take = f"automc export --run {summary.name}{_runs(job)} --format onnx --out deploy"
+    take = shlex.join(["automc", "export", "--run", summary.name, *_runs(job), "--format", "onnx", "--out", "deploy"])
     return [*look, take] if summary.best else look

@@ -78,7 +78,7 @@ def _summary(run: RunDir) -> Summary | None:
 def _unfinished(run: RunDir) -> str:
     progress, count = run.progress(), len(run.trials())
     if progress is None or not progress.running:
-        again = f"`automc search {run.path / 'config.yaml'}` goes on with it."
+        again = f"`{run.again}` goes on with it."
         return f"The search {run.name!r} has not ended; it has {count} trials. {again}"
     left = f", {text.duration(progress.left_s)} left" if progress.left_s is not None else ""
     return f"The search {run.name!r} is running: {progress.stage}{left}; {count} trials so far."

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import platform
+import shlex
 import sys
 import time
 import zipfile
@@ -37,7 +38,9 @@ _REPEATS = 8
 
 def main(arguments: Sequence[str], archive: Path) -> int:
     """`python kit.zip [--threads N] [--time S] [--out FILE]`, or `python agent.zip serve`; the exit code."""
-    parser = argparse.ArgumentParser(prog=f"python {archive.name}", description="Measure this machine for automc.")
+    parser = argparse.ArgumentParser(
+        prog=f"python {shlex.quote(archive.name)}", description="Measure this machine for automc."
+    )
     parser.add_argument("command", nargs="?", default="measure", choices=["measure", "serve"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--time", type=float, default=200.0, metavar="SECONDS", help="for the whole models")
@@ -81,7 +84,7 @@ def measure_kit(
     append_lines(out, [("profile", head)])
     noisy = " The machine was busy: the timings are marked noisy." if measured.noisy else ""
     say(f"Done, noise floor {100 * measured.steadied.noise_floor:.1f} %.{noisy}")
-    say(f"Bring {out} back and give it to `automc profile --from-kit {out.name}`.")
+    say(f"Bring {out} back and give it to `automc profile --from-kit {shlex.quote(out.name)}`.")
 
 
 def _probe(

@@ -145,7 +145,9 @@ class Ssh:
         )
 
     def _unreachable(self, told: bytes) -> MissingError:
-        return MissingError(f"{self.host} cannot be reached: {_last(told)}", remedy=f"Try `ssh {self.host} true`.")
+        return MissingError(
+            f"{self.host} cannot be reached: {_last(told)}", remedy=f"Try `ssh {shlex.quote(self.host)} true`."
+        )
 
 
 def _packed(model: Model) -> bytes:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -55,13 +56,13 @@ def tracking_uri(uri: str | None = None) -> str:
 
 def ui_command(uri: str) -> str:
     """What a person does to look at the record: a command, or the address of a server that already runs."""
-    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
 
 
 def track_command(run_dir: Path) -> str:
     """What uploads a run that MLflow lacks."""
-    runs = "" if run_dir.parent == Path("runs") else f" --runs {run_dir.parent}"
-    return f"automc track --run {run_dir.name}{runs}"
+    runs = [] if run_dir.parent == Path("runs") else ["--runs", str(run_dir.parent)]
+    return shlex.join(["automc", "track", "--run", run_dir.name, *runs])
 
 
 class MLflowTracker:
