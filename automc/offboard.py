@@ -37,7 +37,7 @@ def unknown_target() -> Device:
 
 
 def emit_kit(path: Path, subject: Subject, observer: Observer, *, candidates: int = 24, seed: int = 0) -> Path:
-    """Write a kit with the probes and the candidates of a subject, whose device is `unknown_target()`.
+    """Write a kit, in a folder that is made where it is missing, with the probes and the candidates of a subject, whose device is `unknown_target()`.
 
     Raises:
         AutomcError: no candidate could be built.

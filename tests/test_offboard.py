@@ -231,6 +231,30 @@ def test_what_is_no_device_file_is_bad_input(tmp_path: Path) -> None:
     assert not is_device("nowhere")
 
 
+@pytest.mark.parametrize(
+    ("name", "code", "said"),
+    [
+        ("kit.txt", 2, "Give a name that ends in .zip"),
+        ("kit", 2, "is no name for a kit"),
+        ("folder.zip", 2, "is a folder"),
+        ("file/kit.zip", 4, "Cannot write"),
+    ],
+)
+def test_where_no_kit_can_be_written_is_said_before_anything_is_loaded(
+    name: str,
+    code: int,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.zip").mkdir()
+    monkeypatch.setattr("automc.cli.profile._emit", lambda *_: pytest.fail("work was begun"))
+    assert main(["profile", "--emit-kit", str(tmp_path / name)]) == code
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
 def test_what_to_do_with_a_kit_can_be_copied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "ki t é.zip").touch()
     _say_kit(tmp_path / "ki t é.zip", as_json=False)

@@ -14,6 +14,7 @@ import click
 from automc.cli.options import JOB_OPTIONS, duration
 from automc.cli.report import print_json, stdout
 from automc.cli.screen import screen
+from automc.disk import try_folder
 from automc.errors import InputError
 from automc.units import parse_duration
 
@@ -89,6 +90,8 @@ def profile(
         raise InputError(
             "--few measures a model on this device.", remedy="Leave out --emit-kit, --from-kit, --probes-only."
         )
+    if kit:
+        _try_place(kit)
     dims = _dims(shape) if shape else None
     report = None
     with screen(quiet=quiet) as watching, contextlib.redirect_stdout(sys.stderr):
@@ -134,6 +137,20 @@ def _few(fields: dict[str, Any], dims: tuple[int, ...] | None, observer: Observe
 
     subject = _subject(fields, dims, open_device(fields["device"], fields["threads"]))
     return transfer(subject, shots, observer, seed=fields["seed"], wait_s=parse_duration(wait))
+
+
+def _try_place(kit: Path) -> None:
+    """See that a kit can be written there before it is built.
+
+    Raises:
+        InputError: not a name that the other machine would take for a kit.
+        DiskError: the folder cannot be written to.
+    """
+    if kit.suffix.lower() != ".zip":
+        raise InputError(f"{kit} is no name for a kit.", remedy="Give a name that ends in .zip, such as kit.zip.")
+    if kit.is_dir():
+        raise InputError(f"{kit} is a folder.", remedy="Give the name of a file, such as kit.zip.")
+    try_folder(kit.parent)
 
 
 def _emit(path: Path, fields: dict[str, Any], dims: tuple[int, ...] | None, observer: Observer) -> Path:
