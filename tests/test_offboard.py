@@ -203,6 +203,15 @@ def test_a_kit_that_was_broken_off_goes_on(kit: Path, returned: Path, tmp_path: 
     assert len(import_file(tmp_path / "device.jsonl", Silent()).heads) == 1
 
 
+def test_a_kit_adds_nothing_to_the_file_of_another_device(kit: Path, returned: Path, tmp_path: Path) -> None:
+    (tmp_path / "device.jsonl").write_text(returned.read_text().replace(Cpu(1).key, "cpu-other"))
+    before = (tmp_path / "device.jsonl").read_bytes()
+    done = run(kit, tmp_path)
+    assert done.returncode == 2
+    assert "give another --out" in done.stderr
+    assert (tmp_path / "device.jsonl").read_bytes() == before
+
+
 def test_a_file_of_another_machine_is_said_and_refused_when_strict(
     returned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -51,8 +51,19 @@ def main(arguments: Sequence[str], archive: Path) -> int:
         if given.command == "serve":
             serve(device, sys.stdin.buffer, _own_stdout())
             return 0
+        if not _is_of(device, given.out):
+            parser.error(f"{given.out} is of another machine, runtime or number of threads: give another --out")
         measure_kit(device, kit, given.out, time_limit_s=given.time, say=_say)
     return 0
+
+
+def _is_of(device: Cpu, path: Path) -> bool:
+    """Whether a device file holds nothing of another device."""
+    return all(
+        line.get("device_key", device.key) == device.key
+        for line in read_lines(path)
+        if line and line["kind"] == "device"
+    )
 
 
 def measure_kit(
