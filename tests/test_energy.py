@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -161,7 +162,11 @@ def test_a_stated_power_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_energy_budgets_need_a_counter_or_a_stated_power(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [fault] = find_setting_faults(budget="30mJ", device="cpu")
-    assert "no energy figures" in str(fault)
+    assert re.search(r"no energy figures.* no counters in .*AUTOMC_WATTS=12\.5\), or give a budget on latency", fault)
+    [fault] = find_setting_faults(objective=("energy",), device="cpu")
+    assert re.search(
+        r"no energy figures.* no counters in .*AUTOMC_WATTS=12\.5\), or leave --objective energy out", fault
+    )
     with pytest.raises(InputError, match=r"no counters.*AUTOMC_WATTS=12.5"):
         Joules.of(Cpu(1), [])
     monkeypatch.setenv(energy.WATTS, "12.5")
@@ -169,7 +174,18 @@ def test_energy_budgets_need_a_counter_or_a_stated_power(tmp_path: Path, monkeyp
     monkeypatch.delenv(energy.WATTS)
     Package(tmp_path / "powercap")
     assert find_setting_faults(budget="30mJ", device="cpu") == []
-    assert find_setting_faults(budget="30mJ", device="ssh:pi@pi") != []
+    [fault] = find_setting_faults(budget="30mJ", device="ssh:pi@pi")
+    assert "ssh:pi@pi has no counters of energy here. State" in fault
+
+
+def test_an_energy_budget_is_refused_for_want_of_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_zones: object) -> None:
+        raise PermissionError
+
+    Package(tmp_path / "powercap")
+    monkeypatch.setattr(energy, "PowerCap", refuse)
+    [fault] = find_setting_faults(budget="30mJ", device="cpu")
+    assert re.search(r"no permission to read .*energy_uj \(an administrator.*AUTOMC_WATTS=12\.5", fault)
 
 
 def test_a_search_within_a_stated_power_is_labelled_predicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

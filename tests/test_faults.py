@@ -66,8 +66,7 @@ def test_the_defaults_have_no_faults() -> None:
         ({"budget": ()}, "No budget was given"),
         (
             {"budget": ("30mJ",)},
-            "The device 'cpu' has no energy figures, so it cannot hold a budget on them. Give a budget on latency (50ms), "
-            "size (4MB), MACs (20MMACs).",
+            "The device 'cpu' has no energy figures, so it cannot hold a budget on them. Energy cannot be measured: ",
         ),
         ({"budget": ("50ms", "50%energy"), "device": None}, "The device 'cpu' has no energy figures"),
         ({"profile": "banana"}, "profile 'banana' is not a duration"),

@@ -16,22 +16,16 @@ from automc.evaluate.inputs import Fault, check_data, check_inputs, check_match,
 from automc.evaluate.models import load_model
 from automc.evaluate.task import load_data, load_score
 from automc.execute.parallel import Parallel, check_room, local_cpus
-from automc.predict.targets import device_names, is_device, tells_energy
+from automc.predict.targets import device_names, is_device, tells_energy, why_no_energy
 from automc.registry import load, names
-from automc.units import METRIC_NAMES, METRICS, parse_duration
+from automc.units import METRIC_NAMES, parse_duration
 from automc.warm import find_start
 
 __all__ = ["Fault", "check_budget", "check_inputs", "find_faults", "find_setting_faults", "raise_faults"]
 
 _T = TypeVar("_T")
 _READING_BATCH = 64
-_NAMES = {"latency_s": "latency", "energy_j": "energy", "size_bytes": "size", "macs": "MACs"}
-_EXAMPLES = {
-    "latency_s": "latency (50ms)",
-    "energy_j": "energy (30mJ)",
-    "size_bytes": "size (4MB)",
-    "macs": "MACs (20MMACs)",
-}
+_OTHER_BUDGETS = "latency (50ms), size (4MB) or MACs (20MMACs)"
 
 
 FIDELITIES = ("auto", "on", "off")
@@ -147,21 +141,19 @@ def _objective_faults(objective: Sequence[str], device_name: str) -> list[Fault]
     if unknown:
         return [Fault.of(UnknownNameError("objective", name, METRIC_NAMES)) for name in unknown]
     if "energy" in objective and not tells_energy(device_name):
-        return [Fault(f"The device {device_name!r} has no energy figures.", "Leave --objective energy out.")]
+        why, remedy = why_no_energy(device_name)
+        wrong = f"The device {device_name!r} has no energy figures. {why}"
+        return [Fault(wrong, f"{remedy}, or leave --objective energy out.")]
     return []
 
 
 def check_budget(budget: Budget, device_name: str) -> list[Fault]:
-    """Limits on what the device cannot tell, so that nothing could be promised about them."""
-    known = METRICS if tells_energy(device_name) else ("latency_s", "size_bytes", "macs")
-    remedy = f"Give a budget on {', '.join(_EXAMPLES[metric] for metric in known)}."
-    return [
-        Fault(
-            f"The device {device_name!r} has no {_NAMES[metric]} figures, so it cannot hold a budget on them.", remedy
-        )
-        for metric in budget.metrics
-        if metric not in known
-    ]
+    """A limit on energy where the device cannot tell it, so that nothing could be promised about it; with the reason."""
+    if budget.limit("energy_j") is None or tells_energy(device_name):
+        return []
+    why, remedy = why_no_energy(device_name)
+    wrong = f"The device {device_name!r} has no energy figures, so it cannot hold a budget on them. {why}"
+    return [Fault(wrong, f"{remedy}, or give a budget on {_OTHER_BUDGETS}.")]
 
 
 def raise_faults(faults: Sequence[Fault]) -> None:

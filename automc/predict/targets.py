@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from automc import registry
 from automc.devices.device import ON_GPU, ON_PROCESSOR, Capabilities, Device
-from automc.devices.energy import find_meter, stated_watts
+from automc.devices.energy import WATTS, find_meter, stated_watts
 from automc.devices.ssh import Ssh
 from automc.devices.unmeasured import Unmeasured
 from automc.errors import AutomcError, InputError, MissingError, PluginError, UnknownNameError
 from automc.predict.device_file import DeviceFile, known_devices
 
-__all__ = ["Recorded", "device_measures", "device_names", "is_device", "open_device", "tells_energy"]
+__all__ = ["Recorded", "device_measures", "device_names", "is_device", "open_device", "tells_energy", "why_no_energy"]
 
 _PARTS = [name for name in vars(Device) if not name.startswith("_")]
 _ANOTHER = "`automc --debug ...` shows where; --device takes another."
@@ -73,6 +73,11 @@ def tells_energy(text: str) -> bool:
         return True
     unknown = here or text.startswith("ssh:") or text in _off_board()
     return not unknown or stated_watts() is not None
+
+
+def why_no_energy(text: str) -> tuple[str, str]:
+    """Of a device that does not tell energy: a sentence that says why, and the beginning of one that says how it would."""
+    return find_meter(text)[1], f"State the power above idle that an inference takes ({WATTS}=12.5)"
 
 
 def device_measures(device: Device) -> bool:
