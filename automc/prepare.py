@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -43,7 +44,7 @@ from automc.tables import Tables
 from automc.trace import Traced
 from automc.trial import Cost
 
-__all__ = ["Clock", "Prepared", "exactly", "prepare"]
+__all__ = ["CALIBRATION_SAMPLES", "Clock", "Prepared", "export_dense", "exactly", "prepare"]
 
 CALIBRATION_SAMPLES = 1024
 RANGE_SAMPLES = 128
@@ -144,9 +145,8 @@ def prepare(
     batches = [tuple(t[i : i + 64] for t in inputs) for i in range(0, count, 64)]
     for name in diagonal_layers(traced.graph):
         observer.message(f"{name} reads too much for a full covariance: only its diagonal is kept.")
-    dense = export_float(traced.model, example)
+    dense = export_dense(traced, example, inputs, device)
     dense_onnx = dense.SerializeToString()
-    verify_dense(device.session(dense_onnx), traced.model, _spread(inputs, batch_size))
     logits = outputs_are_logits(data, score, traced.model(*example))
     pruning = pruning or Pruning(seed=seed)
     evidence = Evidence(traced, inputs, logits=logits, seed=seed)
@@ -246,6 +246,19 @@ def _watts(joules: Joules, dense_onnx: bytes, observer: Observer) -> float:
 def _builder(device: Device, example: Sequence[Tensor]) -> Callable[[nn.Module], bytes]:
     reduce_range, integers = device.capabilities().reduce_range, not isinstance(device, Simulated)
     return lambda model: build_onnx(model, example, reduce_range=reduce_range, integers=integers)
+
+
+def export_dense(
+    traced: Traced, example: Sequence[Tensor], inputs: Sequence[Tensor], device: Device
+) -> onnx.ModelProto:
+    """The dense model as ONNX for batches of the size of `example`; what it computes is compared with the model's on some of `inputs`.
+
+    Raises:
+        InputError: the model's code takes another way for them.
+    """
+    dense = export_float(traced.model, example)
+    verify_dense(device.session(dense.SerializeToString()), traced.model, _spread(inputs, len(example[0])))
+    return dense
 
 
 def _bytes(tensor: Tensor) -> bytes:

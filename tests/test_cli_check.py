@@ -8,8 +8,21 @@ import sys
 from pathlib import Path
 
 import pytest
+from small_data import write_npz, write_python
 
 from automc.cli.main import cli, main
+
+BRANCHING = """
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 16, 3), nn.Linear(16, 4)
+    def forward(self, x):
+        found = self.fc(self.conv(x).relu().mean((2, 3)))
+        return found if float(x.mean()) > 0.35 else 2 * found
+def build(): return Net()
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +77,18 @@ def test_check_says_what_a_search_would_work_with(capsys: pytest.CaptureFixture[
     shown = capsys.readouterr().out
     assert "22 layers" in shown
     assert all(f"  {name}: " in shown for name, _reason in offered["left_alone"])
+
+
+def test_control_flow_on_values_is_bad_input_and_leaves_no_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = write_python(tmp_path, BRANCHING)
+    options = ["--model", f"{model}:build", "--data", write_npz(tmp_path / "a.npz"), "--batch-size", "1"]
+    assert main(["check", *options]) == 2
+    assert "depends on the values of its input" in capsys.readouterr().err
+    assert main(["search", *options, "--budget", "60%", "--name", "one", "--quiet"]) == 2
+    assert "torch.where" in capsys.readouterr().err
+    assert not (tmp_path / "runs" / "one").exists()
 
 
 def test_check_ends_with_the_exit_code_of_what_is_missing(tmp_path: Path) -> None:

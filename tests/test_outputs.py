@@ -21,7 +21,7 @@ from automc.calibrate import calibrate
 from automc.calling import bind_names, input_names, unbind
 from automc.compression.apply import Stitcher
 from automc.devices.cpu import Cpu
-from automc.errors import AutomcError, InputError
+from automc.errors import InputError
 from automc.evaluate.accuracy import Deployed, gather
 from automc.evaluate.data import Data, TensorSplit, call_model, inputs_of, names_of, targets_of
 from automc.evaluate.divergence import distillation_loss, divergence
@@ -324,7 +324,7 @@ def test_control_flow_on_values_is_found_before_a_search() -> None:
     model, ones = Branching().eval(), torch.ones(2, 3)
     session = Cpu().session(build_onnx(model, (ones,), reduce_range=False))
     verify_dense(session, model, [(ones,), (2 * ones,)])
-    with pytest.raises(AutomcError, match="depends on the values of its input"):
+    with pytest.raises(InputError, match="depends on the values of its input"):
         verify_dense(session, model, [(ones,), (-ones,)])
 
 

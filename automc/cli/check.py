@@ -65,16 +65,23 @@ def _faults(fields: Mapping[str, Any]) -> list[Fault]:
 
 
 def _offer(fields: Mapping[str, Any]) -> Offer:
+    from automc.devices.cpu import Cpu
+    from automc.evaluate.accuracy import gather
     from automc.evaluate.models import load_model
     from automc.evaluate.task import load_data
     from automc.offer import offer
     from automc.predict.targets import open_device
+    from automc.prepare import CALIBRATION_SAMPLES, exactly, export_dense
 
     model = load_model(fields["model"], Path(fields["weights"]) if fields["weights"] else None)
-    data = load_data(fields["data"], _batch_size(fields), fields["seed"])
+    batch_size = _batch_size(fields)
+    data = load_data(fields["data"], batch_size, fields["seed"])
     device = open_device(fields["device"], fields["threads"])
     example = [tensor[:SAMPLES] for tensor in data.example()]
-    return offer(model, example, device, space=fields["space"], names=data.input_names)
+    offered = offer(model, example, device, space=fields["space"], names=data.input_names)
+    inputs = gather(data.calibration, CALIBRATION_SAMPLES)
+    export_dense(offered.traced, exactly(inputs, batch_size), inputs, Cpu())  # as a search will, wherever it deploys
+    return offered
 
 
 def _batch_size(fields: Mapping[str, Any]) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from automc.compression.quantize import quantized_layers
 from automc.devices.device import Session
-from automc.errors import AutomcError
+from automc.errors import AutomcError, InputError
 from automc.outputs import tensors_of
 
 __all__ = ["FLOAT_TOLERANCE", "INTEGER_TOLERANCE", "relative_error", "verify", "verify_dense"]
@@ -45,14 +45,14 @@ def verify_dense(session: Session, model: nn.Module, batches: Iterable[Sequence[
     """Whether the exported dense model follows the PyTorch model on other inputs than the one that it was exported with.
 
     Raises:
-        AutomcError: it does not: the model's code takes another way for them.
+        InputError: it does not: the model's code takes another way for them.
     """
     for inputs in batches:
         with torch.inference_mode():
             expected = model(*inputs)
         error = relative_error([torch.from_numpy(a) for a in session.run(*(t.numpy() for t in inputs))], expected)
         if not error <= FLOAT_TOLERANCE:
-            raise AutomcError(
+            raise InputError(
                 f"The exported model differs from the PyTorch model by {error:.2g} of its outputs on calibration inputs: what the "
                 "model's code does depends on the values of its input, and an export keeps the way that it took once.",
                 remedy="Write the branches and loops over values without Python's if and for (torch.where, fixed lengths), or give "
