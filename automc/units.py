@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["METRIC_NAMES", "METRICS", "format_quantity", "format_value", "parse_duration", "parse_quantity"]
+__all__ = [
+    "METRIC_NAMES",
+    "METRICS",
+    "format_limit",
+    "format_quantity",
+    "format_range",
+    "format_value",
+    "parse_duration",
+    "parse_quantity",
+]
 
 METRICS = ("latency_s", "energy_j", "size_bytes", "macs")
 METRIC_NAMES = {"latency": "latency_s", "energy": "energy_j", "size": "size_bytes", "macs": "macs"}
@@ -19,7 +28,10 @@ _UNITS: dict[str, tuple[str, float]] = {
     "min": ("latency_s", 60.0),
     "m": ("latency_s", 60.0),
     "h": ("latency_s", 3600.0),
+    "pj": ("energy_j", 1e-12),
+    "nj": ("energy_j", 1e-9),
     "uj": ("energy_j", 1e-6),
+    "µj": ("energy_j", 1e-6),
     "mj": ("energy_j", 1e-3),
     "j": ("energy_j", 1.0),
     "b": ("size_bytes", 1.0),
@@ -36,8 +48,8 @@ _UNITS: dict[str, tuple[str, float]] = {
 }
 _QUANTITY = re.compile(r"\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)\s*([a-zA-Zµ]+)\s*")
 _SCALES: dict[str, tuple[tuple[float, str], ...]] = {
-    "latency_s": ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")),
-    "energy_j": ((1.0, "J"), (1e-3, "mJ"), (1e-6, "µJ")),
+    "latency_s": ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns")),
+    "energy_j": ((1.0, "J"), (1e-3, "mJ"), (1e-6, "µJ"), (1e-9, "nJ"), (1e-12, "pJ")),
     "size_bytes": ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")),
     "macs": ((1e9, "GMACs"), (1e6, "MMACs"), (1e3, "kMACs"), (1.0, "MACs")),
 }
@@ -76,6 +88,23 @@ def format_quantity(metric: str, value: float) -> str:
     """Render a value of a metric for people, with its unit: ("latency_s", 0.0431) -> "43.1 ms"."""
     number, unit = format_value(metric, value)
     return f"{number} {unit}"
+
+
+def format_limit(metric: str, value: float) -> str:
+    """A limit that `value` holds, for people to give: rounded up, so that what is printed is enough when it is typed back."""
+    number, unit = format_value(metric, value)
+    digits = len(number.partition(".")[2])
+    while parse_quantity(f"{number}{unit}")[1] < value:
+        number = f"{float(number) + 10**-digits:.{digits}f}"
+    return f"{number} {unit}"
+
+
+def format_range(metric: str, low: float, high: float, around: float) -> str:
+    """A range in the unit that suits what lies in it: ("latency_s", 0.0428, 0.0435, 0.0431) -> "42.8 to 43.5 ms"."""
+    number, unit = format_value(metric, around)
+    factor = next(factor for factor, name in _SCALES[metric] if name == unit)
+    digits = len(number.partition(".")[2])
+    return f"{low / factor:.{digits}f} to {high / factor:.{digits}f} {unit}"
 
 
 def format_value(metric: str, value: float) -> tuple[str, str]:

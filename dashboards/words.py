@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from automc.policy import LowRank, Policy, Prune, Quantize, Sparsify
 from automc.result import Finalist, Summary
 from automc.trial import Cost
-from automc.units import format_quantity, format_value
+from automc.units import format_limit, format_quantity, format_range
 
 __all__ = [
     "METRIC_NAMES",
@@ -24,7 +24,6 @@ __all__ = [
 ]
 
 METRIC_NAMES = {"latency_s": "latency", "energy_j": "energy", "size_bytes": "size", "macs": "MACs"}
-_SECONDS = {"s": 1.0, "ms": 1e3, "µs": 1e6}
 
 
 def is_share(summary: Summary) -> bool:
@@ -65,10 +64,7 @@ def interval(cost: Cost) -> str:
     """A latency's 95 % interval in the unit that suits the latency: 42.8 to 43.5 ms."""
     if cost.latency_s is None or cost.latency_interval_s is None or cost.source.get("latency_s") == "simulated":
         return "–"
-    number, unit = format_value("latency_s", cost.latency_s)
-    digits = len(number.partition(".")[2])
-    low, high = (f"{end * _SECONDS[unit]:.{digits}f}" for end in cost.latency_interval_s)
-    return f"{low} to {high} {unit}"
+    return format_range("latency_s", *cost.latency_interval_s, around=cost.latency_s)
 
 
 def verdict(summary: Summary) -> str:
@@ -117,5 +113,5 @@ def _nearest(summary: Summary) -> str:
         return ""
     cost = summary.smallest.cost
     upper = {metric: cost.latency_upper_s if metric == "latency_s" else cost.get(metric) for metric in summary.limits}
-    costs = " and ".join(known(metric, value) for metric, value in upper.items())
+    costs = " and ".join("–" if value is None else format_limit(metric, value) for metric, value in upper.items())
     return f" The nearest that was {summary.smallest.source()} needs {costs}: relax the budget to that, or widen the search space."

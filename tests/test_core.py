@@ -14,7 +14,7 @@ from automc.pareto import front, hypervolume, knee
 from automc.policy import LowRank, Policy, Prune, Quantize
 from automc.space import Domain, SearchSpace
 from automc.trial import Cost, Trial
-from automc.units import format_quantity, parse_quantity
+from automc.units import METRICS, format_limit, format_quantity, parse_quantity
 
 POLICY = Policy.of([("a", Prune(4)), ("a", Quantize(8, 8)), ("b", LowRank(16, "tucker"))])
 
@@ -24,6 +24,7 @@ POLICY = Policy.of([("a", Prune(4)), ("a", Quantize(8, 8)), ("b", LowRank(16, "t
     [
         ("50ms", "latency_s", 0.05), (" 1.5 s ", "latency_s", 1.5), ("30mJ", "energy_j", 0.03), ("2MB", "size_bytes", 2e6),
         ("4KiB", "size_bytes", 4096), ("20MMACs", "macs", 2e7), ("1e3us", "latency_s", 1e-3), ("2m", "latency_s", 120),
+        ("40ns", "latency_s", 4e-8), ("5 nJ", "energy_j", 5e-9), ("7pJ", "energy_j", 7e-12),
     ],
 )  # fmt: skip
 def test_quantities_are_read_in_si_units(text: str, metric: str, value: float) -> None:
@@ -32,10 +33,23 @@ def test_quantities_are_read_in_si_units(text: str, metric: str, value: float) -
 
 @pytest.mark.parametrize(
     ("metric", "value", "text"),
-    [("latency_s", 0.0431, "43.1 ms"), ("size_bytes", 1094438, "1.09 MB"), ("macs", 40.8e6, "40.8 MMACs"), ("latency_s", 0.0, "0.00 µs")],
+    [("latency_s", 0.0431, "43.1 ms"), ("size_bytes", 1094438, "1.09 MB"), ("macs", 40.8e6, "40.8 MMACs"), ("latency_s", 0.0, "0.00 ns"),
+     ("latency_s", 8.7e-10, "0.87 ns"), ("energy_j", 3.14e-9, "3.14 nJ"), ("energy_j", 4.2e-11, "42.0 pJ")],
 )  # fmt: skip
 def test_quantities_are_shown_in_units_that_suit_them(metric: str, value: float, text: str) -> None:
     assert format_quantity(metric, value) == text
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_suggested_limit_is_enough_when_it_is_typed_back(metric: str) -> None:
+    assert format_limit("latency_s", 0.0431) == "43.1 ms"
+    assert format_limit("latency_s", 0.04312) == "43.2 ms"
+    assert format_limit("size_bytes", 999.96e3) == "1000.0 kB"
+    assert format_limit("energy_j", 1e-15) == "0.01 pJ"
+    rng = np.random.default_rng(0)
+    for value in 10 ** rng.uniform(-9, 3, 200):
+        limit = parse_quantity(format_limit(metric, value))[1]
+        assert value <= limit <= 1.02 * max(value, 1.0 if metric in ("size_bytes", "macs") else 0.0)
 
 
 @pytest.mark.parametrize("text", ["50 parsecs", "fast", "ms", "", "0ms", "-3ms", "0%", "nan%", "60%speed", "1e999ms"])

@@ -164,6 +164,7 @@ def test_numbers_carry_their_units() -> None:
     cost = Cost(latency_s=0.0431, latency_interval_s=(0.0428, 0.0435))
     assert text.latency(cost) == "43.1 ms (42.8 to 43.5)"
     assert text.latency(Cost(latency_s=0.0431)) == "43.1 ms"
+    assert text.interval(Cost(latency_s=8.7e-7, latency_interval_s=(8.61e-7, 8.84e-7))) == "861.0 to 884.0 ns"
     assert text.latency(Cost()) == text.quantity("macs", None) == text.relative(None, 1.0) == "–"
     assert text.relative(0.1, 0.047) == "-53 %"
     assert text.score("accuracy", 0.9889) == "98.89 %"

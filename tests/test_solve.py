@@ -63,6 +63,15 @@ def test_a_budget_out_of_reach_names_the_nearest(recorded: RunDir, capsys: pytes
     assert not (recorded.path / "solved").exists()
 
 
+def test_the_limit_that_is_suggested_is_enough(recorded: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["solve", "--run", "one", "--json", "--no-certify", "--budget"]
+    assert main([*arguments, "1ms"]) == 3
+    suggested = json.loads(capsys.readouterr().out)["error"]["message"].partition("estimated at ")[2].rstrip(".")
+    assert main([*arguments, suggested]) == 0
+    assert main(["explain", "--run", "one", "--budget", "1ms"]) == 0
+    assert f"Relax latency to {suggested}" in capsys.readouterr().out
+
+
 def test_a_budget_that_the_dense_model_holds_needs_no_device(
     recorded: RunDir, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -94,5 +94,14 @@ def test_each_limit_carries_its_own_source() -> None:
     assert any("30.0 mJ as predicted" in line for line in budget_lines(both))
 
 
+def test_what_the_nearest_takes_is_enough_when_it_is_given_as_the_budget() -> None:
+    summary = make_summary(reached=False)
+    assert summary.smallest is not None
+    cost = Cost(latency_s=0.0540, latency_interval_s=(0.0530, 0.05412), source={"latency_s": "measured"})
+    summary = dataclasses.replace(summary, smallest=dataclasses.replace(summary.smallest, cost=cost))
+    assert "The nearest takes 54.2 ms instead of 50.0 ms." in budget_lines(summary)
+    assert "needs 54.2 ms: relax the budget to that" in words.verdict(summary)
+
+
 def _as_trials(summary: Summary) -> list[Trial]:
     return [Trial(900 + i, f.policy, f.cost, f.validation, stage="finalist") for i, f in enumerate(summary.finalists)]

@@ -19,7 +19,7 @@ from automc.explaining import Explained, LimitState, Reason, explain_policy
 from automc.policy import Policy
 from automc.result import Summary
 from automc.rundir import RunDir
-from automc.units import METRICS, format_quantity
+from automc.units import METRICS, format_limit, format_quantity
 
 __all__ = ["explain"]
 
@@ -137,7 +137,7 @@ def _relax_lines(explained: Explained, budget: Budget) -> Iterator[str]:
         return
     yield f"Nothing that the run's tables know of holds {budget}."
     if explained.relax:
-        to = " and ".join(f"{_TITLES[m]} to {format_quantity(m, value)}" for m, value in explained.relax.items())
+        to = " and ".join(f"{_TITLES[m]} to {format_limit(m, value)}" for m, value in explained.relax.items())
         yield f"Relax {to}, or search with a wider --space."
 
 

@@ -27,7 +27,7 @@ from automc.errors import BudgetUnreachableError, InputError
 from automc.result import Finalist
 from automc.rundir import RunDir
 from automc.solver import Answer
-from automc.units import METRIC_NAMES, METRICS, format_quantity, format_value, parse_duration
+from automc.units import METRIC_NAMES, METRICS, format_limit, format_quantity, format_value, parse_duration
 
 if TYPE_CHECKING:
     from automc.resolve import Resolved
@@ -113,7 +113,7 @@ def _answer(known: Known, budget: Budget) -> Answer:
         priced = {metric for anchor in known.tables.anchors for metric in anchor.changed} if known.tables else set()
         missing = " and ".join(metric for metric in budget.metrics if metric not in priced)
         raise InputError(f"The run's tables do not price {missing}.", remedy=f"They price {', '.join(sorted(priced))}.")
-    costs = " and ".join(format_quantity(limit.metric, nearest.costs[limit.metric]) for limit in budget)
+    costs = " and ".join(format_limit(limit.metric, nearest.costs[limit.metric]) for limit in budget)
     raise BudgetUnreachableError(
         f"Nothing the run knows of holds {budget}; the nearest is estimated at {costs}.",
         remedy="Relax the budget to that, or search with a wider --space. `automc explain` says what limits it.",

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from automc.cli import text
 from automc.result import Finalist, Summary, has_interval
-from automc.units import format_quantity
+from automc.units import format_limit, format_quantity
 
 __all__ = ["budget_lines", "heading", "result_table"]
 
@@ -106,7 +106,7 @@ def _unreachable(summary: Summary, limits: str) -> Iterator[str]:
     if summary.smallest is None:
         return
     exceeded = [
-        f"{format_quantity(metric, value)} instead of {format_quantity(metric, limit)}"
+        f"{format_limit(metric, value)} instead of {format_quantity(metric, limit)}"
         for metric, limit in summary.limits.items()
         if (value := _upper(summary.smallest, metric)) is not None and value > limit
     ]

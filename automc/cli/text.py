@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from automc.trial import Cost
-from automc.units import format_quantity, format_value
+from automc.units import format_quantity, format_range
 
 __all__ = ["NOTHING", "duration", "interval", "known", "latency", "quantity", "relative", "score", "score_change"]
 
@@ -45,11 +45,7 @@ def interval(cost: Cost) -> str:
     """The interval of a latency, in the unit that suits the latency: 42.8 to 43.5 ms."""
     if cost.latency_s is None or cost.latency_interval_s is None:
         return NOTHING
-    number, unit = format_value("latency_s", cost.latency_s)
-    scale = {"s": 1.0, "ms": 1e3, "µs": 1e6}[unit]
-    digits = len(number.partition(".")[2])
-    low, high = (f"{scale * end:.{digits}f}" for end in cost.latency_interval_s)
-    return f"{low} to {high} {unit}"
+    return format_range("latency_s", *cost.latency_interval_s, around=cost.latency_s)
 
 
 def relative(before: float | None, after: float | None) -> str:
