@@ -47,7 +47,7 @@ class Budget:
         """Read one or several limits, such as `Budget.parse("60%", "4MB")`.
 
         Raises:
-            BudgetSyntaxError: not a number with a known unit, zero or below, 100 % or more of nothing, or no text at all.
+            BudgetSyntaxError: not a number with a known unit, one of several units, zero or below, not finite, or no text at all.
             InputError: two limits on the same metric.
         """
         limits = tuple(_parse_limit(text) for text in texts)
@@ -110,11 +110,19 @@ def _parse_limit(text: str) -> Limit:
         metric, value = parse_quantity(text)
     except ValueError:
         raise BudgetSyntaxError(f"{text!r} is not a budget.", remedy=_EXAMPLES) from None
+    number = text.strip().removesuffix("M")
+    if number != text.strip():  # units are read in any case, and a capital M alone is seldom meant as minutes
+        raise BudgetSyntaxError(
+            f"{text!r} may be minutes, megabytes or millions of MACs.",
+            remedy=f"Write {number}min, {number}MB or {number}MMACs.",
+        )
     return _positive(text, Limit(metric, value))
 
 
 def _positive(text: str, limit: Limit) -> Limit:
-    if not (limit.value > 0 and math.isfinite(limit.value)):
+    if math.isinf(limit.value):
+        raise BudgetSyntaxError(f"The budget {text!r} is not finite.", remedy=_EXAMPLES)
+    if not limit.value > 0:
         raise BudgetSyntaxError(f"The budget {text!r} is not above zero.", remedy=_EXAMPLES)
     return limit
 

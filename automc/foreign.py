@@ -38,6 +38,11 @@ def read_foreign(data: Any, graph: LayerGraph) -> Policy:
         InputError: it is none of these, or its values are of the wrong kind, or nothing in it fits the model.
     """
     if isinstance(data, Sequence) and not isinstance(data, str) and data and all(isinstance(e, Mapping) for e in data):
+        if all("digest" in entry for entry in data):
+            raise InputError(
+                "The file is the front of a run, which names policies and does not hold them.",
+                remedy="Give the run, by its name or its folder.",
+            )
         data = {"config_list": data}
     if not isinstance(data, Mapping):
         raise InputError("The file holds no policy that is known here.", remedy=f"Name its contents: one of {_KEYS}.")
@@ -130,7 +135,7 @@ def from_channels(channels: Mapping[str, Any] | Sequence[Any], graph: LayerGraph
     """
     if not isinstance(channels, Mapping):
         channels = dict(zip(_channel_names(len(channels), graph), channels, strict=True))
-    values = {name: float(value) for name, value in channels.items()}
+    values = {name: _number(value) for name, value in channels.items()}
     if any(value > 1.0 for value in values.values()):
         values = {n: min(1.0, v / graph.layer[n].in_channels) for n, v in values.items() if n in graph.layer}
     return _pruned({name: _share(value) for name, value in values.items()}, graph, side="in")
@@ -180,14 +185,21 @@ def _of_length(count: int, options: Sequence[list[str]], what: str) -> list[str]
 
 def _pair(value: Any) -> tuple[int, int]:
     pair = list(value) if isinstance(value, (list, tuple)) else [value, value]
-    weight, activation = (FLOAT_BITS if int(one) == -1 else int(one) for one in pair)
-    if not (1 <= weight <= FLOAT_BITS and 1 <= activation <= FLOAT_BITS):
+    numbers = [_number(one) for one in pair]
+    if not all(number == -1 or (number.is_integer() and 1 <= number <= FLOAT_BITS) for number in numbers):
         raise ValueError(f"{value} is not a number of bits")
+    weight, activation = (FLOAT_BITS if number == -1 else int(number) for number in numbers)
     return weight, activation
 
 
+def _number(value: Any) -> float:
+    if isinstance(value, bool):
+        raise ValueError(f"{value} is not a number")
+    return float(value)
+
+
 def _share(value: Any) -> float:
-    share = float(value)
+    share = _number(value)
     if not 0.0 <= share <= 1.0:
         raise ValueError(f"{value} is not a share between 0 and 1")
     return share

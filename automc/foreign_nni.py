@@ -28,8 +28,8 @@ _SELECTING = ("op_names", "op_names_re", "op_partial_names", "op_types")
 
 def read_config_list(
     config: Sequence[Mapping[str, Any]], graph: LayerGraph
-) -> tuple[dict[str, float], dict[str, tuple[int, int]]]:
-    """Layer -> sparsity of its weights by output channels, and layer -> (weight, activation) bits.
+) -> tuple[dict[str, float], dict[str, tuple[Any, Any]]]:
+    """Layer -> sparsity of its weights by output channels, and layer -> (weight, activation) bits as they are written.
 
     Where entries share a ratio among layers (`total_sparsity`, `global_group_id`) each takes that ratio: how a pruner shared it is
     not in the list. Of several entries for a layer the last counts, and `exclude` takes it out.
@@ -38,7 +38,7 @@ def read_config_list(
         ValueError: an entry selects no layers by name or type.
     """
     sparsity: dict[str, float] = {}
-    bits: dict[str, tuple[int, int]] = {}
+    bits: dict[str, tuple[Any, Any]] = {}
     for entry in config:
         share, found = _sparsity(entry), _bits(entry)
         for name in _selected(entry, graph):
@@ -93,8 +93,8 @@ def _is_by_outputs(granularity: Any) -> bool:
     return bool(granularity) and granularity[0] == 1 and all(size == -1 for size in granularity[1:])
 
 
-def _bits(entry: Mapping[str, Any]) -> tuple[int, int] | None:
-    """(weight, activation) bits, None where an entry quantises nothing; of its activations those that a layer reads."""
+def _bits(entry: Mapping[str, Any]) -> tuple[Any, Any] | None:
+    """(weight, activation) bits as they are written, None where an entry quantises nothing; of its activations those that a layer reads."""
     if "quant_bits" in entry:
         return _bits_of_version_2(entry["quant_bits"], entry.get("quant_types") or ("weight", "input"))
     settings = _target_settings(entry)
@@ -105,9 +105,9 @@ def _bits(entry: Mapping[str, Any]) -> tuple[int, int] | None:
     return _width("weight", targets, settings, shortcut), _width("_input_", targets, settings, shortcut)
 
 
-def _bits_of_version_2(bits: Any, types: str | Sequence[str]) -> tuple[int, int]:
+def _bits_of_version_2(bits: Any, types: str | Sequence[str]) -> tuple[Any, Any]:
     each = bits if isinstance(bits, Mapping) else dict.fromkeys(("weight", "input", "output"), bits)
-    chosen = {kind: int(value) for kind, value in each.items() if kind in types}
+    chosen = {kind: value for kind, value in each.items() if kind in types}
     return chosen.get("weight", FLOAT_BITS), chosen.get("input", FLOAT_BITS)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from numbers import Integral
 from typing import Any, ClassVar, Literal, TypeVar
 
 from automc.errors import InputError
@@ -171,7 +172,7 @@ class Policy:
         """Read what `to_json` wrote. Only the specs of this file can appear: nothing in a policy file is executed.
 
         Raises:
-            InputError: another schema version, an unknown knob, or fields that do not fit it.
+            InputError: another schema version, an unknown knob, or fields or numbers that do not fit it.
         """
         if data.get("schema") != SCHEMA_VERSION:
             raise InputError(
@@ -186,7 +187,25 @@ class Policy:
                         f"{target!r} has the unknown knob {knob!r}.", remedy=f"Known: {', '.join(_KNOBS)}."
                     )
                 try:
-                    choices.append((target, _KNOBS[knob](**fields)))
-                except TypeError as error:
+                    choices.append((target, _KNOBS[knob](**_checked(fields))))
+                except (TypeError, ValueError) as error:
                     raise InputError(f"The {knob} of {target!r} cannot be read: {error}.") from error
         return cls.of(choices)
+
+
+_LEAST = {"keep": 1, "rank": 1, "weight_bits": 1, "activation_bits": 1, "group_size": 0}
+"""The whole numbers among the fields of specs."""
+
+
+def _checked(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a spec.
+
+    Raises:
+        ValueError: a count is not a whole number, or below the least that there is.
+    """
+    checked = dict(fields)
+    for name, least in _LEAST.items():
+        value = checked.get(name, least)
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+            raise ValueError(f"{name} is {value!r}, not a whole number of {least} or more")
+    return checked

@@ -46,7 +46,9 @@ _UNITS: dict[str, tuple[str, float]] = {
     "mmacs": ("macs", 1e6),
     "gmacs": ("macs", 1e9),
 }
-_QUANTITY = re.compile(r"\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)\s*([a-zA-Zµ]+)\s*")
+_MICRO, _MU = "\u00b5", "\u03bc"
+"""The micro sign, and the Greek letter that looks like it and that other keyboards type."""
+_QUANTITY = re.compile(rf"\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)\s*([a-zA-Z{_MICRO}{_MU}]+)\s*")
 _SCALES: dict[str, tuple[tuple[float, str], ...]] = {
     "latency_s": ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns")),
     "energy_j": ((1.0, "J"), (1e-3, "mJ"), (1e-6, "µJ"), (1e-9, "nJ"), (1e-12, "pJ")),
@@ -64,9 +66,10 @@ def parse_quantity(text: str) -> tuple[str, float]:
         ValueError: no number, no unit, or a unit that is not known; the message lists the units.
     """
     match = _QUANTITY.fullmatch(text)
-    if match is None or match[2].lower() not in _UNITS:
+    unit = "" if match is None else match[2].lower().replace(_MU, _MICRO)
+    if match is None or unit not in _UNITS:
         raise ValueError(f"{text!r} is not a number with a unit (known units: {', '.join(sorted(_UNITS))})")
-    metric, factor = _UNITS[match[2].lower()]
+    metric, factor = _UNITS[unit]
     return metric, float(match[1]) * factor
 
 

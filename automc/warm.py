@@ -44,17 +44,18 @@ class Start:
 
 
 def find_start(name: str, runs: str | Path) -> Path | RunDir:
-    """The file or the run that `--warm-start` names: a run in the folder `runs`, the path of one, or a JSON or YAML file.
+    """The file or the run that `--warm-start` names: a run in the folder `runs`, the path of one or of its front, or a JSON or YAML file.
 
     Raises:
         UnknownNameError: neither; carries the closest run.
         InputError: there is no such file, it is neither JSON nor YAML, or the run has no scored trials.
     """
     path = Path(name).expanduser()
-    if path.is_file():
+    is_front = path.name == "front.json" and RunDir(path.parent).exists()
+    if path.is_file() and not is_front:
         _contents(path)
         return path
-    here = RunDir(path)
+    here = RunDir(path.parent if is_front else path)
     if path.suffix in _FILES and not here.exists() and not RunDir(Path(runs) / name).exists():
         raise InputError(f"There is no file {name}.", remedy="Name a policy file that is there, or an earlier run.")
     run = here if here.exists() else RunDir.open(runs, name)

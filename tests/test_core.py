@@ -14,7 +14,7 @@ from automc.pareto import front, hypervolume, knee
 from automc.policy import LowRank, Policy, Prune, Quantize
 from automc.space import Domain, SearchSpace
 from automc.trial import Cost, Trial
-from automc.units import METRICS, format_limit, format_quantity, parse_quantity
+from automc.units import METRICS, format_limit, format_quantity, parse_duration, parse_quantity
 
 POLICY = Policy.of([("a", Prune(4)), ("a", Quantize(8, 8)), ("b", LowRank(16, "tucker"))])
 
@@ -24,7 +24,7 @@ POLICY = Policy.of([("a", Prune(4)), ("a", Quantize(8, 8)), ("b", LowRank(16, "t
     [
         ("50ms", "latency_s", 0.05), (" 1.5 s ", "latency_s", 1.5), ("30mJ", "energy_j", 0.03), ("2MB", "size_bytes", 2e6),
         ("4KiB", "size_bytes", 4096), ("20MMACs", "macs", 2e7), ("1e3us", "latency_s", 1e-3), ("2m", "latency_s", 120),
-        ("40ns", "latency_s", 4e-8), ("5 nJ", "energy_j", 5e-9), ("7pJ", "energy_j", 7e-12),
+        ("40ns", "latency_s", 4e-8), ("5 nJ", "energy_j", 5e-9), ("7pJ", "energy_j", 7e-12), ("50\u00b5s", "latency_s", 5e-5), ("50\u03bcs", "latency_s", 5e-5),
     ],
 )  # fmt: skip
 def test_quantities_are_read_in_si_units(text: str, metric: str, value: float) -> None:
@@ -50,6 +50,21 @@ def test_a_suggested_limit_is_enough_when_it_is_typed_back(metric: str) -> None:
     for value in 10 ** rng.uniform(-9, 3, 200):
         limit = parse_quantity(format_limit(metric, value))[1]
         assert value <= limit <= 1.02 * max(value, 1.0 if metric in ("size_bytes", "macs") else 0.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("30M", r"may be minutes, megabytes or millions of MACs. Write 30min, 30MB or 30MMACs"),
+        (" 1.5 M ", r"Write 1.5 min, 1.5 MB or 1.5 MMACs"),
+        ("1e400ms", r"'1e400ms' is not finite"),
+        ("0ms", r"'0ms' is not above zero"),
+    ],
+)
+def test_a_budget_is_refused_for_its_own_reason(text: str, says: str) -> None:
+    with pytest.raises(BudgetSyntaxError, match=says):
+        Budget.parse(text)
+    assert parse_duration("10M") == 600.0  # there a capital means the same
 
 
 @pytest.mark.parametrize("text", ["50 parsecs", "fast", "ms", "", "0ms", "-3ms", "0%", "nan%", "60%speed", "1e999ms"])

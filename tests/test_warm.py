@@ -155,6 +155,14 @@ def test_channels_are_counts_or_shares_of_inputs_as_in_amc() -> None:
         ({"pruning_ratio_dict": ["a"]}, "cannot be read"),
         ({"bits": [8]}, "1 entries and the model 3 layers"),
         ({"bits": {"a": 64}}, "not a number of bits"),
+        ({"bits": {"a": 3.7}}, "3.7 is not a number of bits"),
+        ({"bits": {"a": [8, float("inf")]}}, "not a number of bits"),
+        ({"bits": {"a": True}}, "True is not a number"),
+        ({"pruning_ratio_dict": {"a": True}}, "True is not a number"),
+        ({"config_list": [{"op_names": ["a"], "quant_bits": 3.7, "quant_types": ["weight"]}]}, "not a number of bits"),
+        ([{"digest": "12", "number": 3, "score": 0.5}], "front of a run.*Give the run"),
+        ({"schema": 1, "choices": {"a": {"prune": {"keep": 0}}}}, "keep is 0, not a whole number of 1 or more"),
+        ({"schema": 1, "choices": {"a": {"prune": {"keep": 2.5}}}}, "keep is 2.5"),
         ({"config_list": [{"sparsity": 0.5}]}, "selects no layers"),
         ({"bits": {"elsewhere": 8}}, "no layer of this model"),
     ],
@@ -219,6 +227,9 @@ def test_a_run_gives_its_front_the_best_score_first(tmp_path: Path) -> None:
         run.append(Trial(number, policy, Cost(latency_s=seconds), score))
     run.close()
     assert read_start("old", tmp_path, GRAPH).policies == (policies[0], policies[2])
+    run.write_front(run.trials())
+    front = str(run.path / "front.json")
+    assert read_start(front, tmp_path, GRAPH).policies == (policies[0], policies[2])
 
 
 @pytest.mark.parametrize("suffix", [".json", ".yaml"])

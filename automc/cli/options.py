@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from automc.cli.complete import plug_in_names
 from automc.cli.recipe import read_recipe
-from automc.units import METRIC_NAMES, parse_quantity
+from automc.units import METRIC_NAMES, parse_duration
 
 __all__ = ["JOB_OPTIONS", "duration", "job_options", "settings", "worker_count"]
 
@@ -26,11 +26,9 @@ def duration(text: str) -> str:
     """
     stripped = text.strip()
     try:
-        metric, seconds = ("latency_s", 0.0) if stripped in ("0", "off", "none") else parse_quantity(stripped)
+        parse_duration(stripped)
     except ValueError:
-        metric, seconds = "", 0.0
-    if metric != "latency_s" or seconds < 0:
-        raise click.BadParameter(f"{text!r} is not a duration: write 90s, 10m or 1h; 0 is off")
+        raise click.BadParameter(f"{text!r} is not a duration: write 90s, 10m or 1h; 0 is off") from None
     return stripped
 
 
