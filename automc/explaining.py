@@ -97,10 +97,12 @@ def explain_policy(known: Known, policy: Policy, budget: Budget, left_alone: Seq
     """Explain a policy against a resolved budget.
 
     Args:
-        left_alone: the layers that no policy touches.
+        left_alone: the layers that are left alone, in all or in one knob.
     """
     tables = known.tables
     assert tables is not None
+    touched = {domain.target for domain in tables.domains}
+    untouched = [name for name in left_alone if name not in touched]
     codes = _codes(tables, policy)
     anchor = min(tables.anchors, key=lambda a: int((np.array(a.codes) != codes).sum()))
     value = _costs(known, policy) or anchor.cost
@@ -116,7 +118,7 @@ def explain_policy(known: Known, policy: Policy, budget: Budget, left_alone: Seq
         exact=exact,
         reachable=reachable,
         relax={} if reachable or nearest is None else _relaxed(budget, nearest.costs),
-        left_alone_share={name: share for name, share in tables.shares(policy).items() if name in left_alone},
+        left_alone_share={name: share for name, share in tables.shares(policy).items() if name in untouched},
     )
 
 
