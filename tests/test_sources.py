@@ -94,6 +94,14 @@ def test_each_limit_carries_its_own_source() -> None:
     assert any("30.0 mJ as predicted" in line for line in budget_lines(both))
 
 
+def test_what_the_predictor_does_not_know_by_measurement_is_told() -> None:
+    summary = make_summary()
+    [told] = [line for line in budget_lines(summary) if "classes that were measured" in line]
+    assert told.startswith("97 % of the dense latency is in kernels")
+    whole = dataclasses.replace(summary, predictor=dataclasses.replace(summary.predictor, coverage=0.999))
+    assert not [line for line in budget_lines(whole) if "classes that were measured" in line]
+
+
 def test_what_the_nearest_takes_is_enough_when_it_is_given_as_the_budget() -> None:
     summary = make_summary(reached=False)
     assert summary.smallest is not None

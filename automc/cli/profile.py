@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from automc.cli import text
 from automc.cli.options import JOB_OPTIONS, duration
 from automc.cli.report import print_json, stdout
 from automc.cli.screen import screen
@@ -179,7 +180,7 @@ def _say_few(few: Transfer, *, as_json: bool) -> None:
 def _say(known: DeviceFile, report: PredictorReport | None, *, as_json: bool) -> None:
     from automc.predict.words import learned
 
-    lines = [*learned(known), *([_trust(report)] if report else [])]
+    lines = [*learned(known), *(_trust(report) if report else [])]
     if as_json:
         print_json({"device": known.name, "path": str(known.path), "learned": lines})
         return
@@ -188,11 +189,12 @@ def _say(known: DeviceFile, report: PredictorReport | None, *, as_json: bool) ->
     stdout().print(f"The raw rounds: {known.path}", soft_wrap=True)
 
 
-def _trust(report: PredictorReport) -> str:
-    return (
+def _trust(report: PredictorReport) -> list[str]:
+    errors = (
         f"Predictions are off by {100 * report.mape:.1f} % on candidates and {100 * report.kernel_mape:.1f} % on kernels that"
         f" were held out; the timings themselves repeat to {100 * report.noise_floor:.1f} %."
     )
+    return [errors, *text.coverage(report)]
 
 
 def _dims(text: str) -> tuple[int, ...]:

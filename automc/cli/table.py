@@ -55,7 +55,7 @@ def budget_lines(summary: Summary) -> list[str]:
         f"Predicted latencies are off by {100 * report.mape:.1f} % on held-out models and {100 * report.kernel_mape:.1f} %"
         f" on held-out kernels; the measurements themselves repeat to {100 * report.noise_floor:.1f} %."
     )
-    return [*lines, *summary.notes]
+    return [*lines, *text.coverage(report), *summary.notes]
 
 
 def _heading(summary: Summary) -> str:

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from automc.result import PredictorReport
 from automc.trial import Cost
 from automc.units import format_quantity, format_range
 
-__all__ = ["NOTHING", "duration", "interval", "known", "latency", "quantity", "relative", "score", "score_change"]
+__all__ = [
+    "NOTHING",
+    "coverage",
+    "duration",
+    "interval",
+    "known",
+    "latency",
+    "quantity",
+    "relative",
+    "score",
+    "score_change",
+]
 
 NOTHING = "–"
 
@@ -53,6 +65,17 @@ def relative(before: float | None, after: float | None) -> str:
     if not before or after is None:
         return NOTHING
     return f"{100 * (after / before - 1):+.0f} %"
+
+
+def coverage(report: PredictorReport) -> list[str]:
+    """What a predictor knows the dense latency by, as a sentence where that is not all of it."""
+    share = f"{100 * report.coverage:.0f} %"
+    if share == "100 %":
+        return []
+    return [
+        f"{share} of the dense latency is in kernels of classes that were measured; the rest is priced by a wider class,"
+        " and less surely."
+    ]
 
 
 def duration(seconds: float) -> str:
