@@ -316,7 +316,10 @@ class Engine:
             self.observer.message(f"A {stage} could not be measured: {one.reason}", "warning")
             return Trial(number, policy, Cost(), state="failed", reason=one.reason, seconds=seconds, stage=stage)
         made = one.finalist
-        return Trial(number, policy, made.cost, made.validation, seconds=seconds, stage=stage, worth=made.worth)
+        return Trial(
+            number, policy, made.cost, made.validation, seconds=seconds, stage=stage, worth=made.worth,
+            before_recovery=made.before_recovery,
+        )  # fmt: skip
 
     def _recovery_s(self) -> float:
         """Seconds for all of recovery."""

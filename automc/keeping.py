@@ -39,7 +39,10 @@ def keep(
     trials = folder.trials()
     finalist = new.finalist
     number = 1 + max((trial.number for trial in trials), default=-1)
-    trial = Trial(number, finalist.policy, finalist.cost, finalist.validation, stage="recovered")
+    trial = Trial(
+        number, finalist.policy, finalist.cost, finalist.validation, stage="recovered",
+        before_recovery=finalist.before_recovery,
+    )  # fmt: skip
     folder.write_model(finalist, new.onnx, pack(new.candidate.model))
     folder.append(trial)
     others = [f for f in summary.finalists if (f.policy, f.stage) != (finalist.policy, finalist.stage)]

@@ -298,7 +298,10 @@ class Run:
 
 
 def _before_recovery(known: Sequence[Trial], policy: Policy) -> tuple[float, float | None] | None:
-    """The validation score of a policy as it was measured before it was trained; its test score is not in the journal."""
+    """The scores of a policy before it was trained; of a record by an earlier version the validation score alone."""
+    noted = [t.before_recovery for t in known if t.policy == policy and t.before_recovery is not None]
+    if noted:
+        return noted[-1]
     measured = [t.score for t in known if t.policy == policy and t.stage == "finalist" and t.score is not None]
     return (measured[-1], None) if measured else None
 

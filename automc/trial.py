@@ -107,6 +107,8 @@ class Trial:
     samples: int | None = None
     """How many samples the score was estimated from when the merit of trials that cost no more had beaten it; None where all were run."""
     worth: float | None = None
+    before_recovery: tuple[float, float | None] | None = None
+    """The (validation, test) score that the policy's model had before it was recovered; None of trials that were not."""
 
     def __post_init__(self) -> None:
         scored = self.score is not None and not math.isnan(self.score)
@@ -135,6 +137,7 @@ class Trial:
             "ended": None if self.ended is None else round(self.ended, 3),
             "stage": self.stage,
             "samples": self.samples,
+            **({"before_recovery": list(self.before_recovery)} if self.before_recovery else {}),
             "policy": self.policy.to_json(),
         }
 
@@ -146,6 +149,7 @@ class Trial:
             InputError: a policy of another schema.
             KeyError: a field is missing.
         """
+        before = data.get("before_recovery")
         return cls(
             number=data["number"],
             policy=Policy.from_json(data["policy"]),
@@ -158,4 +162,5 @@ class Trial:
             ended=data.get("ended"),
             stage=data["stage"],
             samples=data.get("samples"),
+            before_recovery=(before[0], before[1]) if before else None,
         )

@@ -186,3 +186,9 @@ def test_an_unknown_name_carries_the_closest_one() -> None:
     assert error.closest == "ilp"
     assert "Did you mean 'ilp'?" in str(error)
     assert error.exit_code == 2
+
+
+@pytest.mark.parametrize("before", [None, (0.9, 0.8), (0.9, None)])
+def test_a_trial_keeps_what_its_model_scored_before_recovery(before: tuple[float, float | None] | None) -> None:
+    trial = Trial(0, POLICY, Cost(), 0.95, stage="recovered", before_recovery=before)
+    assert Trial.from_json(json.loads(json.dumps(trial.to_json()))) == trial

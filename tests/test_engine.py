@@ -151,11 +151,18 @@ def test_a_finished_search_is_not_searched_again(
 ) -> None:
     _, folder = finished
     before = [trial for trial in RunDir(folder).trials() if trial.stage == "search"]
+    scores = before_recovery(finished[0].summary)
     monkeypatch.delattr("automc.prepare.sensitivities")  # the losses of single choices are those of the first attempt
-    compress(folder.parent, recover="0")
+    again = before_recovery(compress(folder.parent, recover="0").summary)
+    assert again
+    assert again.items() <= scores.items()
     after = [trial for trial in RunDir(folder).trials() if trial.stage == "search"]
     assert after[: len(before)] == before
     assert len({trial.policy.digest for trial in after}) == len(after)
+
+
+def before_recovery(summary: Summary) -> dict[automc.Policy, object]:
+    return {f.policy: f.before_recovery for f in summary.finalists if f.stage == "recovered"}
 
 
 def test_another_search_under_the_same_name_is_refused(finished: tuple[automc.Compressed, Path]) -> None:
