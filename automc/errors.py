@@ -34,19 +34,25 @@ class AutomcError(Exception):
     """Base of all errors that automc raises on purpose.
 
     Attributes:
-        remedy: one sentence that says what to do next; empty when the message already says it.
+        remedy: one sentence that says what to do next; empty when the message already says it. A message before it ends in a full stop.
         exit_code: what the CLI returns.
     """
 
     exit_code = 1
 
     def __init__(self, message: str, *, remedy: str = "") -> None:
-        super().__init__(message)
+        super().__init__(_ended(message) if remedy else message)
         self.remedy = remedy
 
     def __str__(self) -> str:
         message = super().__str__()
         return f"{message} {self.remedy}" if self.remedy else message
+
+
+def _ended(message: str) -> str:
+    """The message with a full stop, which what it quotes of other libraries often lacks, so that a remedy can follow."""
+    last = message.rstrip().rstrip("'\"`)")[-1:]
+    return message if last in tuple(".!?:,;\u2026") else f"{message.rstrip()}."
 
 
 class InputError(AutomcError):

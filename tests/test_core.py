@@ -192,3 +192,21 @@ def test_an_unknown_name_carries_the_closest_one() -> None:
 def test_a_trial_keeps_what_its_model_scored_before_recovery(before: tuple[float, float | None] | None) -> None:
     trial = Trial(0, POLICY, Cost(), 0.95, stage="recovered", before_recovery=before)
     assert Trial.from_json(json.loads(json.dumps(trial.to_json()))) == trial
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("It wanted 3 channels", "It wanted 3 channels. Check."),
+        ("There is no 'a.b'", "There is no 'a.b'. Check."),
+        ("It failed (see above.)", "It failed (see above.) Check."),
+        ("It failed: no such name\n", "It failed: no such name. Check."),
+        ("It is wrong.", "It is wrong. Check."),
+        ("Really?", "Really? Check."),
+    ],
+)
+def test_a_remedy_follows_a_sentence_that_has_ended(message: str, shown: str) -> None:
+    error = InputError(message, remedy="Check.")
+    assert str(error) == shown
+    assert Exception.__str__(error) + " Check." == shown
+    assert str(InputError(message)) == message
