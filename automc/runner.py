@@ -13,12 +13,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from automc import __version__, registry
 from automc.budget import Budget
 from automc.certify import Candidate, Certified
 from automc.engine import Engine
 from automc.errors import AutomcError, InputError
 from automc.evaluate.models import model_digest
+from automc.evaluate.task import guess_warning
 from automc.execute.parallel import Executors
 from automc.export.torch_export import build_pt2
 from automc.joules import predicted_by
@@ -118,6 +121,7 @@ class Run:
             trained=self._trained(folder, prepared, known),
         )  # fmt: skip
         limits = {limit.metric: limit.value for limit in engine.standing.limits}
+        self._doubt(prepared, engine.dense.validation)
         tracker.set_reference(engine.dense.cost, engine.dense.validation, limits)
         noting.reference(Reference(engine.dense, limits, self.task.score.name))
         folder.write_tables(tabulate(prepared, prepared.predictor, [Policy()]))
@@ -138,6 +142,13 @@ class Run:
         folder.add_trainings(curves(folder.checkpoints))
         shutil.rmtree(folder.checkpoints, ignore_errors=True)
         self._hand_over(folder, tracker, engine, prepared, clock)
+
+    def _doubt(self, prepared: Prepared, validation: float) -> None:
+        """Warn, before anything is searched, of a dense model that is no better than guessing."""
+        with torch.inference_mode():
+            returned = prepared.traced.model(*prepared.example)
+        if warning := guess_warning(self.task.score, validation, returned):
+            self.observer.message(warning, "warning")
 
     def _tables(self, folder: RunDir) -> Tables | None:
         """What an earlier attempt knew: agents start from the same losses, or a resumed search would end elsewhere."""

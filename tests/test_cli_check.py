@@ -7,11 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from small_data import write_npz, write_python
 
 from automc.cli.main import cli, main
 
+GUESSING = """
+from torch import nn
+def build():
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
+    net[4].bias.data[0] = 100.0  # class 0, which no label names
+    return net
+"""
 BRANCHING = """
 from torch import nn
 class Net(nn.Module):
@@ -86,9 +94,18 @@ def test_control_flow_on_values_is_bad_input_and_leaves_no_folder(
     options = ["--model", f"{model}:build", "--data", write_npz(tmp_path / "a.npz"), "--batch-size", "1"]
     assert main(["check", *options]) == 2
     assert "depends on the values of its input" in capsys.readouterr().err
-    assert main(["search", *options, "--budget", "60%", "--name", "one", "--quiet"]) == 2
+    assert main(["search", *options, "--budget", "60%", "--name", "one", "--tracking-uri", "", "--quiet"]) == 2
     assert "torch.where" in capsys.readouterr().err
     assert not (tmp_path / "runs" / "one").exists()
+
+
+def test_a_search_doubts_a_dense_model_that_guesses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_npz(tmp_path / "a.npz", y=1 + np.arange(80) % 3)
+    model = f"{write_python(tmp_path, GUESSING)}:build"
+    options = ["--device", "eyeriss", "--budget", "60%", "--trials", "2", "--recover", "0", "--tracking-uri", ""]
+    assert main(["search", "--model", model, "--data", data, "--batch-size", "1", *options, "--quiet"]) == 0
+    shown = capsys.readouterr().err
+    assert shown.count("no more than guessing among its 4 classes") == 1
 
 
 def test_check_ends_with_the_exit_code_of_what_is_missing(tmp_path: Path) -> None:

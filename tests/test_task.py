@@ -14,7 +14,7 @@ from torch import Tensor
 from automc.errors import AutomcError, InputError, MissingError, UnknownNameError
 from automc.evaluate.arrays import IMAGENET_MEAN, IMAGENET_STD, crop_and_flip
 from automc.evaluate.data import SPLITS, Data, TensorSplit
-from automc.evaluate.task import accuracy, as_data, load_data, load_score
+from automc.evaluate.task import Score, accuracy, as_data, guess_warning, load_data, load_score
 
 LOADERS = """
 import torch
@@ -392,3 +392,15 @@ def test_a_score_may_be_a_tensor(tmp_path: Path) -> None:
 def test_a_score_that_is_no_function_is_refused() -> None:
     with pytest.raises(InputError, match="'f1' is not a score"):
         load_score("f1")
+
+
+def test_an_accuracy_that_guessing_would_reach_is_doubted() -> None:
+    top_1, logits = load_score(None), torch.zeros(2, 20)
+    assert "3.33 % of the validation samples right, no more than guessing among its 20 classes" in str(
+        guess_warning(top_1, 0.0333, logits)
+    )
+    assert guess_warning(top_1, 0.05, logits)
+    assert guess_warning(top_1, 0.0, {"logits": logits, "other": torch.zeros(2)})
+    assert guess_warning(top_1, 0.051, logits) is None
+    assert guess_warning(top_1, 1.0, torch.zeros(2, 1)) is None
+    assert guess_warning(Score("loss", lambda *_: -3.0), -3.0, logits) is None

@@ -16,7 +16,7 @@ from automc.evaluate.data import SPLITS, Data, Split, TensorSplit, call_model, i
 from automc.evaluate.functions import call, is_function, load_function
 from automc.outputs import logits_of
 
-__all__ = ["Data", "Score", "Split", "TensorSplit", "accuracy", "as_data", "inputs_of", "load_data", "load_score", "outputs_are_logits", "sample_count", "targets_of"]  # fmt: skip
+__all__ = ["Data", "Score", "Split", "TensorSplit", "accuracy", "as_data", "guess_warning", "inputs_of", "load_data", "load_score", "outputs_are_logits", "sample_count", "targets_of"]  # fmt: skip
 
 _KINDS = ("digits", "npz:FILE", "imagefolder:DIR", "cifar10:DIR", "file.py:function")
 _RETURNS = "Return (train, calibration, validation, test), a dictionary with those names, or (calibration, validation)."
@@ -109,6 +109,18 @@ def outputs_are_logits(data: Data, score: Callable[..., Any], returned: Any) -> 
         return False
     in_range = int(targets.min()) >= 0 and int(targets.max()) < outputs.shape[1]
     return outputs.ndim == 2 and targets.ndim == 1 and in_range
+
+
+def guess_warning(score: Callable[..., Any], value: float, returned: Any) -> str | None:
+    """A sentence where the built-in accuracy of the dense model, which returned such outputs, is no better than guessing."""
+    outputs = logits_of(returned) if getattr(score, "logits", False) else None
+    if outputs is None or outputs.ndim < 2 or outputs.shape[1] < 2 or value > 1.0 / outputs.shape[1]:
+        return None
+    return (
+        f"The dense model gets {100 * value:.2f} % of the validation samples right, no more than guessing among its"
+        f" {outputs.shape[1]} classes would: its weights and the data probably do not belong together. Check --weights, the order"
+        " of the classes, and that the inputs are normalised as in training."
+    )
 
 
 def _first_targets(data: Data) -> Any:
