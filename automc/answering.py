@@ -71,7 +71,7 @@ class Known:
         if tables is None:
             raise InputError(
                 f"The run {run.name!r} has no tables.json yet.",
-                remedy=f"`automc search {run.path / 'config.yaml'}` goes on with it.",
+                remedy=f"`{run.again}` goes on with it.",
             )
         if (run.path / "summary.json").is_file():
             return cls.of(run.summary(), trials, tables)

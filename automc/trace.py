@@ -139,7 +139,7 @@ def _run_and_record(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[dict
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in example)
         raise InputError(
             f"The model does not run on an input of shape {shapes}: {error}",
-            remedy="Check that --model and --data belong together.",
+            remedy="Check that the model and its inputs belong together.",
         ) from error
     finally:
         for hook in hooks:

@@ -203,7 +203,7 @@ def _lines(run: RunDir, known: Known, budget: Budget, resolved: Resolved) -> Ite
     if best is None:
         assert resolved.nearest is not None
         yield f"Nothing held {budget} as measured; the nearest takes {_costs(budget, resolved.nearest)}."
-        yield f"Relax the budget to that, or search for it: `automc search {run.path / 'config.yaml'} --budget ... --name ...`."
+        yield f"Relax the budget to that, or search for it: `{run.again} --budget ... --name ...`."
         return
     yield f"Measured: {_costs(budget, best)}, {score} {text.score(score, best.validation)}; it holds {budget}."
     if best.noisy:
@@ -247,7 +247,7 @@ def _sweep(run: RunDir, known: Known, budget: Budget | None, metric: str, *, as_
         print_json({"metric": metric, "points": rows, "paths": [str(path), str(figure)]})
         return 0
     stdout().print(_sweep_table(known, metric, points))
-    stdout().print(f"Estimated, not measured: `automc solve --run {run.name} --budget ...` measures one. Wrote {path} and {figure}", soft_wrap=True)  # fmt: skip
+    stdout().print(f"Estimated, not measured: `automc solve --run {shlex.quote(run.name)} --budget ...` measures one. Wrote {path} and {figure}", soft_wrap=True)  # fmt: skip
     return 0
 
 
