@@ -72,13 +72,13 @@ class PredictorReport:
 
     Attributes:
         mape: mean absolute percentage error on whole models held out of the fit.
-        kernel_mape: the same on held-out kernels.
+        kernel_mape: the same on kernels of no model learned from; None where every kernel is in several models.
         noise_floor: split-half repeatability of the measurements the errors are taken against.
         coverage: share of the dense latency that learned kernels explain; the rest is priced by a bound.
     """
 
     mape: float
-    kernel_mape: float
+    kernel_mape: float | None
     noise_floor: float
     kernels: int
     models: int

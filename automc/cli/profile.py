@@ -190,11 +190,7 @@ def _say(known: DeviceFile, report: PredictorReport | None, *, as_json: bool) ->
 
 
 def _trust(report: PredictorReport) -> list[str]:
-    errors = (
-        f"Predictions are off by {100 * report.mape:.1f} % on candidates and {100 * report.kernel_mape:.1f} % on kernels that"
-        f" were held out; the timings themselves repeat to {100 * report.noise_floor:.1f} %."
-    )
-    return [errors, *text.coverage(report)]
+    return [f"Predicted latencies are {text.errors(report)}.", *text.coverage(report)]
 
 
 def _dims(text: str) -> tuple[int, ...]:

@@ -51,10 +51,7 @@ def budget_lines(summary: Summary) -> list[str]:
     if chosen is not None and chosen.noisy:
         lines.append("The machine was busy while this was measured: measure again before relying on it.")
     report = summary.predictor
-    lines.append(
-        f"Predicted latencies are off by {100 * report.mape:.1f} % on held-out models and {100 * report.kernel_mape:.1f} %"
-        f" on held-out kernels; the measurements themselves repeat to {100 * report.noise_floor:.1f} %."
-    )
+    lines.append(f"Predicted latencies are {text.errors(report)}.")
     return [*lines, *text.coverage(report), *summary.notes]
 
 

@@ -10,6 +10,7 @@ __all__ = [
     "NOTHING",
     "coverage",
     "duration",
+    "errors",
     "interval",
     "known",
     "latency",
@@ -65,6 +66,13 @@ def relative(before: float | None, after: float | None) -> str:
     if not before or after is None:
         return NOTHING
     return f"{100 * (after / before - 1):+.0f} %"
+
+
+def errors(report: PredictorReport) -> str:
+    """How far predictions are off what they did not learn from, beside how well that repeats."""
+    kernels = "" if report.kernel_mape is None else f" and {100 * report.kernel_mape:.1f} % on held-out kernels"
+    models = f"off by {100 * report.mape:.1f} % on held-out models{kernels}"
+    return f"{models}; the measurements themselves repeat to {100 * report.noise_floor:.1f} %"
 
 
 def coverage(report: PredictorReport) -> list[str]:

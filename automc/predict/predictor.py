@@ -62,7 +62,7 @@ class LearnedPredictor:
         errors, kernel_errors = _held_out(samples, setting, model.kernel_model)
         report = PredictorReport(
             mape=_mape(errors),
-            kernel_mape=_mape(kernel_errors),
+            kernel_mape=_mape(kernel_errors) if len(kernel_errors) else None,
             noise_floor=profile.noise_floor,
             kernels=len(model.kernel_model.exact),
             models=len(samples.codes),

@@ -123,12 +123,13 @@ def summary_metrics(summary: Summary) -> dict[str, float]:
     predictor = summary.predictor
     metrics |= {
         "predictor/mape": predictor.mape,
-        "predictor/kernel_mape": predictor.kernel_mape,
         "predictor/noise_floor": predictor.noise_floor,
         "predictor/coverage": predictor.coverage,
         "trials": float(summary.trials),
         "seconds/in_all": sum(summary.seconds.values()),
     }
+    if predictor.kernel_mape is not None:
+        metrics["predictor/kernel_mape"] = predictor.kernel_mape
     return metrics | {f"seconds/{stage}": seconds for stage, seconds in summary.seconds.items()}
 
 
