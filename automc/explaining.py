@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from automc.answering import Known, limits_of
 from automc.budget import Budget
+from automc.graph import module_of
 from automc.policy import Policy
 from automc.solver import smallest
 from automc.space import SearchSpace
@@ -118,8 +119,17 @@ def explain_policy(known: Known, policy: Policy, budget: Budget, left_alone: Seq
         exact=exact,
         reachable=reachable,
         relax={} if reachable or nearest is None else _relaxed(budget, nearest.costs),
-        left_alone_share={name: share for name, share in tables.shares(policy).items() if name in untouched},
+        left_alone_share=_shares(tables, policy, untouched),
     )
+
+
+def _shares(tables: Tables, policy: Policy, names: Sequence[str]) -> dict[str, float]:
+    """Of the named modules that were priced, the share of the policy's kernel time that all their calls take."""
+    found: dict[str, float] = {}
+    for layer, share in tables.shares(policy).items():
+        if (name := module_of(layer)) in names:
+            found[name] = found.get(name, 0.0) + share
+    return found
 
 
 def _codes(tables: Tables, policy: Policy) -> NDArray[np.int64]:

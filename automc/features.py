@@ -28,6 +28,8 @@ def _row(layers: list[LayerSpec]) -> list[float]:
     if not layers:
         return [0.0] * len(FEATURES)
     layer = max(layers, key=lambda one: one.macs)
-    height, width = (*layer.out_shape[1:], 1, 1)[:2] if len(layer.out_shape) == 3 else (layer.positions, 1)
+    flat = layer.kind in ("linear", "recurrent")
+    height = layer.positions if flat else layer.out_shape[1]
+    width = layer.positions // max(height, 1)
     shape = (layer.out_channels, layer.in_channels, height, width, layer.stride[0], layer.kernel[0])
     return [*map(float, shape), float(sum(one.macs for one in layers))]

@@ -20,6 +20,7 @@ from automc.errors import AutomcError, InputError
 from automc.evaluate.models import model_digest
 from automc.export.run import chosen
 from automc.job import Job, Silent
+from automc.joules import check_power
 from automc.keeping import keep
 from automc.planning import Effort, fine_tuned
 from automc.policy import Policy
@@ -89,6 +90,7 @@ def finetune(
     summary = _summary(folder)
     policy, known = _point(folder, summary, point)
     job = _job(folder, runs)
+    check_power(open_device(job.device, job.threads), folder.config())
     task = Task.of(job, model, data, evaluate)
     _refuse_others(folder, task)
     folder.lock()

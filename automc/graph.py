@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
 __all__ = [
+    "ONLY_PRUNED",
     "Attribute",
     "ChannelGroup",
     "Channels",
@@ -17,6 +19,7 @@ __all__ = [
     "LeftAlone",
     "Member",
     "again",
+    "module_of",
 ]
 
 LayerKind = Literal["conv", "depthwise", "grouped", "linear", "recurrent", "conv_nd", "transposed"]
@@ -72,7 +75,7 @@ class LayerSpec:
     @property
     def module(self) -> str:
         """The name of the module."""
-        return self.name.removesuffix(again(self.call))
+        return module_of(self.name)
 
     @property
     def positions(self) -> int:
@@ -146,6 +149,10 @@ class ChannelGroup:
         return tuple(dict.fromkeys(m.module for m in self.members if m.side == "in"))
 
 
+ONLY_PRUNED = "only pruned"
+"""How the reason ends for a layer that is left alone but for its channels."""
+
+
 @dataclass(frozen=True)
 class LeftAlone:
     """A layer, or one knob of it, that no policy touches, and the reason in words a user understands."""
@@ -195,6 +202,11 @@ class LayerGraph:
 def again(call: int) -> str:
     """What the name of a layer has behind that of its module from the second call on."""
     return f" (call {call + 1})" if call else ""
+
+
+def module_of(layer: str) -> str:
+    """The module that a layer's name is of."""
+    return re.sub(r" \(call \d+\)$", "", layer)
 
 
 def _positions(shape: tuple[int, ...], kind: LayerKind) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from automc.devices.device import Array, Device, Model, cache_dir
 from automc.devices.energy import WATTS, Energy, Meter, find_meter, measure_energy, stated_watts
@@ -12,7 +13,7 @@ from automc.devices.simulated import Simulated
 from automc.errors import InputError
 from automc.trial import Cost
 
-__all__ = ["Joules", "predicted_by"]
+__all__ = ["Joules", "check_power", "predicted_by"]
 
 
 def predicted_by(device: Device) -> float | None:
@@ -23,6 +24,21 @@ def predicted_by(device: Device) -> float | None:
     """
     known = isinstance(device, Simulated) or find_meter(device.name)[0] is not None
     return None if known else stated_watts()
+
+
+def check_power(device: Device, config: Mapping[str, Any]) -> None:
+    """See that energy is predicted by the power that the run of a config.yaml went by.
+
+    Raises:
+        InputError: it is another, or none is stated.
+    """
+    noted = config.get("watts")
+    if noted is not None and (stated := predicted_by(device)) != noted:
+        now = "not set" if stated is None else f"{stated:g}"
+        raise InputError(
+            f"The run {config.get('name')!r} predicts energy by {noted:g} W above idle, and {WATTS} is {now}.",
+            remedy=f"Set {WATTS}={noted:g}.",
+        )
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from automc.errors import InputError
 
-__all__ = ["located", "made_in"]
+__all__ = ["located", "remembered"]
 
 _FUNCTIONS = ("model", "data", "evaluate")
 _FILES = ("weights", "ray_env", "warm_start")
@@ -30,9 +30,21 @@ def located(fields: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def made_in(fields: Mapping[str, Any]) -> str:
-    """The folder that a run remembers: the current one, or that of an earlier attempt where the files are."""
-    return os.getcwd() if located(fields) == dict(fields) else str(fields["made_in"])
+def remembered(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields as a run keeps them: with the current folder, or with that of an earlier attempt where it has some of the files.
+
+    Paths of files that are here and not there are then absolute.
+    """
+    found = located(fields)
+    if found == dict(fields):
+        return {**fields, "made_in": os.getcwd()}
+    here = [name for name in (*_FUNCTIONS, *_FILES) if fields.get(name) and found[name] == fields[name]]
+    return {**fields, **{name: _absolute(name, str(fields[name])) for name in here}}
+
+
+def _absolute(name: str, spec: str) -> str:
+    before, path, after = _split(name, spec)
+    return f"{before}{Path(path).absolute()}{after}" if path and Path(path).exists() else spec
 
 
 def _led(name: str, spec: str, base: Path) -> str:

@@ -14,6 +14,7 @@ from automc.certify import Candidate, Certified, Certifier, Failed
 from automc.errors import AutomcError, InputError
 from automc.evaluate.models import model_digest
 from automc.job import Job
+from automc.joules import check_power
 from automc.policy import Policy
 from automc.predict.targets import open_device
 from automc.prepare import Clock, Prepared
@@ -104,6 +105,8 @@ def certify_budget(
 def _prepared(run: RunDir, observer: Observer) -> tuple[Prepared, Task]:
     """The model, the data and the device of a run, once more."""
     config, job = run.config(), job_of(run)
+    device = open_device(job.device, job.threads)
+    check_power(device, config)
     task = Task.of(job)
     found = {"model": model_digest(task.model), "data": task.data.digest}
     for what, digest in found.items():
@@ -112,7 +115,6 @@ def _prepared(run: RunDir, observer: Observer) -> tuple[Prepared, Task]:
                 f"The {what} of the run {run.name!r} is not what it was, or was given in Python.",
                 remedy="Use --no-certify, or search again.",
             )
-    device = open_device(job.device, job.threads)
     return prepare_job(job, task, device, observer, Clock(), tables=run.tables()), task
 
 

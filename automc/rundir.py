@@ -289,6 +289,8 @@ class RunDir:
     def _refuse_difference(self, new: Mapping[str, Any]) -> None:
         old = self.config()
         for key in [*old, *(key for key in new if key not in old)]:
+            if key == "watts" and old.get(key) is None:  # it was not asked for energy, or not yet told to note a power
+                continue
             if key not in MAY_DIFFER and old.get(key) != new.get(key):
                 raise RunConflictError(
                     f"The run {self.name!r} was made with {key} = {old.get(key)!r}, this search has {new.get(key)!r}.",

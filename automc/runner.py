@@ -25,7 +25,7 @@ from automc.evaluate.task import guess_warning
 from automc.execute.parallel import Executors
 from automc.export.torch_export import build_pt2
 from automc.joules import predicted_by
-from automc.locating import located, made_in
+from automc.locating import located, remembered
 from automc.noting import Noting
 from automc.pareto import front
 from automc.policy import Policy
@@ -288,8 +288,7 @@ class Run:
     def _config(self) -> dict[str, Any]:
         """What config.yaml holds: the job, what it found, and the versions it ran with."""
         facts = {
-            **dataclasses.asdict(self.job),
-            "made_in": made_in(dataclasses.asdict(self.job)),
+            **remembered(dataclasses.asdict(self.job)),
             "name": self.name,
             "batch_size": self.task.batch_size,
             "model_digest": self.model_digest,

@@ -160,19 +160,24 @@ class Standing:
         return float(sum(curve[code] for curve, code in zip(self.prepared.sensitivity, codes, strict=True)))
 
     def comparable(self, certified: Certified) -> Cost:
-        """The measured cost; where the latency limit is a share, as if the dense model ran as when the budget was resolved."""
-        cost, limit = certified.finalist.cost, self.budget.limit("latency_s")
-        if limit is not None and not limit.relative:
-            return cost
-        drift = (self.dense.cost.latency_s or 1.0) / certified.certificate.dense_latency_s
-        return replace(cost, latency_s=certified.certificate.latency_s * drift)
+        """The measured cost; what no absolute limit is on, as if the dense model took what it took when the budget was resolved."""
+        cost, certificate, dense = certified.finalist.cost, certified.certificate, self.dense.cost
+        if not self._is_absolute("latency_s"):
+            drift = (dense.latency_s or 1.0) / certificate.dense_latency_s
+            cost = replace(cost, latency_s=certificate.latency_s * drift)
+        if not self._is_absolute("energy_j") and cost.energy_j and dense.energy_j and certificate.dense_energy_j:
+            cost = replace(cost, energy_j=cost.energy_j * dense.energy_j / certificate.dense_energy_j)
+        return cost
 
     def pace(self, dense: Finalist) -> float:
         """How much slower than its predictions the machine is where the dense model takes what it takes here, see `comparable`."""
-        limit = self.budget.limit("latency_s")
-        if limit is None or not limit.relative:
+        if self._is_absolute("latency_s"):
             return 1.0
         return (dense.cost.latency_s or 1.0) / (self.dense.cost.latency_s or 1.0)
+
+    def _is_absolute(self, metric: str) -> bool:
+        limit = self.budget.limit(metric)
+        return limit is not None and not limit.relative
 
     def correct(self, latest: int) -> None:
         """Refit the predictor to what was measured, aim by what it still misses, and price the trials anew.

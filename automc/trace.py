@@ -7,7 +7,8 @@ arXiv 2301.12900), refined to single channels (`automc.channels`), and then veri
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -21,7 +22,7 @@ from automc.channels import couple
 from automc.compression.stacks import input_parts, split
 from automc.errors import AutomcError, InputError
 from automc.folding import FoldedNorm, fold_batch_norms
-from automc.graph import ChannelGroup, Channels, LayerGraph, LayerKind, LayerSpec, LeftAlone, again
+from automc.graph import ONLY_PRUNED, ChannelGroup, Channels, LayerGraph, LayerKind, LayerSpec, LeftAlone, again
 from automc.heads import find_heads
 from automc.outputs import Outputs, tensors_of
 from automc.replaceable import read_directly
@@ -57,12 +58,31 @@ class Traced:
 
 @dataclass
 class _Call:
-    """How one layer was called in the example forward pass."""
+    """How one layer was called in the example forward pass.
 
+    Attributes:
+        samples: how many the example held; 1 of a layer that reads the same whatever the example is.
+        shapes: of each call what it read and what it wrote, where that can be told, samples moved to the front.
+        read: of each such call a number that tells apart what it read.
+    """
+
+    samples: int
     is_followed: bool = True
     shapes: list[tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
-    """Of each call what it read and what it wrote, where that can be told."""
+    read: list[float] = field(default_factory=list)
     count: int = 0
+
+    def per_sample(self, number: int, *, channels_last: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The shapes of a call for one sample; windows or frames that were merged into the batch are among its positions."""
+        here, there = (self._of_sample(shape, channels_last) for shape in self.shapes[number])
+        return here, there
+
+    def _of_sample(self, shape: tuple[int, ...], channels_last: bool) -> tuple[int, ...]:
+        times, *rest = shape
+        times = max(1, round(times / self.samples))
+        if times == 1:
+            return tuple(rest)
+        return (times, *rest) if channels_last else (*rest[:-1], times * rest[-1])
 
 
 def trace(model: nn.Module, example: Sequence[Tensor], names: Sequence[str] = ()) -> Traced:
@@ -82,12 +102,15 @@ def trace(model: nn.Module, example: Sequence[Tensor], names: Sequence[str] = ()
     _split_stacks(copied, example)
     shared = _shared_parameters(copied)
     calls, outputs = _run_and_record(copied, example)
+    fixed = _unchanging(copied, example, calls)
     coupling = couple(copied, example)
-    reasons = {n: _unusable(call, n in shared) or _unusual(copied.get_submodule(n)) for n, call in calls.items()}
+    reasons = {
+        n: _unusable(call, n in shared, n in fixed) or _unusual(copied.get_submodule(n)) for n, call in calls.items()
+    }
     unusable = {name: reason for name, reason in reasons.items() if reason}
     norms = fold_batch_norms(copied, coupling.batch_norm_of, shared)
     layers, left_alone = _layers(copied, calls, unusable)
-    layers, fixed = _replaceable(copied, example, layers)
+    layers, whole = _replaceable(copied, example, layers)
     heads = find_heads(copied, example)
     headed = {member.module for group in heads.groups for member in group.members if member.side == "out"}
     coupled = [entry for entry in coupling.left_alone if entry.name not in headed]
@@ -97,7 +120,7 @@ def trace(model: nn.Module, example: Sequence[Tensor], names: Sequence[str] = ()
     graph = LayerGraph(
         layers=tuple(_with_channels(layer, groups) for layer in layers),
         groups=tuple(groups),
-        left_alone=(*packed, *left_alone, *fixed, *coupled, *heads.left_alone, *refused),
+        left_alone=(*packed, *left_alone, *whole, *coupled, *heads.left_alone, *refused),
         input_shapes=tuple(tuple(tensor.shape[1:]) for tensor in example),
         others=tuple(_with_channels(layer, groups) for layer in others),
     )
@@ -108,7 +131,8 @@ def trace(model: nn.Module, example: Sequence[Tensor], names: Sequence[str] = ()
 
 def _run_and_record(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[dict[str, _Call], Outputs]:
     """How each layer is called, and what the model returns. A model that writes into its inputs gets copies from now on."""
-    calls = {name: _Call() for name, module in model.named_modules() if isinstance(module, (*_LAYERS, _ConvNd))}
+    layers = [name for name, module in model.named_modules() if isinstance(module, (*_LAYERS, _ConvNd))]
+    calls = {name: _Call(len(example[0])) for name in layers}
 
     def record(call: _Call, module: nn.Module, inputs: Sequence[Any], named: Sequence[Any], output: Any) -> None:
         call.count += 1
@@ -118,20 +142,14 @@ def _run_and_record(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[dict
         written = output[0] if isinstance(output, tuple) else output
         if read is None or not isinstance(written, Tensor) or (recurrent and read.dim() != 3):
             return
-        shapes = [list(tensor.shape) for tensor in (read, written)]
-        for shape in shapes:
-            del shape[1 if recurrent and not module.batch_first else 0]
-        call.shapes.append((tuple(shapes[0]), tuple(shapes[1])))
+        batch = 1 if recurrent and not module.batch_first else 0
+        here, there = (tuple(tensor.movedim(batch, 0).shape) for tensor in (read, written))
+        call.shapes.append((here, there))
+        call.read.append(_fingerprint(read))
 
-    hooks = [
-        model.get_submodule(name).register_forward_hook(
-            lambda m, i, k, o, call=call: record(call, m, i, [*k.values()], o), with_kwargs=True
-        )
-        for name, call in calls.items()
-    ]
     given = tuple(tensor.clone() for tensor in example)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _watched(model, calls, record):
             output = model(*given)
     except AutomcError:
         raise
@@ -141,12 +159,60 @@ def _run_and_record(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[dict
             f"The model does not run on an input of shape {shapes}: {error}",
             remedy="Check that the model and its inputs belong together.",
         ) from error
-    finally:
-        for hook in hooks:
-            hook.remove()
     if not all(torch.equal(now, before) for now, before in zip(given, example, strict=True)):
         protect_inputs(model)
     return calls, Outputs.of(output)
+
+
+@contextmanager
+def _watched(model: nn.Module, calls: Mapping[str, _Call], record: Callable[..., None]) -> Iterator[None]:
+    """Have `record` told of each call of the layers: what is noted of it, the module, its inputs, those by keyword, and its output."""
+    hooks = [
+        model.get_submodule(name).register_forward_hook(
+            lambda m, i, k, o, call=call: record(call, m, i, [*k.values()], o), with_kwargs=True
+        )
+        for name, call in calls.items()
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _fingerprint(tensor: Tensor) -> float:
+    flat = tensor.detach().double().flatten()
+    return float(flat @ torch.linspace(1.0, 2.0, len(flat), dtype=flat.dtype))
+
+
+def _unchanging(model: nn.Module, example: tuple[Tensor, ...], calls: Mapping[str, _Call]) -> set[str]:
+    """Layers that read the same whatever the model is given, such as embeddings of positions: an exported file holds what they write."""
+    read = {name: _Call(call.samples) for name, call in calls.items()}
+
+    def record(call: _Call, module: nn.Module, inputs: Sequence[Any], named: Sequence[Any], output: Any) -> None:
+        tensor = next((one for one in (*inputs, *named) if isinstance(one, Tensor)), None)
+        call.read.append(math.nan if tensor is None else _fingerprint(tensor))
+
+    other = tuple(_changed(tensor) for tensor in example)
+    if all(torch.equal(a, b) for a, b in zip(example, other, strict=True)):
+        return set()
+    try:
+        with torch.no_grad(), _watched(model, read, record):
+            model(*other)
+    except Exception:  # the model's code may refuse other inputs; then nothing is known of them
+        return set()
+    fixed = {name for name, call in calls.items() if call.read and read[name].read == call.read}
+    for name in fixed:
+        calls[name].samples = 1
+    return fixed
+
+
+def _changed(tensor: Tensor) -> Tensor:
+    """Other numbers of the same kind: noise added, and of whole numbers the same ones in reverse."""
+    if not tensor.is_floating_point():
+        return tensor.flip(tuple(range(tensor.dim())))
+    noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    return tensor + noise.to(tensor) * (tensor.abs().mean() + 0.1)
 
 
 def _shared_parameters(model: nn.Module) -> set[str]:
@@ -168,7 +234,7 @@ def _layers(
         elif isinstance(module, _LAYERS):
             layers.append(_layer(name, module, calls[name]))
         elif name in calls:
-            reason = f"{type(module).__name__} layers are neither factorised nor quantised, only pruned"
+            reason = f"{type(module).__name__} layers are neither factorised nor quantised, {ONLY_PRUNED}"
             left_alone.append(LeftAlone(name, reason))
         elif not list(module.children()) and _has_matrix(module):
             left_alone.append(
@@ -191,9 +257,11 @@ def _others(model: nn.Module, calls: Mapping[str, _Call], chosen: Sequence[str])
     return found
 
 
-def _unusable(call: _Call, shared: bool) -> str:
+def _unusable(call: _Call, shared: bool, fixed: bool) -> str:
     if call.count == 0:
         return "it does not run in a forward pass"
+    if fixed:
+        return "what it reads is the same for all inputs of the model"
     if call.count > 1:
         return f"it runs {call.count} times in a forward pass"
     if not call.is_followed:
@@ -259,7 +327,7 @@ def _layer(name: str, module: Any, call: _Call, number: int = 0) -> LayerSpec:
         kernel, stride = _sides(module.kernel_size), _sides(module.stride)
         kind = _kind(module)
     plain = groups == 1
-    in_shape, out_shape = call.shapes[number]
+    in_shape, out_shape = call.per_sample(number, channels_last=kind in ("linear", "recurrent"))
     return LayerSpec(
         name=name + again(number),
         kind=cast(LayerKind, kind),

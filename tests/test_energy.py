@@ -12,9 +12,13 @@ from typing import Any
 
 import networks
 import pytest
+import yaml
 from test_engine import OPTIONS, data, trained
 
 import automc
+from automc.answering import Known
+from automc.cli.options import JOB_OPTIONS
+from automc.cli.recipe import read_recipe
 from automc.devices import energy
 from automc.devices.cpu import Cpu
 from automc.devices.energy import Energy, PowerCap, find_meter, measure_energy, stated_watts
@@ -25,6 +29,7 @@ from automc.joules import Joules
 from automc.predict.device_file import DeviceFile
 from automc.predict.words import learned
 from automc.profiling import Subject, device_path, profile_subject
+from automc.resolve import certify_budget
 from automc.rundir import RunDir
 
 
@@ -204,8 +209,17 @@ def test_a_search_within_a_stated_power_is_labelled_predicted(tmp_path: Path, mo
     assert result.summary.limits["energy_j"] == pytest.approx(0.9 * (dense.cost.energy_j or 0.0))
     assert (result.certificate.watts, result.certificate.dense_energy_j) == (8.0, dense.cost.energy_j)
 
+    config = tmp_path / result.summary.name / "config.yaml"
+    assert yaml.safe_load(config.read_text())["watts"] == 8.0
+    fields = read_recipe(config, {str(option.name): option for option in JOB_OPTIONS})
+    assert fields["budget"] == ("90%energy",)
+    assert "watts" not in fields
+
     monkeypatch.setenv(energy.WATTS, "16")
     again = {**options, "name": result.summary.name}
+    run = RunDir.open(tmp_path, result.summary.name)
+    with pytest.raises(InputError, match=r"8 W above idle, and AUTOMC_WATTS is 16. Set AUTOMC_WATTS=8"):
+        certify_budget(run, Known.read(run), ["95%energy"], Silent())
     with pytest.raises(RunConflictError, match=r"watts = 8\.0.*16\.0"):
         automc.compress(trained(), data=data(), runs=str(tmp_path), budget="90%energy", **again)
 

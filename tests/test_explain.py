@@ -80,6 +80,18 @@ def test_the_time_of_what_is_left_alone_is_told_unless_some_knob_has_a_choice_th
     assert explained.left_alone_share == {"c": pytest.approx(0.5)}
 
 
+def test_all_calls_of_what_is_left_alone_count() -> None:
+    known = _known()
+    assert known.tables is not None
+    tables = dataclasses.replace(
+        known.tables, layers=("a", "c", "c (call 2)"), layers_s={HALVED.digest: (0.2, 0.2, 0.4)}
+    )
+    explained = explain_policy(
+        dataclasses.replace(known, tables=tables), HALVED, as_budget({"latency_s": 0.81}), left_alone=["c"]
+    )
+    assert explained.left_alone_share == {"c": pytest.approx(0.75)}
+
+
 @pytest.fixture
 def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunDir]:
     monkeypatch.chdir(tmp_path)

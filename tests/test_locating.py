@@ -13,7 +13,7 @@ import yaml
 from automc.cli.main import main
 from automc.errors import InputError
 from automc.job import run
-from automc.locating import located, made_in
+from automc.locating import located, remembered
 from automc.resolve import job_of
 from automc.rundir import RunDir
 from automc.task import Task
@@ -54,11 +54,11 @@ def test_a_relative_path_leads_to_where_the_run_was_made(
 def test_what_lies_here_comes_first(places: tuple[Path, Path]) -> None:
     there, here = places
     fields = {"model": "m.py:build", "made_in": str(there)}
-    assert made_in(fields) == str(there)
+    assert remembered(fields)["made_in"] == str(there)
     (here / "m.py").touch()
     assert located(fields) == fields
-    assert made_in(fields) == str(here)
-    assert made_in({"model": "m.py:build", "made_in": None}) == str(here)
+    assert remembered(fields)["made_in"] == str(here)
+    assert remembered({"model": "m.py:build", "made_in": None})["made_in"] == str(here)
 
 
 def test_what_lies_in_neither_is_said_with_both(places: tuple[Path, Path]) -> None:
@@ -98,3 +98,11 @@ def test_a_run_of_before_that_was_remembered_is_read(tmp_path: Path) -> None:
     del fields["made_in"]
     RunDir.create(tmp_path / "runs" / "old", fields).close()
     assert job_of(RunDir(tmp_path / "runs" / "old")).made_in is None
+
+
+def test_files_that_are_here_and_not_there_are_kept_by_their_whole_path(places: tuple[Path, Path]) -> None:
+    there, here = places
+    (here / "d.py").touch()
+    kept = remembered({"model": "m.py:build", "data": "d.py:loaders", "made_in": str(there)})
+    assert (kept["model"], kept["data"]) == ("m.py:build", f"{here}/d.py:loaders")
+    assert kept["made_in"] == str(there)

@@ -14,6 +14,7 @@ from automc.devices.eyeriss import Eyeriss
 from automc.export.onnx import build_onnx
 from automc.macs import count_macs
 from automc.policy import Prune
+from automc.predict.attribute import places_in
 from automc.predict.simulated import SimulatedPredictor
 from automc.predict.structure import read_structure
 from automc.space import Domain, SearchSpace
@@ -61,6 +62,47 @@ class Gated(nn.Module):
         return self.fc(self.rnn(x)[0][:, -1])
 
 
+class Windows(nn.Module):
+    """Windows and frames that are merged into the batch for a while."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.mix, self.rnn, self.head = (
+            nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 6), nn.LSTM(6, 5, batch_first=True), nn.Linear(5, 2),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Any:
+        batch, frames = x.shape[:2]
+        maps = self.conv(x.flatten(0, 1)).flatten(2).transpose(1, 2)
+        tokens = self.mix(maps.reshape(-1, 16, 4))
+        return self.head(self.rnn(tokens)[0][:, -1].reshape(batch, frames, -1, 5).mean((1, 2)))
+
+
+class Placed(nn.Module):
+    """Embeddings of positions that a layer computes from what never changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("places", torch.randn(7, 4))
+        self.place, self.mix, self.head = nn.Linear(4, 5), nn.Linear(5, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(torch.relu(self.mix(x + self.place(self.places))).mean(1))
+
+
+class Reversed(nn.Module):
+    """Two layers of the same weights and other strides, the later one first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.near, self.far = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, stride=2, padding=1)
+        self.far.weight = self.near.weight
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.near(torch.relu(self.far(x))).mean((2, 3)))
+
+
 def signal() -> nn.Module:
     """Convolutions of one dimension, with what thop counts besides."""
     return nn.Sequential(
@@ -86,6 +128,9 @@ MODELS = {
     "transposed, derived": (upwards, (3, 8, 8), 64 * 8 * 3 * 9 + 256 * 4 * 4 * 16 + 16 * 2),
     "shared": (Shared, (8,), 5 * 64 + 24),
     "by keyword": (Named, (3, 8, 8), 64 * 3 * 4 * 9 + 4 * 16 * 16 * 2),
+    "windows": (Windows, (3, 3, 8, 8), 3 * 64 * 4 * 27 + 3 * 64 * 24 + 3 * 64 * 20 * 11 + 10),
+    "constant": (Placed, (7, 5), 7 * 20 + 7 * 30 + 12),
+    "reversed": (Reversed, (4, 8, 8), 2 * 16 * 16 * 9 + 8),
     "recurrent": (Gated, (7, 5), 7 * 2 * 18 * (5 + 6) + 7 * 2 * 18 * (12 + 6) + 24),
 }
 
@@ -107,8 +152,26 @@ def test_every_layer_is_a_step_of_the_exported_model(name: str) -> None:
     traced = trace(build().eval(), [torch.randn(2, *shape)])
     structure = read_structure(build_onnx(traced.model, traced.example, reduce_range=False), traced.graph)
 
-    assert not structure.absent
-    assert sorted(step.layer for step in structure.steps if step.layer >= 0) == list(range(len(traced.graph.priced)))
+    assert structure.absent == ({"place"} if name == "constant" else set())
+    ran = [traced.graph.priced[step.layer] for step in structure.steps if step.layer >= 0]
+    assert sorted(layer.name for layer in ran) == sorted(
+        layer.name for layer in traced.graph.priced if layer.name not in structure.absent
+    )
+    if name == "reversed":
+        assert [layer.name for layer in ran] == ["far", "near", "head"]
+
+
+def test_kernels_of_shared_weights_are_told_apart() -> None:
+    traced = trace(Reversed().eval(), [torch.randn(2, 4, 8, 8)])
+    places = places_in(build_onnx(traced.model, traced.example, reduce_range=False), ["near", "far", "head"])
+    assert {place for name, place in places.items() if name.endswith("/Conv")} == {("far", 0), ("near", 0)}
+
+
+def test_a_layer_that_reads_the_same_whatever_it_is_given_is_left_alone() -> None:
+    graph = trace(Placed().eval(), [torch.randn(2, 7, 5)]).graph
+    assert [layer.name for layer in graph.layers] == ["mix", "head"]
+    assert "the same for all inputs" in {left.name: left.reason for left in graph.left_alone}["place"]
+    assert [layer.name for layer in trace(Placed().eval(), [torch.zeros(2, 7, 5)]).graph.layers] == ["mix", "head"]
 
 
 def test_a_layer_that_runs_again_is_a_layer_per_call_stored_once() -> None:

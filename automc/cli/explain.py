@@ -16,6 +16,7 @@ from automc.cli.complete import run_names
 from automc.cli.report import print_json, stdout
 from automc.errors import InputError
 from automc.explaining import Explained, LimitState, Reason, explain_policy
+from automc.graph import ONLY_PRUNED
 from automc.policy import Policy
 from automc.result import Summary
 from automc.rundir import RunDir
@@ -55,7 +56,7 @@ def explain(name: str, texts: tuple[str, ...], everything: bool, folder: str, as
     summary = run.summary() if (run.path / "summary.json").is_file() else None
     dense = known.reference.dense.cost
     budget = Budget.parse(*texts).resolve(dense) if texts else as_budget(known.reference.limits)
-    alone = tuple(dict(summary.left_alone)) if summary else ()
+    alone = [name for name, reason in (summary.left_alone if summary else ()) if not reason.endswith(ONLY_PRUNED)]
     explained = explain_policy(known, _policy(known, budget, None if texts else summary), budget, alone)
     if as_json:
         print_json({"run": run.name, "budget": dict(_pairs(budget)), **explained.to_json()})

@@ -16,6 +16,8 @@ __all__ = ["read_recipe"]
 
 _RECORD = {"created", "data_digest", "device_key", "model_digest", "versions"}
 """What a run's config.yaml holds besides its settings: facts of that run, which a repetition finds out anew."""
+_LATER = {"made_in", "watts"}
+"""The same, of runs that have them."""
 
 
 def read_recipe(path: Path, options: Mapping[str, click.Option]) -> dict[str, Any]:
@@ -68,7 +70,7 @@ def _mapping(path: Path) -> Mapping[Any, Any]:
 
 
 def _settings_of_run(config: Mapping[Any, Any], path: Path) -> Mapping[Any, Any]:
-    settings = {key: value for key, value in config.items() if key not in _RECORD and key != "made_in"}
+    settings = {key: value for key, value in config.items() if key not in _RECORD | _LATER}
     settings["tracking_uri"] = settings.pop("tracking", None)
     run, meant = path.resolve().parent, Path(str(settings.get("runs")), str(settings.get("name")))
     if run.name == meant.name and run != meant.resolve():  # it lies elsewhere, as seen from here

@@ -50,7 +50,15 @@ def verify_dense(session: Session, model: nn.Module, batches: Iterable[Sequence[
     for inputs in batches:
         with torch.inference_mode():
             expected = model(*inputs)
-        error = relative_error([torch.from_numpy(a) for a in session.run(*(t.numpy() for t in inputs))], expected)
+        try:
+            found = session.run(*(tensor.numpy() for tensor in inputs))
+        except Exception as failure:  # runtimes raise families of their own
+            lines = str(failure).strip().splitlines() or [type(failure).__name__]
+            raise InputError(
+                f"The exported model does not run: {lines[0]}.",
+                remedy="The runtime names the operator; replace what it comes from in the model's code, or take another --device.",
+            ) from failure
+        error = relative_error([torch.from_numpy(a) for a in found], expected)
         if not error <= FLOAT_TOLERANCE:
             raise InputError(
                 f"The exported model differs from the PyTorch model by {error:.2g} of its outputs on calibration inputs: what the "

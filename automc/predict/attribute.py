@@ -52,7 +52,9 @@ def _places(graph: Any, layers: Sequence[str]) -> dict[str, Place]:
 def _place(node: Any, constants: dict[str, str], layers: Sequence[str], factors: dict[str, int]) -> Place | None:
     weights = [constants[name] for name in node.input if name in constants]
     layer = next((owner for name in weights if (owner := layer_of(name, layers))), None)
-    if layer is None and weights:
+    if weights and (
+        layer is None or module_of(node) in layers
+    ):  # the owner of the weight may be another that shares it
         layer = _by_scope(node, layers)
     if layer is None:
         return None

@@ -167,20 +167,28 @@ def _measured(
     candidate: Candidate, code: Codes, tables: Sequence[LayerTable], times_s: Floats
 ) -> tuple[Kernels, Floats]:
     """The kernels of a candidate as the policy says, by the (nodes,) seconds of all; whether they are integer as the runtime ran them."""
-    rows, times = [np.zeros((0, len(COLUMNS)), dtype=np.int64)], []
+    rows, times = [np.zeros((0, len(COLUMNS)), dtype=np.int64)], list[float]()
     expected: dict[Place, Ints] = {}
     for table in tables:
         spec, kernels = table.choices.spec, table.kernels(int(table.choices.keys(code[None])[0]))
         expected.update({(spec.module, spec.call + i): row for i, row in enumerate(kernels.rows)})
+    known, latest = {module for module, _ in expected}, dict[str, int]()
     for index, (node, place) in enumerate(zip(candidate.nodes, candidate.places, strict=True)):
-        if place is not None and place in expected:
+        if place is None or place[0] not in known:
+            continue
+        if place in expected:
             row = expected[place][None].copy()
             int8 = _is_int8(node)
             cold = int8 and not (index and _is_int8(candidate.nodes[index - 1]))
             fused = row[0, _FUSED] and not int8 and not _is_quantized(candidate.nodes[index + 1 :])
             row[0, [_INT8, _COLD, _FUSED]] = int8, cold, fused
             rows.append(row)
-            times.append(times_s[index])
+            latest[place[0]] = len(times)
+            times.append(float(times_s[index]))
+        elif (
+            place[0] in latest
+        ):  # the runtime has more kernels than are told apart, such as of a recurrent layer of several levels
+            times[latest[place[0]]] += float(times_s[index])
     return Kernels(np.concatenate(rows)), np.maximum(np.array(times), 1e-9)
 
 

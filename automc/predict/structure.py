@@ -147,7 +147,7 @@ class _Reader:
         weights = [name for name in node.input[1:2] if name in self.constants]
         if not weights:
             return -1
-        calls = [*self.index.get(weights[0].removesuffix(".weight"), ()), *self.index.get(module_of(node), ())]
+        calls = [*self.index.get(module_of(node), ()), *self.index.get(weights[0].removesuffix(".weight"), ())]
         return next((layer for layer in calls if layer not in self.seen), -1)
 
     def _channels(self, node: Any, layer: int, sources: Sequence[int]) -> tuple[Channels | None, int]:
