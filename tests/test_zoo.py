@@ -16,10 +16,15 @@ from zoo import ZOO, make_family, trained
 
 from automc.calibrate import calibrate
 from automc.compression.apply import Stitcher
+from automc.compression.carriers import detach
 from automc.compression.prune import dropped, reading_order, remove_channels, zero_consumers
+from automc.compression.quantize import float_model
+from automc.devices.eyeriss import Eyeriss
 from automc.export.onnx import build_onnx
 from automc.export.verify import FLOAT_TOLERANCE, relative_error
+from automc.macs import count_macs
 from automc.policy import LowRank, Policy, Prune, Quantize
+from automc.predict.simulated import SimulatedPredictor
 from automc.search_spaces.default import default
 from automc.trace import Traced, trace
 
@@ -229,3 +234,15 @@ def test_tracing_tries_groups_together_and_halves_them_where_they_fail() -> None
     assert len(graph.groups) == 63
     assert "eight channels, please" in {entry.name: entry.reason for entry in graph.left_alone}["layers.20"]
     assert len(runs) < 40
+
+
+@families
+def test_multiply_accumulates_are_what_they_are_predicted_to_be(name: str) -> None:
+    graph, policy = traced(name).graph, random_policy(name)
+    space = default(graph, channel_block=4, int8=True)
+    predictor = SimulatedPredictor.of(Eyeriss(), graph, space, b"", 4)
+    model = float_model(stitcher(name).finish(stitcher(name).apply(policy)))
+    detach(model)
+    sample = [ZOO[name].inputs(4)[:1]]
+    assert count_macs(copy.deepcopy(traced(name).model), sample) == graph.macs
+    assert predictor.predict(space.encode([policy])).macs.tolist() == [count_macs(model, sample)]
