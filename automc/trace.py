@@ -6,6 +6,7 @@ arXiv 2301.12900), refined to single channels (`automc.channels`), and then veri
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -197,8 +198,9 @@ def _unchanging(model: nn.Module, example: tuple[Tensor, ...], calls: Mapping[st
     if all(torch.equal(a, b) for a, b in zip(example, other, strict=True)):
         return set()
     try:
-        with torch.no_grad(), _watched(model, read, record):
-            model(*other)
+        twin = copy.deepcopy(model)  # a model's buffers may note what it saw
+        with torch.no_grad(), _watched(twin, read, record):
+            twin(*other)
     except Exception:  # the model's code may refuse other inputs; then nothing is known of them
         return set()
     fixed = {name for name, call in calls.items() if call.read and read[name].read == call.read}
@@ -208,11 +210,10 @@ def _unchanging(model: nn.Module, example: tuple[Tensor, ...], calls: Mapping[st
 
 
 def _changed(tensor: Tensor) -> Tensor:
-    """Other numbers of the same kind: noise added, and of whole numbers the same ones in reverse."""
-    if not tensor.is_floating_point():
-        return tensor.flip(tuple(range(tensor.dim())))
-    noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
-    return tensor + noise.to(tensor) * (tensor.abs().mean() + 0.1)
+    """Nothing of what the tensor holds: NaN, which goes through all layers where noise may fade; whole numbers in reverse."""
+    if tensor.is_floating_point():
+        return torch.full_like(tensor, math.nan)
+    return tensor.flip(tuple(range(tensor.dim())))
 
 
 def _shared_parameters(model: nn.Module) -> set[str]:

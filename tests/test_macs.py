@@ -161,6 +161,22 @@ def test_every_layer_is_a_step_of_the_exported_model(name: str) -> None:
         assert [layer.name for layer in ran] == ["far", "near", "head"]
 
 
+def test_what_a_model_notes_of_its_inputs_stays_as_it_was() -> None:
+    class Noting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("seen", torch.zeros(()))
+            self.fc = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Any:
+            self.seen.copy_(x.mean())
+            return self.fc(x)
+
+    traced = trace(Noting().eval(), [torch.randn(2, 4)])
+    assert [layer.name for layer in traced.graph.layers] == ["fc"]
+    assert torch.isfinite(traced.model.get_buffer("seen"))
+
+
 def test_kernels_of_shared_weights_are_told_apart() -> None:
     traced = trace(Reversed().eval(), [torch.randn(2, 4, 8, 8)])
     places = places_in(build_onnx(traced.model, traced.example, reduce_range=False), ["near", "far", "head"])

@@ -118,14 +118,14 @@ def _keep(policy: Policy) -> int:
 
 
 def test_workers_that_die_hang_or_raise_cost_only_their_own_trials(cluster: Any) -> None:
-    executors = Executors(Parallel(2, cluster.address, trial_timeout_s=1.0))
+    executors = Executors(Parallel(2, cluster.address, trial_timeout_s=4.0))
     try:
         found = outcomes(executors.make(Misbehaving()), POLICIES)  # type: ignore[arg-type]
     finally:
         executors.close()
     assert {keep: outcome.reason for keep, outcome in found.items() if outcome.score is None} == {
         2: "the worker died: it crashed, or was killed, as the system does when memory runs out",
-        4: "it took longer than 1 s",
+        4: "it took longer than 4 s",
         6: "MemoryError: no room",
     }
     assert all(outcome.score == keep for keep, outcome in found.items() if keep not in (2, 4, 6))
