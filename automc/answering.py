@@ -7,7 +7,7 @@ fitted by isotonic regression (Barlow et al. 1972, "Statistical inference under 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,9 +85,10 @@ class Known:
         return max(holding, key=lambda f: f.validation, default=None)
 
     def tried(self, budget: Budget) -> Trial | None:
-        """The trial of best score whose predicted cost holds a resolved budget."""
+        """The trial of best score whose predicted cost holds a resolved budget, wherever its interval ends: it is yet to be measured."""
         full = [t for t in self.trials if t.stage == "search" and t.samples is None and t.score is not None]
-        return max((t for t in full if budget.holds(t.cost)), key=lambda t: t.score or 0.0, default=None)
+        inside = (t for t in full if budget.holds(replace(t.cost, latency_interval_s=None)))
+        return max(inside, key=lambda t: t.score or 0.0, default=None)
 
     def solved(self, budget: Budget) -> Answer | None:
         """What the solver would try within a resolved budget, else what was measured within it; None where nothing gets there."""

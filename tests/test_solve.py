@@ -98,6 +98,14 @@ def test_a_measured_model_is_the_answer_where_the_tables_know_none(
     assert "950" in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_trial_counts_by_what_it_is_expected_to_take(recorded: RunDir) -> None:
+    known = Known.read(recorded)
+    cost = Cost(0.9e-3, None, 5e5, 1e6, (0.7e-3, 1.2e-3), {"latency_s": "predicted"})
+    trial = dataclasses.replace(TRIALS[0], cost=cost, score=0.5, stage="search", samples=None, state="complete")
+    budget = Budget.parse("1ms").resolve(known.reference.dense.cost)
+    assert dataclasses.replace(known, trials=[trial]).tried(budget) == trial
+
+
 def test_a_dense_model_outside_the_budget_is_no_answer_whatever_the_tables_estimate(recorded: RunDir) -> None:
     known = Known.read(recorded)
     assert known.tables is not None
