@@ -185,9 +185,8 @@ def _measured(
             rows.append(row)
             latest[place[0]] = len(times)
             times.append(float(times_s[index]))
-        elif (
-            place[0] in latest
-        ):  # the runtime has more kernels than are told apart, such as of a recurrent layer of several levels
+        elif place[0] in latest:
+            # The runtime has more kernels than are told apart, such as of a recurrent layer of several levels.
             times[latest[place[0]]] += float(times_s[index])
     return Kernels(np.concatenate(rows)), np.maximum(np.array(times), 1e-9)
 
