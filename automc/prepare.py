@@ -50,6 +50,8 @@ CALIBRATION_SAMPLES = 1024
 RANGE_SAMPLES = 128
 SENSITIVITY_SAMPLES = 128
 VERIFY_BATCHES = 4
+NOTICEABLE_PACE = 0.05
+"""Change of the machine's speed since its profile that people are told of, as a share."""
 
 
 @dataclass
@@ -180,6 +182,8 @@ def prepare(
     predictor = predictor.narrowed(searched)
     quiet()
     dense_cost = _dense_cost(device, predictor, searched, dense_onnx, arrays, observer)
+    if isinstance(predictor, LearnedPredictor) and device_measures(device):
+        predictor = _paced(predictor, dense_cost, observer)
     if joules is not None and device_measures(device):
         dense_cost = joules.told(dense_cost, dense_onnx)
     clock.start("sensitivities")
@@ -226,6 +230,16 @@ def _predictor(
         device, build, graph, space, arrays, dense_onnx, time_limit_s=profile_s, seed=seed, observer=observer
     )
     return LearnedPredictor.fit(profile, graph, space, dense_onnx, batch_size)
+
+
+def _paced(predictor: LearnedPredictor, dense_cost: Cost, observer: Observer) -> LearnedPredictor:
+    """The predictor at the pace of today, by what the dense model takes."""
+    paced = predictor.paced(dense_cost.latency_s or 0.0)
+    if abs(paced.pace - 1.0) > NOTICEABLE_PACE:
+        observer.message(
+            f"Models take {paced.pace:.2f} x what they took when the device was profiled, by the dense one; predictions are scaled."
+        )
+    return paced
 
 
 def _watts(joules: Joules, dense_onnx: bytes, observer: Observer) -> float:

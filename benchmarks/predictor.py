@@ -4,7 +4,8 @@
 
 FOLDER holds the profiles of benchmarks/profiles.py, measured now where they are missing. Baselines on the same candidates: a
 straight line on MACs, and the mean of what was learned from. Errors are of the measured latency of one batch, scaled by what the
-models that both sessions know took in either; the noise floor is what the measurements themselves repeat to.
+models that both sessions know took in either; the noise floor is what the measurements themselves repeat to. What a search meets whose
+profile is of another session is not scaled: the same predictor as it was fitted, and paced by what the dense model takes now.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from scipy.stats import kendalltau
 
 from automc.predict.predictor import LearnedPredictor
 from automc.predict.profile import Candidate, Profile
+from automc.protocols import Costs
 from automc.space import SearchSpace
 
 PRICED = 100_000
@@ -47,8 +49,12 @@ def main() -> None:
         _report("automc", costs.latency_s, truth)
         _report("line on MACs", np.polyval(line, costs.macs), truth)
         _report("mean", np.full(len(truth), _measured(case.profile, known).mean()), truth)
-        inside = np.mean((costs.latency_low_s <= truth) & (truth <= costs.latency_high_s))
-        print(f"    inside the 95 % interval: {100 * inside:.0f} %")
+        _inside(costs, truth)
+        now = truth * case.drift
+        for name, session in (("as kept", predictor), ("paced", predictor.paced(case.unseen.latency_s(case.dense)))):
+            costs = session.predict(codes)
+            _report(name, costs.latency_s, now)
+            _inside(costs, now)
         print(f"    priced {_rate(predictor, case.offered.space):,.0f} policies a second, none of them seen before")
 
 
@@ -62,6 +68,11 @@ def _report(name: str, predicted: Latencies, truth: Latencies) -> None:
     print(
         f"    {name:<14} MAPE {100 * error.mean():5.1f} %, within 10 %: {100 * np.mean(error <= 0.1):3.0f} %, Kendall {tau:.2f}"
     )
+
+
+def _inside(costs: Costs, truth: Latencies) -> None:
+    share = np.mean((costs.latency_low_s <= truth) & (truth <= costs.latency_high_s))
+    print(f"    {'':<14} inside the 95 % interval: {100 * share:.0f} %")
 
 
 def _rate(predictor: LearnedPredictor, space: SearchSpace) -> float:

@@ -67,6 +67,11 @@ class Case:
         here, there = ({c.policy.digest: p.latency_s(c) for c in p.candidates} for p in (self.profile, self.unseen))
         return float(np.median([there[name] / here[name] for name in here.keys() & there.keys()]))
 
+    @property
+    def dense(self) -> Candidate:
+        """The dense model, which both sessions measured."""
+        return next(candidate for candidate in self.profile.candidates if not len(candidate.policy))
+
     def only_unseen(self) -> list[Candidate]:
         """The candidates of the second session that the first does not hold."""
         known = {candidate.policy.digest for candidate in self.profile.candidates}

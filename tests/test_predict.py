@@ -176,6 +176,30 @@ def test_corrections_are_exact_and_pull_the_neighbours(predictor: LearnedPredict
     assert twice.predict(codes[:1]).latency_s[0] == 2.0
 
 
+def test_on_a_slower_day_everything_is_expected_to_take_longer(predictor: LearnedPredictor) -> None:
+    codes = SPACE.sample(5, np.random.default_rng(1))
+    then_s, noise = predictor.dense_s, predictor.report.noise_floor
+    assert then_s == pytest.approx(synthetic.true_latency_s(DENSE), rel=0.05)
+    assert then_s is not None
+    before, slower = predictor.predict(codes), predictor.paced(1.5 * then_s)
+    after = slower.predict(codes)
+    np.testing.assert_allclose(after.latency_s, slower.pace * before.latency_s)
+    np.testing.assert_allclose(slower.layers_s(codes), slower.pace * predictor.layers_s(codes))
+    assert 1.5 * (1.0 - noise) < slower.pace <= 1.5
+    assert (after.latency_low_s < before.latency_s).all()  # perhaps they are not slowed down at all
+    assert (after.latency_high_s > slower.pace**2 * before.latency_s).all()  # or twice as much
+    assert predictor.paced(then_s / 1.5).pace == pytest.approx(1.0 / slower.pace)
+    assert predictor.paced((1.0 + 0.9 * noise) * then_s).pace == 1.0
+    measured = SPACE.decode(codes[:1])[0]
+    assert slower.corrected([(measured, 1.0)]).predict(codes[:1]).latency_s[0] == 1.0
+    kept = slower.corrected([(measured, after.latency_s[0])]).predict(codes)
+    np.testing.assert_allclose(kept.latency_s, after.latency_s)
+
+
+def test_a_profile_without_the_dense_model_says_nothing_of_the_day(predictor: LearnedPredictor) -> None:
+    assert replace(predictor, dense_s=None).paced(1.0).pace == 1.0
+
+
 @pytest.mark.parametrize("domains", [0, 1])
 def test_a_space_of_hardly_any_choice(domains: int) -> None:
     small = replace(SPACE, domains=SPACE.domains[6 : 6 + domains])

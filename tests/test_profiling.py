@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from automc.cli.main import main
 from automc.devices.cpu import Cpu
 from automc.devices.device import NodeTime
-from automc.devices.measure import Protocol, interleave
+from automc.devices.measure import Measurement, Protocol, interleave
 from automc.devices.probe_models import probe_set
 from automc.devices.probes import Probe, Probed, run_probes
 from automc.devices.quiet import wait_until_quiet
@@ -119,6 +120,34 @@ def test_a_profile_that_is_broken_off_goes_on_and_a_search_measures_nothing_more
         space="default", seed=0, profile_s=1.0, observer=Silent(), clock=Clock(),
     )  # fmt: skip
     assert path.stat().st_size == size
+
+
+class Slowed(Cpu):
+    """A machine that has become three times as slow since it was profiled."""
+
+    def measure(self, *arguments: Any, **options: Any) -> Measurement:
+        measured = super().measure(*arguments, **options)
+        return replace(
+            measured, rounds_s={name: tuple(3.0 * s for s in rounds) for name, rounds in measured.rounds_s.items()}
+        )
+
+
+def test_a_search_goes_by_the_speed_of_the_day() -> None:
+    def predicted_s(device: Cpu, observer: Silent) -> tuple[float, float]:
+        samples = [(networks.images(8), torch.zeros(8, dtype=torch.long))]
+        prepared = prepare(
+            networks.make("plain"), Data(None, samples, samples, None, "few"), lambda model, loader: 0.0, device, batch_size=1,
+            space="default", seed=0, profile_s=2.0, observer=observer, clock=Clock(),
+        )  # fmt: skip
+        costs = prepared.predictor.predict(prepared.space.encode([Policy()]))
+        return float(costs.latency_s[0]), prepared.dense_cost.latency_s or 0.0
+
+    before, _ = predicted_s(Cpu(1), Silent())
+    said = Said()
+    after, dense_s = predicted_s(Slowed(1), said)
+    assert after > 1.5 * before
+    assert after == pytest.approx(dense_s, rel=0.3)
+    assert any("what they took when the device was profiled" in message for message in said.messages)
 
 
 @pytest.fixture

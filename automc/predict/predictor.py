@@ -37,6 +37,8 @@ class LearnedPredictor:
         anchors: policies measured since the fit: their codes in the space of the fit, and seconds.
         narrowing: from the codes that `predict` takes to those of the space of the fit; None where they are the same.
         watts: above idle, which times the latency is the energy; None where energy is not asked for.
+        dense_s: what the dense model took when the device was profiled; None where it was not measured then.
+        pace: how many times as long as then models take; see `paced`.
     """
 
     model: FittedModel
@@ -45,6 +47,8 @@ class LearnedPredictor:
     anchors: tuple[tuple[tuple[int, ...], float], ...] = ()
     narrowing: Narrowing | None = None
     watts: float | None = None
+    dense_s: float | None = None
+    pace: float = 1.0
 
     @classmethod
     def fit(
@@ -68,7 +72,8 @@ class LearnedPredictor:
             models=len(samples.codes),
             coverage=_coverage(model),
         )
-        return cls(model, report, max(conformal(errors), profile.noise_floor))
+        dense_s = next((profile.latency_s(c) for c in profile.candidates if not len(c.policy)), None)
+        return cls(model, report, max(conformal(errors), profile.noise_floor), dense_s=dense_s)
 
     def predict(self, codes: Codes) -> Costs:
         """Costs of (count, domains) codes."""
@@ -85,7 +90,7 @@ class LearnedPredictor:
 
     def layers_s(self, codes: Codes) -> Floats:
         """(count, layers) seconds of each layer's kernels, without what stands between layers."""
-        return self.model.price(self._widened(codes)).layers_s
+        return self.pace * self.model.price(self._widened(codes)).layers_s
 
     def layers_j(self, codes: Codes) -> Floats | None:
         """(count, layers) joules of each layer's kernels at the device's power; None where energy is not asked for."""
@@ -107,13 +112,26 @@ class LearnedPredictor:
         fresh = {tuple(row): float(seconds) for row, (_, seconds) in zip(codes.tolist(), measured, strict=True)}
         return replace(self, anchors=tuple({**dict(self.anchors), **fresh}.items()))
 
+    def paced(self, dense_s: float) -> LearnedPredictor:
+        """The predictor on a day on which the dense model takes `dense_s`: every model takes as much longer or shorter as that one.
+
+        Of the change, what the noise of the profile explains is left out (positive-part shrinkage, James and Stein 1961). Others slow down
+        by up to twice as much as the dense model, or not at all, so intervals grow by the whole of it.
+        """
+        if self.dense_s is None:
+            return self
+        change = float(np.log(dense_s / self.dense_s))
+        if abs(change) <= self.report.noise_floor:
+            return replace(self, pace=1.0)
+        return replace(self, pace=float(np.exp(change - self.report.noise_floor**2 / change)))
+
     def _widened(self, codes: Codes) -> Codes:
         """(count, domains of the fit) the codes in the space of the fit, validated."""
         return self.narrowing.widen(codes) if self.narrowing else self.model.setting.space.check(codes)
 
     def _predict(self, codes: Codes) -> Costs:
         priced = self.model.price(codes)
-        latency, width = priced.latency_s, np.full(len(codes), self.half_width)
+        latency, width = self.pace * priced.latency_s, np.full(len(codes), self.half_width + abs(np.log(self.pace)))
         if self._corrections is not None and len(codes):
             shift, left = self._corrections.at(priced.layers_s)
             latency = latency * np.exp(shift)
@@ -130,7 +148,7 @@ class LearnedPredictor:
         codes = np.array([row for row, _ in self.anchors], dtype=np.int64)
         priced = self.model.price(codes)
         seconds = np.array([seconds for _, seconds in self.anchors])
-        return Corrections.of(priced.layers_s, np.log(seconds / priced.latency_s))
+        return Corrections.of(priced.layers_s, np.log(seconds / (self.pace * priced.latency_s)))
 
 
 def _mape(errors: Floats) -> float:
