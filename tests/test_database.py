@@ -17,7 +17,7 @@ from automc.compression.frozen import freeze, thaw
 from automc.compression.quantize import Quantized
 from automc.compression.variants import Key
 from automc.errors import InputError
-from automc.policy import LowRank, Policy, Prune, Quantize
+from automc.policy import LowRank, Policy, Prune, Quantize, Spec
 from automc.search_spaces.default import default
 from automc.space import SearchSpace
 from automc.trace import Traced, trace
@@ -34,6 +34,16 @@ def small_space(traced: Traced) -> SearchSpace:
 
 def never() -> dict[str, LayerStats]:
     raise AssertionError("the calibration data were asked for")
+
+
+def outputs_of(layer: str, model: nn.Module) -> torch.Tensor:
+    """What a layer makes of the images that it was calibrated with."""
+    seen: list[torch.Tensor] = []
+    handle = model.get_submodule(layer).register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    with torch.no_grad():
+        model(images(64))
+    handle.remove()
+    return seen[0]
 
 
 def test_a_second_search_stitches_from_disk_without_calibrating(tmp_path: Path) -> None:
@@ -81,14 +91,16 @@ def test_stitched_models_share_tensors_and_finished_ones_share_nothing() -> None
 def test_the_error_of_a_combination_is_near_the_sum_of_its_choices_errors() -> None:
     """Single choices make errors that hardly correlate, so squared errors add: what agents assume. Here within a half."""
     traced, stats = prepared("residual")
-    database = Database(traced, stats)
-    group = traced.graph.group["b1.0"]
-    gone = tuple(sorted(database.gone(group, 8)))
-    choices = [{"gone": gone}, {"low_rank": LowRank(8)}, {"quantize": Quantize(4, 8)}]
-    alone = [database.error(Key("b2.0", **choice)) for choice in choices]  # type: ignore[arg-type]
-    together = database.error(Key("b2.0", gone, LowRank(8), Quantize(4, 8)))
+    stitch = Stitcher(traced, stats, (images(32),), carries=False)
+    wanted = outputs_of("b2.0", traced.model)
+
+    def error(*choices: tuple[str, Spec]) -> float:
+        return float((outputs_of("b2.0", stitch.apply(Policy.of(choices))) - wanted).square().sum())
+
+    choices: list[tuple[str, Spec]] = [("b1.0", Prune(8)), ("b2.0", LowRank(8)), ("b2.0", Quantize(4, 8))]
+    alone = [error(choice) for choice in choices]
     assert min(alone) > 0
-    assert 0.5 * sum(alone) < together < 1.5 * sum(alone)
+    assert 0.5 * sum(alone) < error(*choices) < 1.5 * sum(alone)
 
 
 def test_stored_modules_come_back_as_they_were_and_unknown_ones_are_refused() -> None:

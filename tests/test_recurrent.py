@@ -228,10 +228,17 @@ def test_a_recurrent_classifier_is_compressed_from_end_to_end(
 
 @pytest.mark.parametrize("name", ["lstm", "gru both ways"])
 def test_the_error_of_a_variant_grows_with_what_is_taken_away(name: str) -> None:
-    database = stitcher(name).database
-    ranks = [database.error(Key("rnn", low_rank=LowRank(rank))) for rank in (24, 6, 4, 2)]
-    bits = [database.error(Key("rnn", quantize=Quantize(bits, 32))) for bits in (8, 5, 3)]
-    assert ranks[0] < 1e-4
+    stitch = stitcher(name)
+
+    @torch.no_grad()
+    def error(**choice: Any) -> float:
+        layers = stitch.database.variant(Key("rnn", **choice)), stitch.traced.model.get_submodule("rnn")
+        found, expected = (layer(inputs(name))[0] for layer in layers)
+        return relative_error(found, expected)
+
+    ranks = [error(low_rank=LowRank(rank)) for rank in (24, 4, 2)]
+    bits = [error(quantize=Quantize(bits, 32)) for bits in (8, 5, 3)]
+    assert ranks[0] < 1e-2
     assert ranks == sorted(ranks)
     assert bits == sorted(bits)
-    assert bits[0] < 1e-3 < bits[-1] < 1.0
+    assert bits[0] < 0.03 < bits[-1] < 1.0

@@ -28,7 +28,7 @@ from automc.compression.frozen import freeze, is_freezable, thaw
 from automc.compression.obs import Consumer, elimination_order
 from automc.compression.prune import reading_order
 from automc.compression.recurrent import recurrent_variant
-from automc.compression.variants import Dense, Key, before_last, covariance_of, make_variant, relative_error
+from automc.compression.variants import Dense, Key, before_last, covariance_of, make_variant
 from automc.disk import write_atomic
 from automc.errors import InputError
 from automc.graph import ChannelGroup
@@ -39,7 +39,7 @@ from automc.trace import Traced
 
 __all__ = ["Database"]
 
-_FORMAT = "3"
+_FORMAT = "4"
 _MOST_PER_LAYER = 1024
 """Layers that read many channel groups have more combinations than this; theirs are made when first needed."""
 Order = tuple[list[int], list[float]]
@@ -69,7 +69,7 @@ class Database:
         self.evidence = evidence
         self.folder = folder
         self._orders: dict[str, Order] = {}
-        self._entries: dict[str, dict[str, tuple[nn.Module, float]]] = {}
+        self._entries: dict[str, dict[str, nn.Module]] = {}
         self._dirty: set[str] = set()
         self._latest: Dense | None = None
         self._read_orders()
@@ -94,11 +94,13 @@ class Database:
 
     def variant(self, key: Key) -> nn.Module:
         """The module of a key, with all its outputs; never to be changed in place."""
-        return self._entry(key)[0]
-
-    def error(self, key: Key) -> float:
-        """Relative squared output error of a variant, all its choices together."""
-        return self._entry(key)[1]
+        entries = self._of_layer(key.layer)
+        digest = _digest(key)
+        if digest not in entries:
+            with torch.no_grad():
+                entries[digest] = self._made(key)
+            self._dirty.add(key.layer)
+        return entries[digest]
 
     def build(self, space: SearchSpace, observer: Observer | None = None) -> int:
         """Make every entry that policies of `space` need, then save; how many there are."""
@@ -107,7 +109,7 @@ class Database:
             observer.stage("build the database of layer variants", sum(len(keys) for keys in plans.values()))
         for name, keys in plans.items():
             for key in keys:
-                self._entry(key)
+                self.variant(key)
                 if observer:
                     observer.advance(1.0, name)
         self._latest = None
@@ -132,16 +134,7 @@ class Database:
         """The channels of a group that go when `keep` stay."""
         return self.order(group)[0][: group.width - keep]
 
-    def _entry(self, key: Key) -> tuple[nn.Module, float]:
-        entries = self._of_layer(key.layer)
-        digest = _digest(key)
-        if digest not in entries:
-            with torch.no_grad():
-                entries[digest] = self._made(key)
-            self._dirty.add(key.layer)
-        return entries[digest]
-
-    def _made(self, key: Key) -> tuple[nn.Module, float]:
+    def _made(self, key: Key) -> nn.Module:
         layer = self.traced.model.get_submodule(key.layer)
         if isinstance(layer, nn.RNNBase):
             return recurrent_variant(
@@ -149,10 +142,9 @@ class Database:
             )
         dense = self._dense(key.layer)
         before = before_last(key)
-        module = dense.module if before is None else make_variant(dense, key, self.variant(before))
-        return module, relative_error(dense, key, module)
+        return dense.module if before is None else make_variant(dense, key, self.variant(before))
 
-    def _of_layer(self, name: str) -> dict[str, tuple[nn.Module, float]]:
+    def _of_layer(self, name: str) -> dict[str, nn.Module]:
         if name not in self._entries:
             self._entries[name] = _unpacked(self._path(name)) if self.folder is not None else {}
         return self._entries[name]
@@ -231,17 +223,17 @@ def _digest(key: Key) -> str:
     return hashlib.sha256(repr(key).encode()).hexdigest()[:16]
 
 
-def _packed(entries: Mapping[str, tuple[nn.Module, float]]) -> bytes:
+def _packed(entries: Mapping[str, nn.Module]) -> bytes:
     tensors: dict[str, Tensor] = {}
     structures: dict[str, Any] = {}
-    for digest, (module, error) in entries.items():
+    for digest, module in entries.items():
         if is_freezable(module):
-            structures[digest] = {"module": freeze(module), "error": error}
+            structures[digest] = freeze(module)
             tensors.update({f"{digest}.{name}": t.contiguous().clone() for name, t in module.state_dict().items()})
     return save(tensors, {"format": _FORMAT, "entries": json.dumps(structures)})
 
 
-def _unpacked(path: Path) -> dict[str, tuple[nn.Module, float]]:
+def _unpacked(path: Path) -> dict[str, nn.Module]:
     """The entries of a file; none where it is missing, of another format, or damaged: they are then made anew."""
     try:
         with safetensors.safe_open(path, "pt") as file:
@@ -252,11 +244,8 @@ def _unpacked(path: Path) -> dict[str, tuple[nn.Module, float]]:
             for name in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
                 names[name.partition(".")[0]].append(name)
             return {
-                digest: (
-                    thaw(entry["module"], {n: file.get_tensor(n) for n in names[digest]}, f"{digest}."),
-                    entry["error"],
-                )
-                for digest, entry in structures.items()
+                digest: thaw(structure, {n: file.get_tensor(n) for n in names[digest]}, f"{digest}.")
+                for digest, structure in structures.items()
             }
     except (FileNotFoundError, safetensors.SafetensorError, InputError, KeyError, ValueError):
         return {}

@@ -87,10 +87,8 @@ def factorise_recurrent(layer: nn.RNNBase, spec: LowRank, covariance: Tensor | N
 
 def recurrent_variant(
     layer: nn.RNNBase, low_rank: LowRank | None, quantize: Quantize | None, covariance: Tensor | None
-) -> tuple[nn.Module, float]:
-    """The module that stands in for a recurrent layer, and its relative squared error at the gates.
-
-    The error counts states, which the layer makes itself, as independent and of variance one: they lie between -1 and 1.
+) -> nn.Module:
+    """The module that stands in for a recurrent layer.
 
     Args:
         covariance: (inputs, inputs) of what the layer reads, None where only its weights are known.
@@ -98,26 +96,7 @@ def recurrent_variant(
     module: Any = layer if low_rank is None else factorise_recurrent(layer, low_rank, covariance)
     if quantize is not None:
         module = Rounded(copy.deepcopy(module), quantize.weight_bits)
-    plain = module.plain() if isinstance(module, Rounded) else module
-    root = torch.eye(layer.input_size) if covariance is None else covariance
-    wanted, found = _gates(layer), _gates(plain)
-    lost = sum(_energy(a - b, c) for a, b, c in zip(wanted, found, (root, None), strict=True))
-    whole = sum(_energy(a, c) for a, c in zip(wanted, (root, None), strict=True))
-    return module.eval().requires_grad_(False), lost / max(whole, 1e-12)
-
-
-def _gates(layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """(gates, inputs) and (gates, hidden) weights of a layer, of both directions, its projection multiplied in."""
-    inner = layer.inner if isinstance(layer, Projected) else layer
-    assert isinstance(inner, nn.RNNBase)
-    read = torch.cat([getattr(inner, name).detach() for name in input_parts(inner)])
-    states = torch.cat([getattr(inner, name.replace("_ih_", "_hh_")).detach() for name in input_parts(inner)])
-    return (read @ layer.project.weight.detach() if isinstance(layer, Projected) else read), states
-
-
-def _energy(weight: Tensor, covariance: Tensor | None) -> float:
-    """The variance of what `weight` (outputs, inputs) makes of inputs with this covariance, None for independent ones."""
-    return float((weight * (weight if covariance is None else weight @ covariance)).sum())
+    return module.eval().requires_grad_(False)
 
 
 def bake(model: nn.Module) -> dict[str, int]:

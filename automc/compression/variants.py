@@ -12,7 +12,6 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -26,16 +25,7 @@ from automc.compression.sparsify import sparsify
 from automc.graph import LayerSpec
 from automc.policy import LowRank, Quantize, Sparsify
 
-__all__ = [
-    "Dense",
-    "Key",
-    "before_last",
-    "covariance_of",
-    "make_variant",
-    "relative_error",
-    "remaining",
-    "take_outputs",
-]
+__all__ = ["Dense", "Key", "before_last", "covariance_of", "make_variant", "remaining", "take_outputs"]
 
 Indices = tuple[int, ...]
 _PLAIN_BITS = 7
@@ -75,12 +65,6 @@ class Dense:
             mean = None if self.stats is None else self.stats.mean[kept]
             self.targets[gone] = Target(before, covariance_of(self.stats, kept), mean)
         return self.targets[gone]
-
-    @cached_property
-    def sampled_outputs(self) -> Tensor | None:
-        """What the layer makes of the stored input columns; None without any."""
-        windows = self.windows(self.features(()))
-        return None if windows is None else _valid(self.module)(windows)
 
     def features(self, gone: Sequence[int]) -> Tensor:
         """The feature numbers that are left without the input channels `gone`."""
@@ -235,18 +219,6 @@ def _parts(module: nn.Module) -> list[nn.Conv2d | nn.Linear]:
         assert isinstance(part, (nn.Conv2d, nn.Linear))
         parts.append(part)
     return parts
-
-
-def relative_error(dense: Dense, key: Key, variant: nn.Module) -> float:
-    """Squared output error of a variant over the variance of the output, on the stored input columns; 0 where there are none."""
-    wanted = dense.sampled_outputs
-    if wanted is None:
-        return 0.0
-    found = dense.windows(dense.features(key.gone))
-    for part in variant if isinstance(variant, nn.Sequential) else [variant]:
-        found = _valid(part)(found)
-    assert found is not None
-    return float((wanted - found).square().sum() / (wanted - wanted.mean(0)).square().sum().clamp_min(1e-12))
 
 
 def _reads(parts: Sequence[nn.Module], windows: Tensor | None) -> list[Tensor]:
