@@ -1,14 +1,11 @@
-"""Rounding: errors are made up for, scales fit, rows are independent, and the bits are counted."""
+"""Rounding: errors are made up for, scales fit, and rows are independent."""
 
 from __future__ import annotations
-
-import math
 
 import pytest
 import torch
 from torch import Tensor
 
-from automc.compression.huffman import code_lengths, coded_bits
 from automc.compression.rounding import corrected_bias, elimination_factor, round_weights
 from automc.policy import Quantize
 
@@ -108,26 +105,3 @@ def test_the_bias_absorbs_the_mean_error() -> None:
     values = round_weights(weight, Quantize(2, 32), covariance()).values
     bias = corrected_bias(None, weight, values, inputs.mean(0))
     torch.testing.assert_close((inputs @ values.T + bias).mean(0), (inputs @ weight.T).mean(0), atol=1e-4, rtol=1e-4)
-
-
-def test_huffman_codes_are_within_a_bit_of_the_entropy_and_decodable() -> None:
-    counts = [500, 250, 125, 60, 40, 20, 5, 0]
-    lengths = code_lengths(counts)
-    total = sum(counts)
-    entropy = -sum(n / total * math.log2(n / total) for n in counts if n)
-    mean = sum(n * length for n, length in zip(counts, lengths, strict=True)) / total
-    assert entropy <= mean < entropy + 1
-    assert sum(2.0**-length for length in lengths if length) == 1.0  # Kraft: a complete prefix code
-    assert code_lengths([0, 7]) == [0, 1]
-    assert code_lengths([4, 2, 1, 1]) == [1, 2, 3, 3]
-    assert coded_bits([4, 2, 1, 1]) == 4 + 4 + 3 + 3 + 32
-
-
-def test_stored_bits() -> None:
-    weight = weights()
-    assert round_weights(weight, Quantize(4, 32), None).stored_bits == 480 * 4 + 12 * 32
-    assert round_weights(weight, Quantize(4, 32, 16, symmetric=False), None).stored_bits == 480 * 4 + 36 * (32 + 4)
-    kmeans = round_weights(weight, Quantize(4, 32, codes="kmeans"), None)
-    counts = torch.bincount(kmeans.codes.flatten().long(), minlength=16).tolist()
-    assert kmeans.stored_bits == coded_bits(counts) + 16 * 32
-    assert kmeans.stored_bits < 480 * 4 + 16 * 40

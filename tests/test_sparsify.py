@@ -18,7 +18,7 @@ import automc
 from automc.calibrate import calibrate
 from automc.compression.apply import Stitcher
 from automc.compression.quantize import Quantized
-from automc.compression.sparsify import sparsify, stored_bits
+from automc.compression.sparsify import sparsify
 from automc.errors import InputError
 from automc.export.onnx import build_onnx
 from automc.export.sparse import DOMAIN, MASK, pack_zeros
@@ -128,12 +128,6 @@ def test_the_removal_of_one_weight_is_the_optimal_brain_surgeon_step() -> None:
 def test_specs_that_mean_nothing_are_refused(spec: Sparsify, words: str) -> None:
     with pytest.raises(InputError, match=words):
         sparsify(torch.randn(2, 8), spec)
-
-
-def test_stored_bits_are_a_mask_and_the_values() -> None:
-    assert stored_bits(1000, Sparsify(0.25)) == 1000 + 250 * 32
-    assert stored_bits(1000, Sparsify(0.25), 8) == 1000 + 250 * 8
-    assert stored_bits(1000, TWO_OF_FOUR, 8) == 250 * 3 + 500 * 8  # six ways to choose 2 of 4 take 3 bits
 
 
 def stitcher(name: str) -> Stitcher:

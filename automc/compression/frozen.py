@@ -76,7 +76,7 @@ def _skeleton(structure: Mapping[str, Any]) -> nn.Module:
         spec, scales = Quantize(**structure["spec"]), torch.empty(structure["scales"], device="meta")
         book = torch.empty(structure["book"], device="meta") if structure["book"] else None
         weight = inner.requires_grad_(False).weight.flatten(1)
-        module = Quantized(inner, spec, Rounded(weight, weight, Grid(spec, scales, scales, book), 0))
+        module = Quantized(inner, spec, Rounded(weight, weight, Grid(spec, scales, scales, book)))
         module.rounds_input = structure["rounds_input"]
         return module
     return {"Conv2d": nn.Conv2d, "Linear": nn.Linear}[kind](**fields, device="meta")

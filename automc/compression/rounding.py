@@ -16,8 +16,6 @@ from torch import Tensor
 
 from automc.compression.codebook import learn_codebook
 from automc.compression.grid import Grid, uniform_grid
-from automc.compression.huffman import coded_bits
-from automc.compression.storage import SCALE_BITS
 from automc.policy import Quantize
 
 __all__ = ["Factor", "Rounded", "corrected_bias", "elimination_factor", "round_weights"]
@@ -36,13 +34,11 @@ class Rounded:
         values: (outputs, features) what the codes stand for.
         codes: (outputs, features) integers; indices into the code book where there is one.
         grid: scales and zero points (outputs, groups), or the code book.
-        stored_bits: of codes, scales and zero points; of a code book, its entries and the codes under a Huffman code.
     """
 
     values: Tensor
     codes: Tensor
     grid: Grid
-    stored_bits: int
 
     @property
     def scale(self) -> Tensor:
@@ -107,7 +103,7 @@ def round_weights(
         codes = _compensated(weight, grid, factor)
         grid = _rescaled(weight, codes, grid, matrix)
     values = grid.decode(codes, torch.arange(weight.shape[1]))
-    return Rounded(values, codes.to(torch.int16), grid, _stored_bits(codes, grid, spec))
+    return Rounded(values, codes.to(torch.int16), grid)
 
 
 def corrected_bias(bias: Tensor | None, weight: Tensor, values: Tensor, mean: Tensor) -> Tensor:
@@ -162,11 +158,3 @@ def _rescaled(weight: Tensor, codes: Tensor, grid: Grid, covariance: Tensor) -> 
     best = (image * weight).sum(1, keepdim=True) / energy
     usable = (energy > 0) & (best > 0)
     return replace(grid, scale=torch.where(usable, best, grid.scale))
-
-
-def _stored_bits(codes: Tensor, grid: Grid, spec: Quantize) -> int:
-    if grid.book is not None:
-        counts = torch.bincount(codes.flatten().long(), minlength=len(grid.book)).tolist()
-        return coded_bits(counts) + SCALE_BITS * len(grid.book)
-    zero_bits = 0 if spec.symmetric else spec.weight_bits
-    return codes.numel() * spec.weight_bits + grid.scale.numel() * (SCALE_BITS + zero_bits)

@@ -22,7 +22,7 @@ from automc.compression.obs import DAMPING
 from automc.errors import InputError
 from automc.policy import Sparsify
 
-__all__ = ["UNSTRUCTURED", "n_of_m", "sparsify", "stored_bits"]
+__all__ = ["UNSTRUCTURED", "n_of_m", "sparsify"]
 
 UNSTRUCTURED = "unstructured"
 _BLOCK = 128
@@ -53,19 +53,6 @@ def sparsify(weight: Tensor, spec: Sparsify, covariance: Tensor | None = None, *
         blocks = [chosen.mask(importance[:, order][:, start:stop], start) for start, stop in chosen.blocks()]
         found[:, order] = torch.where(torch.cat(blocks, 1), weight[:, order], 0.0)
     return found
-
-
-def stored_bits(weights: int, spec: Sparsify, value_bits: int = 32) -> int:
-    """Bits of `weights` weights in a sparse file: a mask of one bit each, and the values that are left.
-
-    n:m patterns need log2(m over n) bits per group instead of a mask.
-    """
-    pattern = n_of_m(spec)
-    kept = round(spec.density * weights)
-    if pattern is None:
-        return weights + kept * value_bits
-    n, m = pattern
-    return math.ceil(weights / m) * math.ceil(math.log2(math.comb(m, n))) + kept * value_bits
 
 
 def n_of_m(spec: Sparsify) -> tuple[int, int] | None:

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from automc.policy import Quantize
 
-__all__ = ["SCALE_BITS", "as_run", "between_integers", "file_bits", "file_bytes", "group_count", "runs_on_integers"]
+__all__ = ["as_run", "between_integers", "file_bits", "file_bytes", "group_count", "runs_on_integers"]
 
-SCALE_BITS = 32
+_SCALE_BITS = 32
 """Of each scale and of each entry of a code book."""
 _FILE_BITS = (2, 4, 8)
 """Integer types that ONNX stores packed."""
@@ -53,6 +53,6 @@ def file_bytes(spec: Quantize, outputs: int, features: int) -> float:
     """Bytes of a layer's codes, scales, zero points and code book in an ONNX file; every layer's codes start on a byte."""
     groups = group_count(spec, features)
     padded = groups * spec.group_size if spec.group_size and groups else features
-    scales = outputs * groups * (SCALE_BITS // 8 + (0 if spec.symmetric else 1))
-    book = (SCALE_BITS // 8 << spec.weight_bits) if spec.codes == "kmeans" else 0
+    scales = outputs * groups * (_SCALE_BITS // 8 + (0 if spec.symmetric else 1))
+    book = (_SCALE_BITS // 8 << spec.weight_bits) if spec.codes == "kmeans" else 0
     return math.ceil(outputs * padded * file_bits(spec) / 8) + scales + book
