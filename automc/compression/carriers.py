@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from automc.compression.flow import Flow, Kind, Watch
 from automc.compression.integers import Chain, integer_chain
 from automc.compression.quantize import Quantized, sample
-from automc.compression.ranges import RangeRule, best_range
+from automc.compression.ranges import best_range
 from automc.compression.steps import on_grid
 from automc.compression.storage import runs_on_integers
 
@@ -152,13 +152,7 @@ def carriers_of(model: nn.Module) -> Carriers | None:
     return next((owner for owner in owners if isinstance(owner, Carriers)), None)
 
 
-def set_ranges(
-    model: nn.Module,
-    batches: Iterable[Sequence[Tensor]],
-    rule: RangeRule = best_range,
-    *,
-    only_unset: bool = False,
-) -> None:
+def set_ranges(model: nn.Module, batches: Iterable[Sequence[Tensor]], *, only_unset: bool = False) -> None:
     """Set the input range of every rounded layer, and of what stands between them, in place.
 
     From what they see on `batches` in floating point, weights rounded.
@@ -180,10 +174,10 @@ def set_ranges(
         layer.rounds_input = False
     seen, between = _observed(model, layers, carriers, batches)
     for name, layer in layers.items():
-        layer.set_range(*rule(seen[name], layer.activation_bits))
+        layer.set_range(*best_range(seen[name], layer.activation_bits))
     if carriers is not None:
         carriers.share(model)
-        carriers.set_grids({key: rule(values, 8) for key, values in between.items()})
+        carriers.set_grids({key: best_range(values) for key, values in between.items()})
 
 
 def set_between(model: nn.Module, inputs: Sequence[Tensor]) -> None:
