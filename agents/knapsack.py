@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -38,10 +38,6 @@ class Knapsack:
         shape = (len(cardinalities), len(self.domain))
         entries = (np.ones(len(self.domain)), (self.domain, np.arange(len(self.domain))))
         self._one_each = LinearConstraint(csr_array(entries, shape=shape), 1.0, 1.0)
-
-    def flat(self, per_domain: Sequence[Array]) -> Array:
-        """(choices,) one array per domain joined in the order of x."""
-        return np.concatenate(per_domain) if len(per_domain) else np.zeros(0)
 
     def at(self, flat: Array, codes: Codes) -> Array:
         """(..., domains) the entries of (choices,) `flat` that (..., domains) codes choose."""

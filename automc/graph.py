@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
@@ -168,8 +168,6 @@ class LayerGraph:
     layers: tuple[LayerSpec, ...]
     groups: tuple[ChannelGroup, ...]
     left_alone: tuple[LeftAlone, ...] = ()
-    input_shapes: tuple[tuple[int, ...], ...] = field(default=())
-    """Shape of each input per sample, without the batch."""
     others: tuple[LayerSpec, ...] = ()
     """Layers without a choice of their own: of other dimensions, transposed, called several times, or of shared weights."""
 

@@ -122,7 +122,6 @@ def trace(model: nn.Module, example: Sequence[Tensor], names: Sequence[str] = ()
         layers=tuple(_with_channels(layer, groups) for layer in layers),
         groups=tuple(groups),
         left_alone=(*packed, *left_alone, *whole, *coupled, *heads.left_alone, *refused),
-        input_shapes=tuple(tuple(tensor.shape[1:]) for tensor in example),
         others=tuple(_with_channels(layer, groups) for layer in others),
     )
     for parameter in copied.parameters():

@@ -44,7 +44,7 @@ def graph() -> LayerGraph:
         fc,
     )
     groups = tuple(ChannelGroup(name, width, ()) for name, width in WIDTHS.items())
-    return LayerGraph(layers, groups, input_shapes=((3, SIDE, SIDE),))
+    return LayerGraph(layers, groups)
 
 
 def space() -> SearchSpace:

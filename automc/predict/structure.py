@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import onnx
-from onnx import numpy_helper
 
 from automc.errors import InputError
 from automc.export.floating import layer_of as module_of
@@ -50,8 +49,6 @@ class Structure:
     steps: tuple[Step, ...]
     tensors: tuple[TensorInfo, ...]
     inputs: int
-    weight_bytes: int
-    total_bytes: int
     absent: frozenset[str] = frozenset()
     """Names of layers without a choice that the model does not run as such: what they read never changes, or their operator is another."""
 
@@ -78,10 +75,7 @@ def read_structure(dense_onnx: bytes, graph: LayerGraph) -> Structure:
     missing = [layer.name for index, layer in enumerate(graph.priced) if index not in reader.seen]
     if missing and missing[0] in graph.layer:
         raise InputError(f"The dense ONNX model does not hold the layer {missing[0]!r}.", remedy="Export it again.")
-    weights = sum(len(t.raw_data) or numpy_helper.to_array(t).nbytes for t in model.graph.initializer)
-    return Structure(
-        tuple(reader.steps), tuple(reader.tensors), reader.inputs, weights, len(dense_onnx), frozenset(missing)
-    )
+    return Structure(tuple(reader.steps), tuple(reader.tensors), reader.inputs, frozenset(missing))
 
 
 def layer_of(name: str, names: Sequence[str]) -> str | None:
