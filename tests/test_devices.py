@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import synthetic
 
 from automc.devices import cpu
 from automc.devices.cpu import Cpu
+from automc.devices.device import Capabilities
 from automc.devices.exclusive import locked, pinned
 from automc.devices.measure import Measurement, Protocol, fixed_work, interleave
 from automc.devices.probe import conv_model, probe_blocks
@@ -212,6 +214,11 @@ def test_pinning_is_undone() -> None:
 
 def test_the_sentinel_is_short() -> None:
     assert 1e-6 < fixed_work() < 0.1
+
+
+def test_capabilities_of_an_older_file_are_read_without_what_they_no_longer_tell() -> None:
+    told = {**dataclasses.asdict(Capabilities(8, 4)), "weight_bits_exact": [8]}
+    assert Capabilities.from_json(told) == Capabilities(8, 4)
 
 
 class TestCpu:

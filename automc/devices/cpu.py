@@ -60,7 +60,7 @@ class Cpu:
     def _capabilities(self) -> Capabilities:
         path = cache_dir() / "devices" / f"{self.key}.capabilities.json"
         block, multiple = cached_blocks(path, lambda: probe_blocks(self, self._conv))
-        return Capabilities(block, multiple, int8=True, weight_bits_exact=(8,), reduce_range=not has_vnni())
+        return Capabilities(block, multiple, int8=True, reduce_range=not has_vnni())
 
     def session(self, model: Model) -> OrtSession:
         """Load a model.

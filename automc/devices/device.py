@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -46,7 +46,6 @@ class Capabilities:
         channel_block: kernels compute output channels in multiples of this; 1 where no such block is known.
         channel_multiple: input channels must be a multiple of this (and at least a block) to stay on the blocked path.
         int8: the runtime has integer kernels for convolutions and linear layers.
-        weight_bits_exact: weight precisions with a real kernel; others are only simulated.
         sparsity: patterns of zeros with a real kernel, such as "2:4"; others only make files smaller.
         reduce_range: the integer kernels can saturate with 8-bit weights, so exporters use 7 bits (AVX2 without VNNI).
         bits: (weight, activation) bits that layers can run in, most first; empty where 8-bit kernels are all there is.
@@ -55,16 +54,16 @@ class Capabilities:
     channel_block: int = 1
     channel_multiple: int = 1
     int8: bool = True
-    weight_bits_exact: tuple[int, ...] = (8,)
     sparsity: tuple[str, ...] = ()
     reduce_range: bool = False
     bits: tuple[tuple[int, int], ...] = ()
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Capabilities:
-        """Read what `dataclasses.asdict` made of capabilities and JSON of that."""
-        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
-        return cls(**fields)
+        """Read what `dataclasses.asdict` made of capabilities and JSON of that; older files hold more."""
+        own = {field.name for field in fields(cls)}
+        told: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in data.items() if n in own}
+        return cls(**told)
 
 
 @dataclass(frozen=True)

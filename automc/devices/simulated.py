@@ -98,7 +98,7 @@ class Simulated(Unmeasured):
 
     def capabilities(self) -> Capabilities:
         """Every precision of BITS has a kernel; channels need no alignment."""
-        return Capabilities(channel_block=1, weight_bits_exact=tuple(sorted({w for w, _ in BITS})), bits=BITS)
+        return Capabilities(channel_block=1, bits=BITS)
 
     def absent(self) -> MissingError:
         return MissingError(
