@@ -1,10 +1,11 @@
-"""The seams: what a plug-in implements, at most three methods each. Vary by wrapping, not by subclassing."""
+"""The seams: what a plug-in implements, few methods each. Vary by wrapping, not by subclassing."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from automc.budget import Budget
 from automc.policy import Policy
 from automc.progress import Reference
+from automc.result import Summary
 from automc.space import Codes, SearchSpace
 from automc.trial import Cost, Source, Trial
 
@@ -26,6 +28,7 @@ __all__ = [
     "Problem",
     "Racer",
     "Scored",
+    "Status",
     "Tracker",
     "Watcher",
 ]
@@ -179,11 +182,31 @@ class Executor(Protocol):
         ...
 
 
+Status = Literal["FINISHED", "KILLED", "FAILED"]
+"""How a search ended."""
+
+
 class Tracker(Protocol):
-    """Where trials are recorded."""
+    """Where a search is recorded besides its folder. Never stops it: one that cannot write warns once and queues or drops."""
+
+    def start(self, params: Mapping[str, object], tags: Mapping[str, str]) -> None:
+        """The search begins: its settings, and what to find it by."""
+        ...
+
+    def set_reference(self, cost: Cost, score: float, limits: Mapping[str, float]) -> None:
+        """The dense model's cost and score, and the resolved budget (metric -> limit, SI units)."""
+        ...
 
     def log(self, trial: Trial) -> None:
-        """Record one trial. Never stops a search: a tracker that cannot write warns once and queues or drops."""
+        """A trial ended."""
+        ...
+
+    def finish(self, summary: Summary | None, run_dir: Path, status: Status = "FINISHED") -> None:
+        """The search ended; what it wrote lies in `run_dir`. `summary` is None when it did not get that far."""
+        ...
+
+    def close(self, timeout_s: float = 60.0) -> bool:
+        """Wait until everything is recorded, for at most `timeout_s`; whether it is."""
         ...
 
 

@@ -32,7 +32,7 @@ from automc.policy import Policy
 from automc.predict.targets import open_device
 from automc.prepare import Clock, Prepared
 from automc.progress import Reference
-from automc.protocols import Observer
+from automc.protocols import Observer, Tracker
 from automc.result import Summary
 from automc.rundir import RunDir
 from automc.tables import Tables
@@ -99,9 +99,7 @@ class Run:
             if unusable and is_new and not folder.trials():
                 shutil.rmtree(path)  # a folder without a search would only bar its name
 
-    def _search(
-        self, folder: RunDir, tracker: MLflowTracker | NullTracker, noting: Noting, executors: Executors
-    ) -> Iterator[Trial]:
+    def _search(self, folder: RunDir, tracker: Tracker, noting: Noting, executors: Executors) -> Iterator[Trial]:
         clock = Clock()
         prepared = prepare_job(
             self.job, self.task, self.device, self.observer, clock, quiet=executors.wait, tables=self._tables(folder)
@@ -202,9 +200,7 @@ class Run:
             )  # fmt: skip
         self.best = best
 
-    def _hand_over(
-        self, folder: RunDir, tracker: MLflowTracker | NullTracker, engine: Engine, prepared: Prepared, clock: Clock
-    ) -> None:
+    def _hand_over(self, folder: RunDir, tracker: Tracker, engine: Engine, prepared: Prepared, clock: Clock) -> None:
         """Write the models, the summary and the report, and tell the tracker."""
         clock.start("export")
         self.observer.stage("write the results", None)
@@ -272,7 +268,7 @@ class Run:
             notes=(*self.task.data.notes, *((engine.limiting,) if engine.limiting else ())),
         )
 
-    def _tracker(self, folder: RunDir) -> MLflowTracker | NullTracker:
+    def _tracker(self, folder: RunDir) -> Tracker:
         if self.job.tracking_uri == "":
             return NullTracker()
         tracker = MLflowTracker(

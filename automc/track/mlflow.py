@@ -20,10 +20,10 @@ from typing import Any
 
 from automc.disk import write_atomic
 from automc.errors import DiskError, InputError, MissingError
+from automc.protocols import Status
 from automc.result import Summary
 from automc.rundir import RunDir
 from automc.track.children import Which
-from automc.track.null import Status
 from automc.track.store import Store, now_ms
 from automc.track.worker import Message, Parent, Worker
 from automc.trial import Cost, Trial
