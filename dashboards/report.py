@@ -19,7 +19,7 @@ from automc.tables import Tables
 from automc.trial import Trial
 from automc.units import METRICS
 
-from . import by_layer, comparison, figures, page, png, svg, words
+from . import figures, page, png, words
 from .note import note
 from .report_layers import layer_sections
 
@@ -269,22 +269,12 @@ def _export(summary: Summary, folder: Path) -> Iterator[str]:
 
 
 class Plotly:
-    """What the registry offers as figures "plotly": the outcome in a sentence, figures, an SVG picture, the report."""
+    """What the registry offers as figures "plotly": the report, a run's description, and the front to look into or as a picture."""
 
-    verdict = staticmethod(words.verdict)
+    write_report = staticmethod(write_report)
     note = staticmethod(note)
     pareto = staticmethod(figures.pareto)
-    hypervolume = staticmethod(figures.hypervolume)
-    policy_map = staticmethod(figures.policy_map)
-    predicted_vs_measured = staticmethod(figures.predicted_vs_measured)
-    latency_by_layer = staticmethod(by_layer.latency)
-    energy_by_layer = staticmethod(by_layer.energy)
-    sensitivity = staticmethod(by_layer.sensitivity)
-    fronts = staticmethod(comparison.fronts)
-    agents = staticmethod(comparison.agents)
-    pareto_svg = staticmethod(svg.pareto_svg)
     pareto_png = staticmethod(png.pareto_png)
-    write_report = staticmethod(write_report)
 
 
 PLOTLY = Plotly()
