@@ -22,11 +22,14 @@ from automc.evaluate.divergence import distillation_loss
 from automc.policy import Policy
 from automc.prepare import Prepared
 from automc.student import (
+    WARM_UP,
     Lesson,
+    descend,
     distance,
     fold,
     mixed,
     quick_layout,
+    rate_at,
     samples,
     settle,
     unfold,
@@ -48,8 +51,6 @@ _LEAST_SHARE = 1e-4
 """Of that loss, which rounding may make less than nothing."""
 NEAR = 0.05
 """Models that diverge less than this from the dense one train without batch statistics, whose noise would cost more."""
-_WARM_UP = 10
-_CLIP = 5.0
 _ENOUGH_TO_MIX = 1000
 """Steps: shorter trainings get farther on the samples as they are."""
 _LEAST_GAIN = 0.02
@@ -171,7 +172,7 @@ def _train(
             return
         if step == 0:
             began = over
-        if step == _WARM_UP and step * (1.0 - began) / (over - began) >= _ENOUGH_TO_MIX:
+        if step == WARM_UP and step * (1.0 - began) / (over - began) >= _ENOUGH_TO_MIX:
             batches = mixed(batches)
         inputs = next(batches)[0]
         loss = _loss(student, teacher, inputs, logits)
@@ -183,13 +184,10 @@ def _train(
             return
         if step == 0:
             full_rate = _RATE * math.sqrt(min(1.0, max(_LEAST_SHARE, value / _LOSS_AT_FULL_RATE)))
-        rate = full_rate * min(1.0, (step + 1) / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * over))
+        rate = rate_at(step, over, full_rate)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["size"]
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(student.parameters(), _CLIP)
-        optimizer.step()
+        descend(optimizer, loss, student)
         if step % 20 == 0:
             best = copy.deepcopy(student.state_dict())
         now = time.perf_counter()

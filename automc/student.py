@@ -1,4 +1,4 @@
-"""A compressed model made ready to be trained, and put back into the form in which it is exported.
+"""A compressed model made ready to be trained, taken a step further, and put back into the form in which it is exported.
 
 Layers whose batch norm was folded get one back, set to the statistics of what they put out now; it is folded again at the end.
 """
@@ -6,6 +6,7 @@ Layers whose batch norm was folded get one back, set to the statistics of what t
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,17 +28,24 @@ if TYPE_CHECKING:
     from automc.prepare import Prepared  # takes a second to import, which every process of a training would spend
 
 __all__ = [
+    "WARM_UP",
     "Lesson",
+    "descend",
     "distance",
     "fold",
     "mixed",
     "quick_layout",
+    "rate_at",
     "samples",
     "settle",
     "unfold",
     "zeros_kept",
 ]
 
+WARM_UP = 10
+"""Steps over which the learning rate rises."""
+_CLIP = 5.0
+"""The largest norm of a gradient."""
 _SETTLING_BATCHES = 16
 _LEAST_BATCH = 16
 """Smaller batches are put together: batch norm needs several samples."""
@@ -132,6 +140,19 @@ def quick_layout(model: nn.Module) -> nn.Module:
         for conv in convs:
             conv.weight.data = conv.weight.data.to(memory_format=torch.channels_last)
     return model
+
+
+def rate_at(step: int, progress: float, full: float) -> float:
+    """The learning rate of a step: a linear warm-up to `full`, under half a cosine over the training, of which `progress` (0 to 1) is over."""
+    return full * min(1.0, (step + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor, student: nn.Module) -> None:
+    """One step against the gradient of `loss`, that of the student clipped."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(student.parameters(), _CLIP)
+    optimizer.step()
 
 
 def _labels(batch: Any, count: int) -> Tensor | None:

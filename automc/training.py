@@ -26,12 +26,10 @@ from automc.disk import write_atomic
 from automc.distil import Loss, Weights, hint_layers
 from automc.errors import AutomcError
 from automc.evaluate.worth import GAIN
-from automc.student import Lesson, fold, mixed, quick_layout, samples, settle, unfold, zeros_kept
+from automc.student import Lesson, descend, fold, mixed, quick_layout, rate_at, samples, settle, unfold, zeros_kept
 
 __all__ = ["Choices", "Plan", "Training", "best_state", "curves"]
 
-_WARM_UP = 10
-_CLIP = 5.0
 _ENOUGH_TO_MIX = 500
 """Steps: shorter trainings get farther on the samples as they are."""
 
@@ -183,18 +181,14 @@ class Training:
 
     def _step(self, step: int) -> float:
         progress = max(step / (self.plan.rounds * self.plan.steps), self._time_spent())
-        rate = self.choices.rate * min(1.0, (step + 1) / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * progress))
         for group in self._optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate_at(step, progress, self.choices.rate)
         loss = self.loss(*next(self._batches))
         value = float(loss.detach())
         if not math.isfinite(value):
             self._diverged = True
             return value
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.student.parameters(), _CLIP)
-        self._optimizer.step()
+        descend(self._optimizer, loss, self.student)
         return value
 
     def _time_spent(self) -> float:

@@ -24,6 +24,7 @@ from automc.job import Silent
 from automc.policy import Policy
 from automc.search_spaces.prune import prune
 from automc.space import SearchSpace
+from automc.student import descend
 
 STEP_BATCH = 128
 
@@ -84,10 +85,7 @@ def fine_tuned(model: nn.Module, given: setting.Setting, steps: int) -> nn.Modul
         with torch.no_grad():
             target = given.traced.model(*inputs)
         loss = distillation_loss(student(*inputs), target, logits=True)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(student.parameters(), 5.0)
-        optimizer.step()
+        descend(optimizer, loss, student)
         schedule.step()
     return student.eval().requires_grad_(False)
 

@@ -27,7 +27,7 @@ from automc.job import Silent
 from automc.policy import LowRank, Policy, Prune, Quantize
 from automc.predict.targets import open_device
 from automc.prepare import Clock, Prepared, prepare
-from automc.student import Lesson, mixed, quick_layout, samples
+from automc.student import WARM_UP, Lesson, mixed, quick_layout, samples
 from automc.training import Choices, Plan, Training, best_state
 
 PLAN = Plan(rounds=3, steps=8)
@@ -299,5 +299,5 @@ def test_recovery_learns_from_mixtures_once_it_knows_that_its_steps_are_enough(
     recovery._train(student, teacher, batches, lambda step: 0.5 + step / 120, True, lambda _: None)  # half is over
     assert len(met) == 60
     as_they_are = [bool((inputs[0] == once).all()) for inputs in met]
-    assert all(as_they_are[: recovery._WARM_UP])
+    assert all(as_they_are[:WARM_UP])
     assert all(as_they_are) is not mixes
