@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,13 +10,14 @@ from typing import Any
 
 from automc import __version__, registry
 from automc.devices.cpu import Cpu
-from automc.devices.device import Capabilities, Device, cache_dir, digest
+from automc.devices.device import Capabilities, Device, device_path, digest
 from automc.devices.kit import agent_archive, patterned, probe_files
 from automc.devices.probe_models import probe_set
 from automc.disk import write_atomic
 from automc.errors import AutomcError, InputError
 from automc.predict.attribute import places_in
 from automc.predict.device_file import DeviceFile, known_devices
+from automc.predict.profile import now
 from automc.predict.profile import subject as subject_digest
 from automc.predict.sampling import stratified
 from automc.predict.store import append, records
@@ -66,7 +66,7 @@ def emit_kit(path: Path, subject: Subject, observer: Observer, *, candidates: in
     arrays = [tensor.numpy() for tensor in subject.example]
     manifest = {
         "version": __version__,
-        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "created": now(),
         "label": subject.label,
         "batch_size": len(arrays[0]),
         "subject": subject_digest(offered.space, arrays, subject.dense_onnx),
@@ -99,7 +99,7 @@ def import_file(path: Path, observer: Observer, *, name: str | None = None, stri
     for doubt in doubts:
         observer.message(doubt, "warning")
     key = f"kit-{digest(found.key, label)}"
-    target = cache_dir() / "devices" / f"{key}.jsonl"
+    target = device_path(key)
     known = {json.dumps(line, sort_keys=True) for line in records(target)}
     given = {json.dumps(line, sort_keys=True): line for line in (_rekeyed(line, key, path) for line in records(path))}
     fresh = [line for text, line in given.items() if text not in known]

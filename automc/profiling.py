@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import onnx
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from automc.calibrate import calibrate
 from automc.compression.apply import Stitcher
 from automc.compression.criteria import Pruning
-from automc.devices.device import ON_GPU, ON_PROCESSOR, Array, Device, cache_dir
+from automc.devices.device import ON_GPU, ON_PROCESSOR, Array, Device, device_path
 from automc.devices.energy import find_meter
 from automc.devices.probe_models import probe_set
 from automc.devices.probes import Probed
@@ -33,7 +32,7 @@ from automc.prepare import exactly
 from automc.protocols import Observer
 from automc.result import PredictorReport
 
-__all__ = ["Subject", "device_path", "probe_device", "profile_subject"]
+__all__ = ["Subject", "probe_device", "profile_subject"]
 
 
 @dataclass(frozen=True)
@@ -79,14 +78,9 @@ class Subject:
         return lambda policy: build_onnx(stitcher.apply(policy), self.example, reduce_range=reduce_range)
 
 
-def device_path(device: Device) -> Path:
-    """Where what is known of a device is kept."""
-    return cache_dir() / "devices" / f"{device.key}.jsonl"
-
-
 def probe_device(device: Device, observer: Observer, *, again: bool = False) -> list[Probed]:
     """What the probes say of a device; those that were answered before are read, unless `again`."""
-    path = device_path(device)
+    path = device_path(device.key)
     known = {} if again else {(found.group, found.name): found for found in probed(path)}
     missing = [probe for probe in probe_set() if (probe.group, probe.name) not in known]
     if missing:
@@ -119,7 +113,7 @@ def profile_subject(
 
 def _keep_energy(subject: Subject, profile: Profile, arrays: list[Array], observer: Observer) -> None:
     """What the dense model takes by the machine's counters, once; where there are none, that is said."""
-    path = device_path(subject.device)
+    path = device_path(subject.device.key)
     on_board = subject.device.name in ON_PROCESSOR or subject.device.name.startswith(ON_GPU)
     if not on_board or any(r["kind"] == "energy" and r["key"] == profile.key for r in records(path)):
         return

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from automc.devices.device import Device
+from automc.devices.device import Device, device_path
 from automc.devices.measure import COMPARING
 from automc.errors import InputError
 from automc.narrow import Narrowing
@@ -21,12 +21,12 @@ from automc.predict.device_file import DeviceFile, known_devices
 from automc.predict.fewshot import CLAIMABLE, FewShot, Prior
 from automc.predict.kernels import Layouts
 from automc.predict.model import FittedModel, Samples, Setting
-from automc.predict.profile import Profile, now, profile_key
+from automc.predict.profile import Profile, facts_of, profile_key
 from automc.predict.roofline import Floats
 from automc.predict.sampling import stratified
 from automc.predict.store import append, read_profile
 from automc.predict.targets import Recorded, device_measures
-from automc.profiling import Subject, device_path
+from automc.profiling import Subject
 from automc.protocols import Observer
 from automc.space import Codes, Domain, SearchSpace
 
@@ -179,11 +179,9 @@ def _keep(
         [policy.to_json(), seconds] for policy, seconds in zip(space.decode(codes), latency_s.tolist(), strict=True)
     ]
     facts = {
-        "device_key": device.key,
-        "environment": {**device.environment(), "measured_at": now()},
-        "capabilities": asdict(device.capabilities()),
+        **facts_of(device),
         "told": asdict(told),
         "sentence": told.told(),
         "measured": shots,
     }
-    append(device_path(device), [("few", facts)], observer)
+    append(device_path(device.key), [("few", facts)], observer)

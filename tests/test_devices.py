@@ -14,7 +14,7 @@ import synthetic
 
 from automc.devices import cpu
 from automc.devices.cpu import Cpu
-from automc.devices.device import Capabilities
+from automc.devices.device import Capabilities, capabilities_path
 from automc.devices.exclusive import locked, pinned
 from automc.devices.measure import Measurement, Protocol, fixed_work, interleave
 from automc.devices.probe import conv_model, probe_blocks
@@ -243,7 +243,7 @@ class TestCpu:
         assert Cpu().capabilities() == first
 
     def test_a_damaged_probe_is_repeated(self, tmp_path: Path) -> None:
-        path = tmp_path / "devices" / f"{Cpu().key}.capabilities.json"
+        path = capabilities_path(Cpu().key)
         path.parent.mkdir()
         path.write_text("{")
         assert (Cpu().capabilities().channel_block, Cpu().capabilities().channel_multiple) == probe_blocks(Cpu())

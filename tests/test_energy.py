@@ -21,6 +21,7 @@ from automc.cli.options import JOB_OPTIONS
 from automc.cli.recipe import read_recipe
 from automc.devices import energy
 from automc.devices.cpu import Cpu
+from automc.devices.device import device_path
 from automc.devices.energy import Energy, PowerCap, find_meter, measure_energy, stated_watts
 from automc.errors import BudgetUnreachableError, InputError, RunConflictError
 from automc.evaluate.faults import find_setting_faults
@@ -28,7 +29,7 @@ from automc.job import Silent
 from automc.joules import Joules
 from automc.predict.device_file import DeviceFile
 from automc.predict.words import learned
-from automc.profiling import Subject, device_path, profile_subject
+from automc.profiling import Subject, profile_subject
 from automc.resolve import certify_budget
 from automc.rundir import RunDir
 
@@ -256,7 +257,7 @@ def test_a_profile_keeps_the_energy_and_says_it(package: Package, monkeypatch: p
     subject = Subject.of_batch(networks.make("plain"), (networks.images(1),), 1, Cpu(1), label="plain")
     for _ in range(2):
         profile_subject(subject, Silent(), time_limit_s=2.0)
-    path = device_path(subject.device)
+    path = device_path(subject.device.key)
     kinds = [json.loads(line)["kind"] for line in path.read_text().splitlines()]
     assert kinds.count("energy") == 1
     device = DeviceFile.read(path)

@@ -25,6 +25,7 @@ from servers import free_port
 from automc.cli.main import main
 from automc.cli.profile import _say_kit
 from automc.devices.cpu import Cpu
+from automc.devices.device import device_path
 from automc.devices.kit import agent_archive, patterned
 from automc.devices.probe import conv_model
 from automc.devices.probe_models import probe_set
@@ -35,7 +36,7 @@ from automc.offboard import emit_kit, import_file, unknown_target
 from automc.predict.device_file import DeviceFile, keep_device
 from automc.predict.profile import profile_model
 from automc.predict.targets import Recorded, is_device, open_device
-from automc.profiling import Subject, device_path, profile_subject
+from automc.profiling import Subject, profile_subject
 
 
 class Said(Silent):
@@ -130,14 +131,14 @@ def test_another_model_cannot_be_measured_there_from_here(returned: Path) -> Non
 
 
 def test_each_name_is_a_device_of_its_own_and_none_is_this_machine(returned: Path) -> None:
-    keep_device(device_path(Cpu(1)), Cpu(1), [], Silent())
+    keep_device(device_path(Cpu(1).key), Cpu(1), [], Silent())
     by_host, pi = import_file(returned, Silent()), import_file(returned, Silent(), name="my pi é")
     again = import_file(returned, Silent(), name="tr")
     assert len({by_host.key, pi.key, again.key, Cpu(1).key}) == 4
     assert open_device("my pi é").key == pi.key
     assert open_device("tr").key == again.key
     assert open_device(by_host.environment["host"]).key == by_host.key
-    local = DeviceFile.read(device_path(Cpu(1)))
+    local = DeviceFile.read(device_path(Cpu(1).key))
     assert local is not None
     assert not local.off_board
 

@@ -15,7 +15,7 @@ import torch
 
 from automc.cli.main import main
 from automc.devices.cpu import Cpu
-from automc.devices.device import NodeTime
+from automc.devices.device import NodeTime, device_path
 from automc.devices.measure import Measurement, Protocol, interleave
 from automc.devices.probe_models import probe_set
 from automc.devices.probes import Probe, Probed, run_probes
@@ -30,7 +30,7 @@ from automc.predict.profile import profile_model
 from automc.predict.store import append, read_profile
 from automc.predict.words import learned, summary
 from automc.prepare import Clock, prepare
-from automc.profiling import Subject, device_path, probe_device, profile_subject
+from automc.profiling import Subject, probe_device, profile_subject
 
 
 class Said(Silent):
@@ -76,9 +76,9 @@ def test_probes_are_answered_once_and_kept(monkeypatch: pytest.MonkeyPatch) -> N
     assert {(found.group, found.name) for found in first} == {(probe.group, probe.name) for probe in few}
     assert all(found.rate and found.rate > 0 for found in first)
     assert probe_device(device, Silent()) == first
-    assert kinds(device_path(device)) == ["probe"] * len(few) + ["device"]
+    assert kinds(device_path(device.key)) == ["probe"] * len(few) + ["device"]
     probe_device(device, Silent(), again=True)
-    assert len(kinds(device_path(device))) == 2 * (len(few) + 1)
+    assert len(kinds(device_path(device.key))) == 2 * (len(few) + 1)
 
 
 def test_a_model_that_the_runtime_refuses_is_an_answer() -> None:
@@ -103,7 +103,7 @@ def test_a_profile_that_is_broken_off_goes_on_and_a_search_measures_nothing_more
 ) -> None:
     for limit in ("MAX_CANDIDATES", "MIN_CANDIDATES"):  # all of them, however slow the machine is
         monkeypatch.setattr(f"automc.predict.profile.{limit}", 9)
-    path = device_path(Cpu(1))
+    path = device_path(Cpu(1).key)
     with pytest.raises(KeyboardInterrupt):
         profile_subject(subject(), Interrupted(4), time_limit_s=5.0)
     begun = kinds(path).count("candidate")

@@ -15,7 +15,17 @@ from typing import Any
 
 import onnxruntime
 
-from automc.devices.device import Array, Capabilities, Model, NodeTime, Session, Tensor, cache_dir, digest
+from automc.devices.device import (
+    Array,
+    Capabilities,
+    Model,
+    NodeTime,
+    Session,
+    Tensor,
+    cache_dir,
+    capabilities_path,
+    digest,
+)
 from automc.devices.exclusive import alone
 from automc.devices.measure import Measurement, Protocol, interleave
 from automc.devices.probe import probe_blocks
@@ -58,8 +68,7 @@ class Cpu:
 
     @cached_property
     def _capabilities(self) -> Capabilities:
-        path = cache_dir() / "devices" / f"{self.key}.capabilities.json"
-        block, multiple = cached_blocks(path, lambda: probe_blocks(self, self._conv))
+        block, multiple = cached_blocks(self.key, lambda: probe_blocks(self, self._conv))
         return Capabilities(block, multiple, int8=True, reduce_range=not has_vnni())
 
     def session(self, model: Model) -> OrtSession:
@@ -235,8 +244,9 @@ def _tensors(entries: Sequence[Mapping[str, Sequence[int]]]) -> tuple[Tensor, ..
     return tuple(Tensor(dtype, tuple(shape)) for entry in entries for dtype, shape in entry.items())
 
 
-def cached_blocks(path: Path, probe: Callable[[], tuple[int, int]]) -> tuple[int, int]:
-    """(block, multiple) from `path`, or probed and kept there; a cache that cannot be written costs a probe each time."""
+def cached_blocks(key: str, probe: Callable[[], tuple[int, int]]) -> tuple[int, int]:
+    """(block, multiple) of the device `key`, read or probed; a cache that cannot be written costs a probe each time."""
+    path = capabilities_path(key)
     try:
         data = json.loads(path.read_text())
         if data["schema"] == _CAPABILITIES_SCHEMA:

@@ -24,6 +24,9 @@ __all__ = [
     "Session",
     "Tensor",
     "cache_dir",
+    "capabilities_path",
+    "device_path",
+    "devices_dir",
     "digest",
 ]
 
@@ -144,6 +147,21 @@ def cache_dir() -> Path:
     """Where measurements are kept: `$AUTOMC_CACHE`, or `automc` in the user's cache folder."""
     base = os.environ.get("AUTOMC_CACHE")
     return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "automc"
+
+
+def devices_dir() -> Path:
+    """Where what is known of devices is kept."""
+    return cache_dir() / "devices"
+
+
+def device_path(key: str) -> Path:
+    """The file of the device `key`: what was measured of it."""
+    return devices_dir() / f"{key}.jsonl"
+
+
+def capabilities_path(key: str) -> Path:
+    """What was probed of the channel blocks of the device `key`."""
+    return devices_dir() / f"{key}.capabilities.json"
 
 
 def digest(*parts: str | bytes) -> str:

@@ -64,8 +64,7 @@ class OpenVino:
 
     @cached_property
     def _capabilities(self) -> Capabilities:
-        path = cache_dir() / "devices" / f"{self.key}.capabilities.json"
-        block, multiple = cached_blocks(path, lambda: probe_blocks(self))
+        block, multiple = cached_blocks(self.key, lambda: probe_blocks(self))
         return Capabilities(block, multiple, int8=self._has_int8(), reduce_range=not has_vnni())
 
     def _has_int8(self) -> bool:

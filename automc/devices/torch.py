@@ -81,8 +81,7 @@ class Torch:
 
     def capabilities(self) -> Capabilities:
         """Channel blocks as they show in the running times of operators; no integer kernels."""
-        path = cache_dir() / "devices" / f"{self.key}.capabilities.json"
-        return Capabilities(*cached_blocks(path, lambda: probe_blocks(self)), int8=False)
+        return Capabilities(*cached_blocks(self.key, lambda: probe_blocks(self)), int8=False)
 
     def session(self, model: Model) -> TorchSession:
         """Load a model.

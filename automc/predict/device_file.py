@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from automc.devices.device import Capabilities, Device, cache_dir
+from automc.devices.device import Capabilities, Device, devices_dir
 from automc.devices.energy import Energy
 from automc.devices.measure import Measurement
 from automc.devices.probes import Probe, Probed, run_probes
@@ -103,7 +103,7 @@ class DeviceFile:
 
 def known_devices(folder: Path | None = None) -> list[DeviceFile]:
     """Every device that something is known of, the latest first."""
-    paths = sorted((folder or cache_dir() / "devices").glob("*.jsonl"), key=lambda path: -path.stat().st_mtime)
+    paths = sorted((folder or devices_dir()).glob("*.jsonl"), key=lambda path: -path.stat().st_mtime)
     return [found for path in paths if (found := DeviceFile.read(path)) is not None]
 
 

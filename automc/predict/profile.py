@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from automc import __version__
-from automc.devices.device import Array, Capabilities, Device, NodeTime, cache_dir, digest
+from automc.devices.device import Array, Capabilities, Device, NodeTime, device_path, digest
 from automc.devices.measure import COMPARING, Measurement
 from automc.errors import AutomcError, MissingError
 from automc.graph import LayerGraph
@@ -126,7 +126,7 @@ def profile_model(
         AutomcError: no candidate could be built; the reason is the first one's.
     """
     key = profile_key(device, space, inputs, dense_onnx)
-    path = cache_dir() / "devices" / f"{device.key}.jsonl"
+    path = device_path(device.key)
     cached = read_profile(path, key, observer)
     if cached is not None and not complete:
         return cached

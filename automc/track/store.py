@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from automc import registry
-from automc.devices.device import cache_dir
+from automc.devices.device import device_path
 from automc.result import Summary
 from automc.rundir import RunDir
 from automc.tables import Tables
@@ -176,7 +176,7 @@ class Store:
         for name in ("best", "models"):
             if (folder / name).is_dir():
                 self._client.log_artifacts(self._run_id, str(folder / name), name)
-        profile = cache_dir() / "devices" / f"{RunDir(folder).config().get('device_key')}.jsonl"
+        profile = device_path(str(RunDir(folder).config().get("device_key")))
         if profile.is_file():
             self._client.log_artifact(self._run_id, str(profile), "device")
         if summary is not None:
