@@ -34,12 +34,12 @@ _LINE: Shares = {"svd": (0.75, 0.5, 0.25), "tucker": (0.25,)}
 _TENSOR: Shares = {"cp": (0.5, 0.25, 0.125), "tt": (0.5, 0.25)}
 
 
-def low_rank(graph: LayerGraph, *, channel_block: int, int8: bool = True, levels: int = 8) -> SearchSpace:
-    """One rank domain per layer worth factorising, with Tucker-2 too, and nothing else; `int8` and `levels` make no difference."""
+def low_rank(graph: LayerGraph, *, channel_block: int) -> SearchSpace:
+    """One rank domain per layer worth factorising, with Tucker-2 too, and nothing else."""
     return SearchSpace(tuple(domains(graph, channel_block, _EVERY)))
 
 
-def tensor(graph: LayerGraph, *, channel_block: int, int8: bool = True, levels: int = 8) -> SearchSpace:
+def tensor(graph: LayerGraph, *, channel_block: int) -> SearchSpace:
     """Like `low_rank`, with CP and tensor-train factors of k x k convolutions, which take minutes.
 
     Raises:

@@ -12,8 +12,8 @@ _SMALLEST_SHARE = 8
 """No group is cut below its width divided by this."""
 
 
-def prune(graph: LayerGraph, *, channel_block: int, int8: bool = True, levels: int = 8) -> SearchSpace:
-    """One pruning domain per channel group and nothing else; `int8` is accepted and makes no difference."""
+def prune(graph: LayerGraph, *, channel_block: int, levels: int = 8) -> SearchSpace:
+    """One pruning domain per channel group and nothing else, of `levels` keep counts at most."""
     return SearchSpace(tuple(domains(graph, channel_block, levels)))
 
 

@@ -15,14 +15,7 @@ _STORED = (Quantize(8, 32), Quantize(4, 32), Quantize(3, 32, symmetric=False), Q
 """Weights that only the file holds in these bits: they run in floating point and save no time. Zero points help at 2 and 3 bits."""
 
 
-def quantize(
-    graph: LayerGraph,
-    *,
-    channel_block: int = 1,
-    int8: bool = True,
-    levels: int = 8,
-    bits: Sequence[tuple[int, int]] = (),
-) -> SearchSpace:
+def quantize(graph: LayerGraph, *, int8: bool = True, bits: Sequence[tuple[int, int]] = ()) -> SearchSpace:
     """One domain per layer that the runtime has an int8 kernel for; empty when the device has none (`int8` False).
 
     `bits` are the (weight, activation) bits of a device that computes in fewer than 8. Recurrent layers have none: their weights are stored in 8 bits, which counts for size alone.
@@ -30,7 +23,7 @@ def quantize(
     return SearchSpace(tuple(domains(graph, bits) if int8 else ()))
 
 
-def mixed(graph: LayerGraph, *, channel_block: int = 1, int8: bool = True, levels: int = 8) -> SearchSpace:
+def mixed(graph: LayerGraph, *, int8: bool = True) -> SearchSpace:
     """8-bit kernels where there are any, and weights of 8, 4, 3 and 2 bits for size budgets, for each layer."""
     return SearchSpace(tuple(mixed_domains(graph, int8=int8)))
 

@@ -18,10 +18,8 @@ _SMALLEST = 1024
 """Weights below which a mask and its description save nothing worth having."""
 
 
-def sparse(
-    graph: LayerGraph, *, channel_block: int = 1, int8: bool = True, levels: int = 8, sparsity: Sequence[str] = ()
-) -> SearchSpace:
-    """One domain per layer and nothing else; `channel_block`, `int8` and `levels` make no difference.
+def sparse(graph: LayerGraph, *, sparsity: Sequence[str] = ()) -> SearchSpace:
+    """One domain per layer and nothing else.
 
     Args:
         sparsity: the n:m patterns that the device has a kernel for.

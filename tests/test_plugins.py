@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import tiny_run
+from networks import images, make
 
 from automc import registry
 from automc.cli.main import main
@@ -18,7 +19,9 @@ from automc.errors import InputError, PluginError
 from automc.graph import LayerGraph
 from automc.guard import Guarded
 from automc.job import run
+from automc.offer import offer
 from automc.policy import Policy, Prune
+from automc.predict.targets import open_device
 from automc.protocols import Problem
 from automc.space import Domain, SearchSpace
 from automc.testing.agents import AgentContract
@@ -78,6 +81,11 @@ def wide_space(graph: LayerGraph) -> SearchSpace:
     return SearchSpace((Domain(group.name, "prune", (None, Prune(group.width + 1))),))
 
 
+def old_space(graph: LayerGraph, *, channel_block: int, int8: bool, levels: int = 8) -> SearchSpace:
+    """One with parameters that it makes nothing of."""
+    return SearchSpace((Domain(graph.groups[0].name, "prune", (None, Prune(channel_block))),))
+
+
 class Blank(Cpu):
     """A device that does not say what it can do."""
 
@@ -118,6 +126,7 @@ PLUGGED = {
         "none": "no_space",
         "foreign": "foreign_space",
         "wide": "wide_space",
+        "old": "old_space",
     },
     "device": {"none": "no_device", "broken": "broken_device", "blank": "Blank", "mute": "Mute"},
 }
@@ -186,6 +195,11 @@ def test_a_space_without_choices_is_refused_and_its_name_stays_free(
     with pytest.raises(error, match=said):
         run(job)
     assert (tmp_path / "runs" / "tiny").exists() is (error is PluginError)
+
+
+def test_a_space_is_told_what_it_has_parameters_for() -> None:
+    (domain,) = offer(make("plain"), (images(2),), open_device("eyeriss"), space="old").space.domains
+    assert domain.choices == (None, Prune(1))
 
 
 def test_check_finds_a_space_without_choices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

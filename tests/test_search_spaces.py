@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from inspect import signature
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from automc.policy import LowRank, Prune
 from automc.registry import load, names
 from automc.search_spaces.default import default
 from automc.search_spaces.prune import keep_counts
+from automc.space import SearchSpace
 
 
 def conv(
@@ -29,6 +31,14 @@ def conv(
 
 def group(width: int, unit: str = "channels") -> ChannelGroup:
     return ChannelGroup("g", width, (), unit)
+
+
+def opened(name: str, graph: LayerGraph, **device: Any) -> SearchSpace:
+    """The space of a name, told what it has a parameter for, as a search does."""
+    build = load("space", name)
+    known = {"channel_block": 8, "int8": True, **device}
+    space: SearchSpace = build(graph, **{n: v for n, v in known.items() if n in signature(build).parameters})
+    return space
 
 
 @pytest.mark.parametrize(
@@ -86,13 +96,13 @@ def test_low_rank_choices_save_macs_and_fall_in_cost() -> None:
 )
 def test_methods_offered_suit_the_kernel(kernel: tuple[int, int], methods: set[str]) -> None:
     layer = replace(conv("c", 64, 64), kernel=kernel)
-    (domain,) = load("space", "low_rank")(LayerGraph((layer,), ()), channel_block=8).domains
+    (domain,) = opened("low_rank", LayerGraph((layer,), ())).domains
     assert {spec.method for spec in domain.choices if isinstance(spec, LowRank)} == methods
 
 
 def test_tensor_methods_come_when_asked_for() -> None:
     graph = LayerGraph((conv("c", 64, 64), conv("p", 64, 64, kernel=1)), ())
-    space = load("space", "tensor")(graph, channel_block=8, int8=True)
+    space = opened("tensor", graph)
     methods = [{spec.method for spec in d.choices if isinstance(spec, LowRank)} for d in space.domains]
     assert methods == [{"cp", "tt"}, {"svd"}]
 
@@ -100,7 +110,7 @@ def test_tensor_methods_come_when_asked_for() -> None:
 def test_the_tensor_space_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("automc.search_spaces.low_rank.find_spec", lambda name: None)
     with pytest.raises(MissingError, match=r"pip install automc\[tensor\]"):
-        load("space", "tensor")(LayerGraph((), ()), channel_block=8, int8=True)
+        opened("tensor", LayerGraph((), ()))
 
 
 @pytest.mark.parametrize(
@@ -151,13 +161,13 @@ def test_default_joins_the_three_knobs_and_honours_the_device() -> None:
 @pytest.mark.parametrize("knob", ["prune", "quantize", "low_rank"])
 def test_single_knob_spaces_hold_that_knob_only(knob: str) -> None:
     graph = LayerGraph((conv("a", 64, 64),), (group(64),))
-    space = load("space", knob)(graph, channel_block=8, int8=True)
+    space = opened(knob, graph)
     assert {domain.knob for domain in space.domains} == {knob}
 
 
 def test_every_registered_space_answers_an_empty_graph() -> None:
     for name in names("space"):
-        assert len(load("space", name)(LayerGraph((), ()), channel_block=8, int8=True)) == 0
+        assert len(opened(name, LayerGraph((), ()))) == 0
 
 
 def test_levels_and_block_below_one_are_refused() -> None:
@@ -167,7 +177,7 @@ def test_levels_and_block_below_one_are_refused() -> None:
 
 def test_the_mixed_space_goes_from_integer_kernels_to_few_bits_in_the_file() -> None:
     graph = LayerGraph((conv("a", 64, 64), conv("b", 64, 64, quantize=False)), (group(64),))
-    (domain,) = load("space", "mixed")(graph, channel_block=8, int8=True).domains
+    (domain,) = opened("mixed", graph).domains
     assert domain.labels[:4] == ("dense", "w8a8", "w8 (size only)", "w4 (size only)")
-    (stored,) = load("space", "mixed")(graph, channel_block=8, int8=False).domains
+    (stored,) = opened("mixed", graph, int8=False).domains
     assert "w8a8" not in stored.labels
