@@ -308,18 +308,14 @@ class Engine:
         self.clock.stop()
 
     def _trial_of(self, one: Certified | Failed, seconds: float) -> Trial:
-        stage: Literal["finalist", "recovered"] = "recovered" if one.candidate.stage == "recovered" else "finalist"
         number, policy = self._next, one.candidate.policy
         self._next += 1
         if isinstance(one, Failed):
+            stage: Literal["finalist", "recovered"] = "recovered" if one.candidate.stage == "recovered" else "finalist"
             self.standing.failed.add(policy.digest)
             self.observer.message(f"A {stage} could not be measured: {one.reason}", "warning")
             return Trial(number, policy, Cost(), state="failed", reason=one.reason, seconds=seconds, stage=stage)
-        made = one.finalist
-        return Trial(
-            number, policy, made.cost, made.validation, seconds=seconds, stage=stage, worth=made.worth,
-            before_recovery=made.before_recovery,
-        )  # fmt: skip
+        return one.finalist.trial(number, seconds)
 
     def _recovery_s(self) -> float:
         """Seconds for all of recovery."""

@@ -35,14 +35,11 @@ def keep(
 
     Raises:
         DiskError: a file cannot be written.
+        InputError: the tables of the run are of another version.
     """
     trials = folder.trials()
     finalist = new.finalist
-    number = 1 + max((trial.number for trial in trials), default=-1)
-    trial = Trial(
-        number, finalist.policy, finalist.cost, finalist.validation, stage="recovered",
-        before_recovery=finalist.before_recovery,
-    )  # fmt: skip
+    trial = finalist.trial(1 + max((trial.number for trial in trials), default=-1))
     folder.write_model(finalist, new.onnx, pack(new.candidate.model))
     folder.append(trial)
     others = [f for f in summary.finalists if (f.policy, f.stage) != (finalist.policy, finalist.stage)]
@@ -53,7 +50,7 @@ def keep(
     folder.write_summary(summary)
     points = _points(folder, [*trials, trial])
     folder.write_front([*points, trial], metrics)
-    registry.load("figures", "plotly").write_report(summary, folder.trials(), folder.report)
+    registry.load("figures", "plotly").write_report(summary, folder.trials(), folder.report, folder.tables())
     return summary
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from automc.policy import Policy
-from automc.trial import Cost, Source
+from automc.trial import Cost, Source, Trial
 from automc.units import format_quantity
 
 __all__ = ["Certificate", "Finalist", "PredictorReport", "Summary", "has_interval"]
@@ -114,6 +114,13 @@ class Finalist:
     def source(self, metric: str = "latency_s") -> Source:
         """How a figure of its cost is known; what says nothing of itself was not measured."""
         return self.cost.source.get(metric, "predicted")
+
+    def trial(self, number: int, seconds: float = 0.0) -> Trial:
+        """The trial that records it; `seconds` is what measuring it took."""
+        return Trial(
+            number, self.policy, self.cost, self.validation, seconds=seconds, worth=self.worth,
+            stage="recovered" if self.stage == "recovered" else "finalist", before_recovery=self.before_recovery,
+        )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""

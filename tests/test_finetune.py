@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -87,6 +88,10 @@ def histories(folder: Path) -> dict[str, int]:
     return found
 
 
+def headings(report: Path) -> list[str]:
+    return re.findall("<h2>(.*?)</h2>", report.read_text())
+
+
 def no_worse(point: dict[str, Any], other: dict[str, Any]) -> bool:
     """In score, latency and size, which the front is drawn in."""
     costs = ((point["cost"][metric], other["cost"][metric]) for metric in ("latency_s", "size_bytes"))
@@ -96,6 +101,8 @@ def no_worse(point: dict[str, Any], other: dict[str, Any]) -> bool:
 def test_a_better_model_takes_the_place_of_the_winner(runs: Path) -> None:
     run = RunDir.open(runs, "run")
     before, front = run.summary().best, run.front()
+    sections = headings(run.report)
+    assert {"Where the time goes, layer by layer", "What each choice alone hurts"} <= set(sections)
     assert before is not None
     with pytest.raises(KeyboardInterrupt):
         tune(runs, observer=Impatient())
@@ -117,9 +124,11 @@ def test_a_better_model_takes_the_place_of_the_winner(runs: Path) -> None:
     assert best.policy == before.policy
     assert run.best.certificate().latency_s == best.cost.latency_s
     assert run.trials()[-1].stage == "recovered"
+    assert run.trials()[-1].worth == best.worth
     assert all(any(no_worse(point, other) for point in run.front()) for other in front)
     assert (run.path / "best" / "model.onnx").read_bytes() == run.model_path(best).read_bytes()
     assert "before recovery" in run.report.read_text()
+    assert headings(run.report) == sections
     assert not (run.path / "finetune").exists()
 
     again = automc.compress(trained(), data=data(), runs=str(runs), **SEARCH).summary.best
