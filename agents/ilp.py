@@ -84,11 +84,9 @@ class ILP:
         return asked
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """Note the scores; relaxed budgets are dropped once one of them came back without a score."""
+        """Note the scores."""
         for _, trial in self._ledger.record(trials):
             self._stale |= trial.score is not None
-            if trial.state == "infeasible" and trial.score is None and self._rungs:
-                self._rungs = deque(rung for rung in self._rungs if rung <= 1.0)
 
     def _next(self, count: int) -> Codes | None:
         """The next new row; `count` of them will be wanted in all."""

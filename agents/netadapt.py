@@ -53,7 +53,6 @@ class NetAdapt:
         self._proposals: list[Codes] = []
         self._queue: deque[Codes] = deque()
         self._scores: dict[bytes, float] = {}
-        self._unscored_outside = False
         self._passes = self._steps = 0
         self._first: float | None = None
 
@@ -78,8 +77,6 @@ class NetAdapt:
         for row, trial in self._ledger.record(trials):
             if trial.score is not None:
                 self._scores[row.tobytes()] = trial.merit
-            elif trial.state == "infeasible":
-                self._unscored_outside = True
 
     def _open(self) -> None:
         """Queue the descent without scores, go near the budget by it, and set the reduction of the steps from there.
@@ -101,8 +98,6 @@ class NetAdapt:
         """Take the best proposal of the last step and make those of the next; start over where there are none."""
         if self._proposals:
             self._row = self._walk(self._choose(self._proposals))
-        if self._unscored_outside and self._usage(self._row) > self._pricing.ceiling:
-            self._row = self._pricing.shrink(self._stepped(self._row, self._pricing.ceiling), self._rng)
         self._proposals = self._propose(self._row, self._reduction())
         self._queue.extend(self._proposals)
         if not self._proposals:

@@ -197,6 +197,4 @@ def _free(storage: BaseStorage | None, name: str) -> str:
 
 
 def _state(trial: Trial) -> TrialState:
-    if is_scored(trial):
-        return TrialState.COMPLETE
-    return TrialState.PRUNED if trial.state == "infeasible" else TrialState.FAIL
+    return TrialState.COMPLETE if is_scored(trial) else TrialState.FAIL

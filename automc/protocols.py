@@ -271,7 +271,7 @@ class Agent(Protocol):
     def ask(self, count: int) -> Sequence[Policy]:
         """Up to `count` new policies to evaluate; fewer, or none, when the agent has nothing left to propose.
 
-        An agent may propose policies outside the budget (they become infeasible trials) but should price first.
+        An agent may propose policies outside the budget, which are scored like any others, but should price first.
         """
         ...
 

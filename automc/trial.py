@@ -13,7 +13,7 @@ from automc.units import METRICS
 __all__ = ["Cost", "Source", "State", "Trial"]
 
 Source = Literal["measured", "counted", "predicted", "simulated"]
-State = Literal["complete", "infeasible", "failed"]
+State = Literal["complete", "failed"]
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,8 @@ class Cost:
 class Trial:
     """One policy, what it costs and scored, and how it ended.
 
-    `state` is `complete` (scored), `infeasible` (outside the budget or not applicable: an answer, with a reason) or
-    `failed` (raised or lost, with a reason). A score is higher-is-better and is None unless complete. `worth` is what a search goes by where
-    the score alone tells little apart, see `automc.evaluate.worth`; None takes the score.
+    `state` is `complete` (scored, inside the budget or not) or `failed` (raised or lost, with a reason). A score is higher-is-better and is None
+    unless complete. `worth` is what a search goes by where the score alone tells little apart, see `automc.evaluate.worth`; None takes the score.
     """
 
     number: int

@@ -227,9 +227,8 @@ def _predictions(summary: Summary) -> Iterator[str]:
 def _search(summary: Summary, trials: Sequence[Trial]) -> Iterator[str]:
     states = [trial.state for trial in trials]
     yield page.paragraph(
-        f"{states.count('complete')} trials were scored, {states.count('infeasible')} were outside the budget or not "
-        f"applicable, {states.count('failed')} failed. The lower curve is the share of the plane between no cost and the dense "
-        "model that the front dominates."
+        f"{states.count('complete')} trials were scored, {states.count('failed')} failed. The lower curve is the share of the "
+        "plane between no cost and the dense model that the front dominates."
     )
     yield page.figure(figures.hypervolume(summary, trials), "search")
     rows = [

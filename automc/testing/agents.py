@@ -44,7 +44,7 @@ class AgentContract:
     def test_first_proposals_hold_the_budget_as_predicted(self) -> None:
         for toy in (small_toy(), _medium(), toy_problem(budget=("60%", "70%size"))):
             told = drive(self.make(toy.problem, 0), toy, 12)
-            assert any(trial.state == "complete" for trial in told), (
+            assert any(toy.problem.budget.holds(trial.cost) for trial in told), (
                 "12 proposals, none inside a budget that can be held"
             )
 
@@ -77,11 +77,6 @@ class AgentContract:
             late.extend(told[2:])
         agent.tell(late[::-1])
         assert agent.ask(1), "16 trials, half of them failed, must not end a search of an enormous space"
-
-    def test_survives_proposals_outside_the_budget_that_are_not_scored(self) -> None:
-        toy = replace(_medium(), score_outside=False)
-        told = drive(self.make(toy.problem, 0), toy, _MANY)
-        assert sum(trial.state == "complete" for trial in told) > len(told) / 2
 
     def test_survives_being_told_nothing_but_failures(self) -> None:
         toy = _medium()
