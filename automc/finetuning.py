@@ -78,7 +78,7 @@ def finetune(
         epochs: of the longest training; 10 where no `time` is given either.
         time: for all trainings together, such as "10m".
         model, data, evaluate: what the run was made with, where that was given in Python.
-        options: the other fields of Effort: samples, workers, address, frozen, hints, attention.
+        options: the other fields of Effort: trainings, workers, address, frozen, hints, attention.
 
     Raises:
         InputError: no such run or point, or the model or data are not those of the run; nothing was written.
@@ -186,7 +186,7 @@ def _effort(epochs: int | None, time: str | None, options: dict[str, Any]) -> Ef
             raise InputError(f"There is no option {option!r}.", remedy=f"Options: {', '.join(sorted(known))}.")
     for option, value in {
         "epochs": epochs,
-        "samples": options.get("samples"),
+        "trainings": options.get("trainings"),
         "workers": options.get("workers"),
     }.items():
         if value is not None and value < 1:

@@ -47,7 +47,7 @@ class Effort:
     Attributes:
         epochs: of the longest training; None takes what `seconds` allow.
         seconds: for all trainings together; None takes what the epochs need.
-        samples: trainings; None takes as many as leave the longest its epochs in `seconds`, at most MOST.
+        trainings: how many; None takes as many as leave the longest its epochs in `seconds`, at most MOST.
         workers: CPUs; where there are more than trainings, a training has several.
         address: of a Ray cluster whose nodes have automc and see the folder of the run; None takes this machine.
         frozen: batch-norm statistics stay as they are; None decides by how near the model is to the dense one.
@@ -56,7 +56,7 @@ class Effort:
 
     epochs: int | None = None
     seconds: float | None = None
-    samples: int | None = None
+    trainings: int | None = None
     workers: int = 1
     address: str | None = None
     frozen: bool | None = None
@@ -120,16 +120,16 @@ def _plan(model: nn.Module, lesson: Lesson, effort: Effort, batch: int, frozen: 
     """
     epoch = _steps_of_epoch(lesson, batch)
     if effort.seconds is None:
-        rounds, count = effort.epochs or 1, effort.samples or MOST
+        rounds, count = effort.epochs or 1, effort.trainings or MOST
         threads = max(1, effort.workers // count)
         return Plan(rounds, epoch, frozen, patience=max(3, rounds // 3), seed=effort.seed, threads=threads), count
     deadline = time.time() + effort.seconds
     usable_s = max(1.0, effort.seconds - _STARTING_S)
     spent_s = _ROUNDS_IN_TIME * seconds_of_examination(model, lesson)
     steps, count, threads = 0, 0, 1
-    for trainings in (effort.samples,) if effort.samples else range(MOST, 0, -1):
-        threads, count = max(1, effort.workers // trainings), trainings
-        longest_s = usable_s * min(1.0, effort.workers / _all_trainings(trainings))
+    for count in (effort.trainings,) if effort.trainings else range(MOST, 0, -1):
+        threads = max(1, effort.workers // count)
+        longest_s = usable_s * min(1.0, effort.workers / _all_trainings(count))
         longest_s = max(0.2 * longest_s, longest_s - spent_s)
         steps = max(1, int(longest_s / seconds_per_step(model, lesson, threads)))
         if steps >= epoch * min(effort.epochs or math.inf, _ENOUGH_EPOCHS):

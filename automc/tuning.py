@@ -113,13 +113,13 @@ class Bounds:
 
     Attributes:
         rate: the usual learning rate, tried first.
-        samples: trainings in all.
+        trainings: how many in all.
         labels: there are labels, so that they may have a share of the loss.
         hints, attention: features and attention maps of the dense model may have one too.
     """
 
     rate: float
-    samples: int = 6
+    trainings: int = 6
     labels: bool = False
     hints: bool = False
     attention: bool = False
@@ -193,7 +193,7 @@ def _tune_config(plan: Plan, bounds: Bounds, workers: int) -> Any:
     )
     left_s = None if plan.deadline is None else max(1.0, plan.deadline - time.time() + _GRACE_S)
     return ray_tune.TuneConfig(
-        metric="worth", mode="max", scheduler=scheduler, search_alg=search, num_samples=bounds.samples,
+        metric="worth", mode="max", scheduler=scheduler, search_alg=search, num_samples=bounds.trainings,
         time_budget_s=left_s, reuse_actors=True,
     )  # fmt: skip
 

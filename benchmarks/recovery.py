@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=60)
     parser.add_argument("--minutes", type=float, default=40.0)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="trainings at a time")
-    parser.add_argument("--samples", type=int, help="trainings in all, by default as many as time allows")
+    parser.add_argument("--trainings", type=int, help="in all, by default as many as time allows")
     parser.add_argument("--arena", type=int, default=0, metavar="CONTENDERS")
     parser.add_argument("--full", type=int, default=700, help="steps of the arena's last fidelity")
     arguments = parser.parse_args()
@@ -91,7 +91,7 @@ def recovery(arguments: argparse.Namespace, folder: str) -> None:
     for name, finalist in (("dense", summary.dense), ("stitched", before), ("recovered", summary.best)):
         print(row(name, finalist, summary.dense, folder, prepared), flush=True)
     tuned = automc.finetune(
-        "recovery", runs=folder, time=f"{(1 - RECOVERING) * seconds:.0f}s", workers=arguments.workers, samples=arguments.samples,
+        "recovery", runs=folder, time=f"{(1 - RECOVERING) * seconds:.0f}s", workers=arguments.workers, trainings=arguments.trainings,
         observer=Told(),
     )  # fmt: skip
     print(HEAD)

@@ -54,7 +54,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tune(runs: Path, name: str = "run", **options: Any) -> automc.Tuned:
-    given = {"model": trained(), "data": data(), "epochs": 12, "samples": 1, **options}
+    given = {"model": trained(), "data": data(), "epochs": 12, "trainings": 1, **options}
     return automc.finetune(name, runs=str(runs), **given)
 
 

@@ -250,7 +250,7 @@ def test_fine_tuning_runs_on_the_nodes_of_a_cluster_and_survives_one_that_leaves
     joined = cluster.add_node(num_cpus=1)
     leaves = _Removes(cluster, joined)
     tuned = automc.finetune(
-        "tiny", runs=str(tmp_path / "runs"), epochs=4, samples=3, workers=3, address=cluster.address, observer=leaves
+        "tiny", runs=str(tmp_path / "runs"), epochs=4, trainings=3, workers=3, address=cluster.address, observer=leaves
     )
     assert leaves.rounds > 3
     trainings = folder.trainings()

@@ -45,9 +45,9 @@ Examples:
 )
 @click.option("--time", "seconds", type=duration, metavar="DURATION", help="For all trainings together, such as 10m.")
 @click.option(
-    "--samples",
+    "--trainings",
     type=click.IntRange(min=1),
-    help="Trainings, of which the promising go on. Default: 6, or as many as leave the longest 20 epochs in --time.",
+    help="How many, of which the promising go on. Default: 6, or as many as leave the longest its --epochs, or 60, in --time.",
 )
 @click.option(
     "--workers",
@@ -76,7 +76,7 @@ def finetune(
     point: str,
     epochs: int | None,
     seconds: str | None,
-    samples: int | None,
+    trainings: int | None,
     workers: int,
     ray_address: str | None,
     frozen: bool | None,
@@ -96,7 +96,7 @@ def finetune(
         from automc.finetuning import finetune as run
 
         tuned = run(
-            name, point=point, epochs=epochs, time=seconds, runs=folder, observer=watching, samples=samples,
+            name, point=point, epochs=epochs, time=seconds, runs=folder, observer=watching, trainings=trainings,
             workers=workers, address=ray_address, frozen=frozen, hints=hints, attention=attention,
         )  # fmt: skip
     if as_json:
