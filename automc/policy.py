@@ -21,7 +21,7 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, order=True)
 class Spec:
-    """One setting of one knob, as frozen data. A handler registered for the class applies it to a model."""
+    """One setting of one knob, as frozen data. `automc.compression.apply.Stitcher` applies it to a model."""
 
     knob: ClassVar[str]
 
