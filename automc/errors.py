@@ -5,7 +5,8 @@
     │   ├── UnknownNameError    2  a name that is not registered; carries the closest match
     │   ├── BudgetSyntaxError   2  a budget that cannot be read ("50 parsecs")
     │   └── RunConflictError    2  a run directory that belongs to another search
-    ├── BudgetUnreachableError  3  nothing in the search space holds the budget; carries the smallest found
+    ├── PluginError             1  an agent, a search space or a device of somebody else that does not do what it has to
+    ├── BudgetUnreachableError  3  nothing that was found holds the budget
     └── MissingError            4  something needed is not installed or not supported here
         └── DiskError           4  a file or folder cannot be written
 
@@ -93,7 +94,7 @@ class RunConflictError(InputError):
 
 
 class BudgetUnreachableError(AutomcError):
-    """No policy of the space holds the budget. The caller relaxes the budget or widens the space."""
+    """Nothing that was found holds the budget. The caller relaxes the budget or widens the space."""
 
     exit_code = 3
 

@@ -6,6 +6,8 @@ front.json               the Pareto front: [{digest, number, score, cost, source
 summary.json             the result in one record
 tables.json              what each single choice hurts and costs, and the time of each layer
 progress.json            where the search stands, for whoever watches
+trainings.json           how each fine-tuning went, round by round
+mlflow.json              where in MLflow the run is recorded, and whether all of it is
 models/<digest>-<stage>.onnx   every exported finalist, before and after recovery; beside it its tensors as safetensors
 finetune/                checkpoints of a fine-tuning that has not ended
 best/policy.json         the winner's choices, predicted and measured cost, digests of model and device

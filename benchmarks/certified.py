@@ -19,9 +19,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from automc.errors import BudgetUnreachableError
+
 AUTOMC = Path(sys.executable).with_name("automc")
 STRANGER = Path(__file__).with_name("stranger.py")
-UNREACHABLE = 3
 _FIRST, _LAST = 0.9, 0.35
 _SEARCH = ("--trials", "12", "--recover", "0", "--profile", "20s", "--tracking-uri", "")
 
@@ -81,7 +82,7 @@ def _searched(folder: Path, name: str, budget: str, options: Sequence[str]) -> d
     ]
     environment = {**os.environ, "AUTOMC_CACHE": str(folder / "cache")}
     done = subprocess.run([*command, *_SEARCH, *options, "--json", "--quiet"], env=environment, capture_output=True, text=True, check=False)  # fmt: skip
-    if done.returncode not in (0, UNREACHABLE):
+    if done.returncode not in (0, BudgetUnreachableError.exit_code):
         raise SystemExit(f"{name} failed with exit code {done.returncode}:\n{done.stderr[-2000:]}")
     told = json.loads(done.stdout)
     best = folder / "runs" / name / "best" / "model.onnx"

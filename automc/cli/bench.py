@@ -18,7 +18,7 @@ from automc.cli.options import JOB_OPTIONS, duration
 from automc.cli.report import print_json, stdout
 from automc.cli.screen import screen
 from automc.disk import try_folder, write_atomic
-from automc.errors import InputError
+from automc.errors import BudgetUnreachableError, InputError
 from automc.protocols import Observer
 from automc.rundir import RunDir
 from automc.units import parse_duration
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["bench"]
 
-UNREACHABLE = 3
 _SETTING = (
     "budget", "model", "weights", "data", "evaluate", "batch_size", "device", "threads", "space", "criterion", "profile",
 )  # fmt: skip
@@ -105,7 +104,7 @@ def bench(
     reached = any(row["mean"] is not None for row in record["rows"])
     if as_json:
         print_json(record)
-        return 0 if reached else UNREACHABLE
+        return 0 if reached else BudgetUnreachableError.exit_code
     stdout().print((out / "table.md").read_text(), soft_wrap=True)
     for line in (*_proxy_lines(record), f"Wrote {out / 'table.md'}, {out / 'results.json'} and {out / 'progress.svg'}"):
         stdout().print(line, soft_wrap=True)
@@ -113,7 +112,7 @@ def bench(
         broke = sum(bool(course["reason"]) for course in record["courses"])
         remedy = "relax the budget." if broke < len(record["courses"]) else "each of them failed, see above."
         stdout().print(f"No agent found a policy inside {' and '.join(job.budget)}: {remedy}")
-    return 0 if reached else UNREACHABLE
+    return 0 if reached else BudgetUnreachableError.exit_code
 
 
 def _chosen(agents: tuple[str, ...]) -> list[str]:

@@ -13,6 +13,7 @@ import click
 
 from automc.cli.options import job_options, settings
 from automc.cli.report import print_json, stdout
+from automc.errors import InputError
 from automc.locating import located
 from automc.units import format_quantity
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["check"]
 
-BAD_INPUT = 2
 SAMPLES = 2
 """Enough to trace a model; a whole batch only takes longer."""
 _KNOBS = {
@@ -55,7 +55,7 @@ def check(context: click.Context, /, as_json: bool, **_options: Any) -> int:
         for line in _lines(offered) if offered else faults:
             stdout().print(line, soft_wrap=True)
     codes = {fault.exit_code for fault in faults}
-    return codes.pop() if len(codes) == 1 else BAD_INPUT if faults else 0
+    return codes.pop() if len(codes) == 1 else InputError.exit_code if faults else 0
 
 
 def _faults(fields: Mapping[str, Any]) -> list[Fault]:

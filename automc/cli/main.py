@@ -30,11 +30,10 @@ from automc.cli import (
 )
 from automc.cli.quiet import silence_libraries
 from automc.cli.report import error_record, print_error, print_json
-from automc.errors import AutomcError, DiskError
+from automc.errors import AutomcError, DiskError, InputError
 
 __all__ = ["cli", "main"]
 
-BAD_USAGE = 2
 INTERRUPTED = 130
 _FULL_OR_READ_ONLY = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _EPILOG = """\b
@@ -101,8 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         if as_json:
-            print_json(error_record(type(error).__name__, error.format_message(), "", BAD_USAGE))
-        return BAD_USAGE
+            print_json(error_record(type(error).__name__, error.format_message(), "", InputError.exit_code))
+        return InputError.exit_code
     except (click.Abort, KeyboardInterrupt):
         print_error(
             "Interrupted.",

@@ -14,6 +14,7 @@ from automc.cli.options import job_options, settings
 from automc.cli.report import print_json, stdout
 from automc.cli.screen import screen
 from automc.cli.table import budget_lines, heading, result_table
+from automc.errors import BudgetUnreachableError
 from automc.result import Summary
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["search"]
 
-UNREACHABLE = 3
 _FILES = {
     "model": "best/model.onnx",
     "torch": "best/model.pt2",
@@ -62,7 +62,7 @@ def search(context: click.Context, /, as_json: bool, quiet: bool, **_options: An
         print_json({**summary.to_json(), "run_dir": str(folder), "paths": _paths(folder)})
     else:
         _show(summary, job, folder)
-    return UNREACHABLE if summary.best is None else 0
+    return BudgetUnreachableError.exit_code if summary.best is None else 0
 
 
 def _show(summary: Summary, job: Job, folder: Path) -> None:

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["solve"]
 
-UNREACHABLE = 3
 _EPILOG = """\b
 Examples:
   automc solve --run digits-50ms --budget 30ms --budget 300kB
@@ -101,7 +100,7 @@ def solve(
     else:
         for line in _lines(run, known, budget, resolved):
             stdout().print(line, soft_wrap=True)
-    return UNREACHABLE if resolved.best is None else 0
+    return BudgetUnreachableError.exit_code if resolved.best is None else 0
 
 
 def _answer(known: Known, budget: Budget) -> Answer:
