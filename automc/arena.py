@@ -18,6 +18,7 @@ from automc import __version__, registry
 from automc.aim import Aim, Expected
 from automc.budget import Budget
 from automc.certify import Certifier
+from automc.clock import Clock
 from automc.compression.criteria import Pruning
 from automc.devices.device import digest
 from automc.disk import write_atomic
@@ -36,7 +37,7 @@ from automc.league import Course, League, Recovered
 from automc.loop import Loop
 from automc.policy import Policy
 from automc.predict.targets import open_device
-from automc.prepare import Clock, Prepared, prepare
+from automc.prepare import Prepared, prepare
 from automc.protocols import Agent, Observer, Problem, Scored
 from automc.recover import recover
 from automc.rundir import RunDir

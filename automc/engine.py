@@ -14,6 +14,7 @@ from automc import registry
 from automc.aim import Expected
 from automc.budget import Budget, Limit
 from automc.certify import Candidate, Certified, Certifier, Failed
+from automc.clock import Clock
 from automc.errors import AutomcError
 from automc.evaluate.fast import fast_evaluator
 from automc.evaluate.models import model_digest
@@ -29,7 +30,7 @@ from automc.planning import Effort, fine_tuned
 from automc.policy import Policy
 from automc.predict.bottleneck import bottleneck
 from automc.predict.predictor import LearnedPredictor
-from automc.prepare import Clock, Prepared
+from automc.prepare import Prepared
 from automc.protocols import Agent, Evaluator, Executor, Observer, Problem, Scored
 from automc.recover import recover, refine_within
 from automc.result import Finalist

@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from automc.certify import Candidate, Certified, Certifier, Failed
+from automc.clock import Clock
 from automc.compression.carriers import set_between
 from automc.errors import AutomcError, InputError
 from automc.evaluate.models import model_digest
@@ -25,7 +26,7 @@ from automc.keeping import keep
 from automc.planning import Effort, fine_tuned
 from automc.policy import Policy
 from automc.predict.targets import open_device
-from automc.prepare import Clock, Prepared
+from automc.prepare import Prepared
 from automc.protocols import Observer
 from automc.result import Finalist, Summary
 from automc.rundir import RunDir

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from automc import __version__
 from automc.budget import Budget
 from automc.calibrate import Lazily, calibrate, diagonal_layers
+from automc.clock import Clock
 from automc.compression.apply import Stitcher
 from automc.compression.criteria import FALLBACK, Pruning, fallbacks
 from automc.compression.evidence import Evidence
@@ -44,7 +44,7 @@ from automc.tables import Tables
 from automc.trace import Traced
 from automc.trial import Cost
 
-__all__ = ["CALIBRATION_SAMPLES", "Clock", "Prepared", "export_dense", "exactly", "prepare"]
+__all__ = ["CALIBRATION_SAMPLES", "Prepared", "export_dense", "exactly", "prepare"]
 
 CALIBRATION_SAMPLES = 1024
 RANGE_SAMPLES = 128
@@ -52,27 +52,6 @@ SENSITIVITY_SAMPLES = 128
 VERIFY_BATCHES = 4
 NOTICEABLE_PACE = 0.05
 """Change of the machine's speed since its profile that people are told of, as a share."""
-
-
-@dataclass
-class Clock:
-    """Seconds per stage, for the record."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    _stage: str = ""
-    _since: float = 0.0
-
-    def start(self, stage: str) -> None:
-        """End the running stage and begin another; the same stage may come back."""
-        self.stop()
-        self._stage, self._since = stage, time.perf_counter()
-
-    def stop(self) -> None:
-        """End the running stage."""
-        if self._stage:
-            elapsed = time.perf_counter() - self._since
-            self.seconds[self._stage] = round(self.seconds.get(self._stage, 0.0) + elapsed, 3)
-        self._stage = ""
 
 
 @dataclass

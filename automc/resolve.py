@@ -11,13 +11,14 @@ from typing import Any
 from automc.answering import Known, limits_of
 from automc.budget import Budget
 from automc.certify import Candidate, Certified, Certifier, Failed
+from automc.clock import Clock
 from automc.errors import AutomcError, InputError
 from automc.evaluate.models import model_digest
 from automc.job import Job
 from automc.joules import check_power
 from automc.policy import Policy
 from automc.predict.targets import open_device
-from automc.prepare import Clock, Prepared
+from automc.prepare import Prepared
 from automc.protocols import Observer
 from automc.recover import recover
 from automc.result import Finalist

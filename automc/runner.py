@@ -18,6 +18,7 @@ import torch
 from automc import __version__, registry
 from automc.budget import Budget
 from automc.certify import Candidate, Certified
+from automc.clock import Clock
 from automc.engine import Engine
 from automc.errors import AutomcError, InputError
 from automc.evaluate.models import model_digest
@@ -30,7 +31,7 @@ from automc.noting import Noting
 from automc.pareto import front
 from automc.policy import Policy
 from automc.predict.targets import open_device
-from automc.prepare import Clock, Prepared
+from automc.prepare import Prepared
 from automc.progress import Reference
 from automc.protocols import Observer, Tracker
 from automc.result import Summary

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from automc.budget import Budget
+from automc.clock import Clock
 from automc.compression.criteria import Pruning
 from automc.devices.device import Device
 from automc.engine import Settings
@@ -23,7 +24,7 @@ from automc.evaluate.models import load_model
 from automc.evaluate.task import Score, as_data, load_data, load_score
 from automc.execute.parallel import Parallel, local_cpus, read_environment
 from automc.locating import located
-from automc.prepare import Clock, Prepared, prepare
+from automc.prepare import Prepared, prepare
 from automc.protocols import Observer
 from automc.tables import Tables
 from automc.units import METRIC_NAMES, parse_duration

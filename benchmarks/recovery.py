@@ -22,12 +22,13 @@ import torch
 from scipy.stats import kendalltau
 
 import automc
+from automc.clock import Clock
 from automc.evaluate.accuracy import gather
 from automc.evaluate.divergence import divergence
 from automc.fidelity import LONG, SHORT, distilled
 from automc.job import Job, Silent
 from automc.predict.targets import open_device
-from automc.prepare import Clock, Prepared
+from automc.prepare import Prepared
 from automc.result import Finalist
 from automc.rundir import RunDir
 from automc.student import Lesson

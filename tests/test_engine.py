@@ -19,12 +19,13 @@ from torch.nn import functional as F
 
 import automc
 from automc.budget import Budget
+from automc.clock import Clock
 from automc.compression.quantize import requantize
 from automc.errors import BudgetUnreachableError, InputError, RunConflictError
 from automc.evaluate.task import Data, TensorSplit
 from automc.export.run import export_run
 from automc.job import Job, run
-from automc.prepare import Clock, prepare
+from automc.prepare import prepare
 from automc.recover import recover
 from automc.result import Summary
 from automc.rundir import RunDir

@@ -14,6 +14,7 @@ import synthetic
 import torch
 
 from automc.cli.main import main
+from automc.clock import Clock
 from automc.devices.cpu import Cpu
 from automc.devices.device import NodeTime, device_path
 from automc.devices.measure import Measurement, Protocol, interleave
@@ -30,7 +31,7 @@ from automc.predict.profile import profile_model
 from automc.predict.store import append, read_profile
 from automc.predict.words import learned, summary
 from automc.prepare import Clock, prepare
-from automc.profiling import Subject, probe_device, profile_subject
+from automc.profiling import Subject, device_path, probe_device, profile_subject
 
 
 class Said(Silent):

@@ -17,6 +17,7 @@ from torch import nn
 
 from automc import recover as recovery
 from automc import weights
+from automc.clock import Clock
 from automc.compression.learned import fix_steps, learn_steps
 from automc.compression.quantize import Quantized
 from automc.compression.steps import stepped
