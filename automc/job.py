@@ -12,7 +12,7 @@ from torch import nn
 from automc.calling import unbind
 from automc.errors import BudgetUnreachableError, InputError
 from automc.policy import Policy
-from automc.protocols import Observer
+from automc.protocols import Observer, Silent
 from automc.result import Certificate, Summary
 from automc.runner import Run
 from automc.task import Task
@@ -81,19 +81,6 @@ class Job:
     mlflow_trials: Literal["front", "all"] = "front"
     register: str | None = None
     made_in: str | None = None
-
-
-class Silent:
-    """An observer that shows nothing."""
-
-    def stage(self, name: str, total: float | None) -> None:
-        """Nothing."""
-
-    def advance(self, amount: float = 1.0, note: str = "") -> None:
-        """Nothing."""
-
-    def message(self, text: str, level: str = "info") -> None:
-        """Nothing."""
 
 
 @dataclass(frozen=True)

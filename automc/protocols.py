@@ -18,6 +18,7 @@ from automc.space import Codes, SearchSpace
 from automc.trial import Cost, Source, Trial
 
 __all__ = [
+    "SILENT",
     "Agent",
     "Costs",
     "Evaluator",
@@ -28,6 +29,7 @@ __all__ = [
     "Problem",
     "Racer",
     "Scored",
+    "Silent",
     "Status",
     "Tracker",
     "Watcher",
@@ -224,6 +226,23 @@ class Observer(Protocol):
     def message(self, text: str, level: str = "info") -> None:
         """A sentence for the person; `level` is "info" or "warning"."""
         ...
+
+
+class Silent:
+    """An observer that shows nothing."""
+
+    def stage(self, name: str, total: float | None) -> None:
+        """Nothing."""
+
+    def advance(self, amount: float = 1.0, note: str = "") -> None:
+        """Nothing."""
+
+    def message(self, text: str, level: str = "info") -> None:
+        """Nothing."""
+
+
+SILENT = Silent()
+"""Who watches where nobody does."""
 
 
 @runtime_checkable

@@ -24,7 +24,7 @@ from automc.predict.predictor import LearnedPredictor
 from automc.predict.profile import Profile, profile_model
 from automc.predict.sampling import stratified
 from automc.predict.structure import layer_of, read_structure
-from automc.protocols import Predictor
+from automc.protocols import SILENT, Observer, Predictor
 
 GRAPH, SPACE = synthetic.graph(), synthetic.space()
 OTHER_SPACE = replace(SPACE, domains=SPACE.domains[:-1])
@@ -54,7 +54,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTOMC_CACHE", str(tmp_path))
 
 
-def profile(device: synthetic.ClosedFormDevice, observer: Listener | None = None) -> Profile:
+def profile(device: synthetic.ClosedFormDevice, observer: Observer = SILENT) -> Profile:
     return profile_model(device, synthetic.build, GRAPH, SPACE, synthetic.inputs(), DENSE, observer=observer)
 
 

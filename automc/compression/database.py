@@ -33,7 +33,7 @@ from automc.disk import write_atomic
 from automc.errors import InputError
 from automc.graph import ChannelGroup
 from automc.policy import LowRank, Prune, Quantize, Sparsify, Spec
-from automc.protocols import Observer
+from automc.protocols import SILENT, Observer
 from automc.space import SearchSpace
 from automc.trace import Traced
 
@@ -102,16 +102,14 @@ class Database:
             self._dirty.add(key.layer)
         return entries[digest]
 
-    def build(self, space: SearchSpace, observer: Observer | None = None) -> int:
+    def build(self, space: SearchSpace, observer: Observer = SILENT) -> int:
         """Make every entry that policies of `space` need, then save; how many there are."""
         plans = {name: list(self._keys(name, space)) for name in self.traced.graph.layer}
-        if observer:
-            observer.stage("build the database of layer variants", sum(len(keys) for keys in plans.values()))
+        observer.stage("build the database of layer variants", sum(len(keys) for keys in plans.values()))
         for name, keys in plans.items():
             for key in keys:
                 self.variant(key)
-                if observer:
-                    observer.advance(1.0, name)
+                observer.advance(1.0, name)
         self._latest = None
         self.save()
         return sum(len(keys) for keys in plans.values())

@@ -14,7 +14,7 @@ from automc.devices.probes import Probe, Probed, run_probes
 from automc.errors import UnknownNameError
 from automc.predict.profile import facts_of
 from automc.predict.store import append, records
-from automc.protocols import Observer
+from automc.protocols import SILENT, Observer
 
 __all__ = ["DeviceFile", "Head", "find_device_file", "keep_device", "known_devices", "probed"]
 
@@ -121,7 +121,7 @@ def find_device_file(name: str, folder: Path | None = None) -> DeviceFile:
     raise UnknownNameError("measured device", name, [device.name for device in devices])
 
 
-def probed(path: Path, observer: Observer | None = None) -> list[Probed]:
+def probed(path: Path, observer: Observer = SILENT) -> list[Probed]:
     """The answers in a device's file, the latest to each question."""
     answers = [Probed.from_json(line) for line in records(path, observer) if line["kind"] == "probe"]
     return list({(found.group, found.name): found for found in answers}.values())

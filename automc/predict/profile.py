@@ -28,7 +28,7 @@ from automc.predict.store import (
     records,
     write_profile,
 )
-from automc.protocols import Observer
+from automc.protocols import SILENT, Observer
 from automc.space import SearchSpace
 
 __all__ = [
@@ -107,7 +107,7 @@ def profile_model(
     *,
     time_limit_s: float = 45.0,
     seed: int = 0,
-    observer: Observer | None = None,
+    observer: Observer = SILENT,
     complete: bool = False,
     label: str = "",
     wait_s: float = 0.0,
@@ -155,7 +155,7 @@ def measure_policies(
     *,
     time_limit_s: float,
     seed: int = 0,
-    observer: Observer | None = None,
+    observer: Observer = SILENT,
     shelf: Shelf | None = None,
     wait_s: float = 0.0,
 ) -> Profile:
@@ -167,16 +167,14 @@ def measure_policies(
         AutomcError: none of them could be built; the reason is the first one's.
     """
     begin = time.monotonic()
-    if observer:
-        observer.stage("profile the device", 2.0 * len(policies))
+    observer.stage("profile the device", 2.0 * len(policies))
     deadline = begin + _BUILD_SHARE * time_limit_s
     built, failed = _build(device, build, graph, policies, inputs, deadline, observer, shelf or Shelf())
     left = max(time_limit_s - (time.monotonic() - begin), 2.0)
     models = {candidate.policy.digest: model for candidate, model in built}
     options = {**COMPARING, "time_limit_s": left, "seed": seed, "wait_s": wait_s}
     measurement = device.measure(models, inputs, _ROUNDS, **options)
-    if observer:
-        observer.advance(float(len(policies)))
+    observer.advance(float(len(policies)))
     return Profile(
         key, device.key, {**device.environment(), "measured_at": now()}, device.capabilities(), len(inputs[0]),
         tuple(candidate for candidate, _ in built), measurement, time.monotonic() - begin, failed=failed,
@@ -216,7 +214,7 @@ class Shelf:
     known: Mapping[str, Candidate] = field(default_factory=dict)
     path: Path | None = None
     key: str = ""
-    observer: Observer | None = None
+    observer: Observer = SILENT
 
     def put(self, candidate: Candidate) -> None:
         """Keep a candidate."""
@@ -236,7 +234,7 @@ def _build(
     policies: Sequence[Policy],
     inputs: Sequence[Array],
     deadline: float,
-    observer: Observer | None,
+    observer: Observer,
     shelf: Shelf,
 ) -> tuple[list[tuple[Candidate, bytes]], tuple[tuple[str, str], ...]]:
     names = [layer.module for layer in graph.priced]
@@ -257,12 +255,10 @@ def _build(
         except Exception as error:  # one candidate that cannot be built or run is said and left out
             failures.append((policy, error))
             shelf.put_failure(policy, str(error))
-            if observer:
-                observer.message(f"a candidate could not be profiled: {error}", "warning")
+            observer.message(f"a candidate could not be profiled: {error}", "warning")
             continue
         built.append((candidate, model))
-        if observer:
-            observer.advance()
+        observer.advance()
     if not built:
         raise AutomcError(f"No candidate could be profiled: {failures[0][1]}") from failures[0][1]
     return built, tuple((policy.digest, str(error)) for policy, error in failures)

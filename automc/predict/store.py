@@ -19,7 +19,7 @@ from automc.devices.device import Capabilities, NodeTime
 from automc.devices.lines import append_lines, read_lines
 from automc.devices.measure import Measurement
 from automc.policy import Policy
-from automc.protocols import Observer
+from automc.protocols import SILENT, Observer
 
 if TYPE_CHECKING:
     from automc.predict.profile import Candidate, Profile
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 
-def write_profile(path: Path, profile: Profile, observer: Observer | None = None) -> None:
+def write_profile(path: Path, profile: Profile, observer: Observer = SILENT) -> None:
     """Append the closing line of a profile, and those of its candidates that are not there yet."""
     head = {
         "device_key": profile.device_key,
@@ -54,23 +54,22 @@ def write_profile(path: Path, profile: Profile, observer: Observer | None = None
     append(path, [*lines, ("profile", {"key": profile.key, **head})], observer)
 
 
-def keep_candidate(path: Path, key: str, candidate: Candidate, observer: Observer | None = None) -> None:
+def keep_candidate(path: Path, key: str, candidate: Candidate, observer: Observer = SILENT) -> None:
     """Append a candidate of the profile `key`."""
     append(path, [("candidate", {"key": key, **_candidate_json(candidate)})], observer)
 
 
-def keep_failure(path: Path, key: str, policy: Policy, reason: str, observer: Observer | None = None) -> None:
+def keep_failure(path: Path, key: str, policy: Policy, reason: str, observer: Observer = SILENT) -> None:
     """Append why a policy has no candidate."""
     append(path, [("failure", {"key": key, "policy": policy.to_json(), "reason": reason})], observer)
 
 
-def append(path: Path, lines: Sequence[tuple[str, Mapping[str, Any]]], observer: Observer | None = None) -> None:
+def append(path: Path, lines: Sequence[tuple[str, Mapping[str, Any]]], observer: Observer = SILENT) -> None:
     """Append (kind, record) lines. Where nothing can be written the next run measures again, and `observer` is told."""
     try:
         append_lines(path, lines)
     except OSError as error:
-        if observer:
-            observer.message(f"the device profile could not be kept in {path}: {error}", "warning")
+        observer.message(f"the device profile could not be kept in {path}: {error}", "warning")
 
 
 def read_candidates(path: Path, key: str) -> dict[str, Candidate]:
@@ -79,7 +78,7 @@ def read_candidates(path: Path, key: str) -> dict[str, Candidate]:
     return {candidate.policy.digest: candidate for candidate in found}
 
 
-def read_profile(path: Path, key: str, observer: Observer | None = None) -> Profile | None:
+def read_profile(path: Path, key: str, observer: Observer = SILENT) -> Profile | None:
     """The last complete profile of `key`, or None. Lines that cannot be read are left out, and `observer` is told."""
     from automc.predict.profile import Profile
 
@@ -122,7 +121,7 @@ _FIELDS = {
 """What a line of a kind has to tell."""
 
 
-def records(path: Path, observer: Observer | None = None) -> Iterator[dict[str, Any]]:
+def records(path: Path, observer: Observer = SILENT) -> Iterator[dict[str, Any]]:
     """The lines of a device file that can be read, none without what its kind has to tell; how many could not is told to `observer`."""
     damaged = 0
     for record in read_lines(path):
@@ -130,7 +129,7 @@ def records(path: Path, observer: Observer | None = None) -> Iterator[dict[str, 
             damaged += 1
         else:
             yield record
-    if damaged and observer:
+    if damaged:
         observer.message(f"{path} has {damaged} damaged line(s); the rest of it is used.", "warning")
 
 
