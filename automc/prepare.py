@@ -118,40 +118,20 @@ def prepare(
     example = exactly(gather(data.calibration, batch_size), batch_size)
     offered = offer(model, example, device, space=space, names=data.input_names)
     traced = offered.traced
-    ranges = gather(data.calibration, RANGE_SAMPLES)
     clock.start("calibrate")
     observer.stage("calibrate", None)
-    inputs = gather(data.calibration, CALIBRATION_SAMPLES)
-    count = len(inputs[0])
-    batches = [tuple(t[i : i + 64] for t in inputs) for i in range(0, count, 64)]
-    for name in diagonal_layers(traced.graph):
-        observer.message(f"{name} reads too much for a full covariance: only its diagonal is kept.")
+    inputs, ranges = gather(data.calibration, CALIBRATION_SAMPLES), gather(data.calibration, RANGE_SAMPLES)
     dense = export_dense(traced, example, inputs, device)
     dense_onnx = dense.SerializeToString()
     logits = outputs_are_logits(data, score, traced.model(*example))
-    pruning = pruning or Pruning(seed=seed)
     evidence = Evidence(traced, inputs, logits=logits, seed=seed)
-    if silent := fallbacks(pruning, evidence):
-        observer.message(f"{pruning.criterion!r} says nothing about {', '.join(silent)}: ranked by {FALLBACK!r}.")
-    simulated = isinstance(device, Simulated)
-    stitcher = Stitcher(
-        traced, Lazily(lambda: calibrate(traced, batches, count)), ranges,
-        reduce_range=device.capabilities().reduce_range,
-        closure=None if simulated else Closure(dense),
-        carries=not simulated,
-        folder=cache_dir() / "databases" / digest(__version__, repr(pruning), model_digest(traced.model), *map(_bytes, inputs)),
-        pruning=pruning, evidence=evidence,
-    )  # fmt: skip
-    build = _builder(device, example)
+    stitcher = _stitcher(evidence, inputs, ranges, pruning or Pruning(seed=seed), device, dense, observer)
     clock.start("profile")
-    arrays = [tensor.numpy() for tensor in example]
+    build, arrays = _builder(device, example), [tensor.numpy() for tensor in example]
     predictor = _predictor(
         device, lambda policy: build(stitcher.apply(policy)), offered, arrays, dense_onnx, profile_s, seed, observer
     )
-    joules = None
-    if budget and budget.limit("energy_j") and isinstance(predictor, LearnedPredictor):
-        joules = Joules.of(device, arrays)
-        predictor = replace(predictor, watts=_watts(joules, dense_onnx, observer))
+    predictor, joules = _energy(device, predictor, budget, arrays, dense_onnx, observer)
     searched = narrow(offered.space, predictor, budget, observer)
     if not len(searched):
         raise InputError(
@@ -166,29 +146,43 @@ def prepare(
     if joules is not None and device_measures(device):
         dense_cost = joules.told(dense_cost, dense_onnx)
     clock.start("sensitivities")
-    if tables is not None and tables.domains == searched.domains:
-        curves = [np.array(loss) for loss in tables.loss]
-    else:
+    losses = _known_losses(tables, searched)
+    if losses is None:
         probe = [tensor[:SENSITIVITY_SAMPLES] for tensor in inputs]
-        curves = sensitivities(stitcher, searched, probe, limit_s=profile_s / 2, logits=logits, observer=observer)
+        losses = sensitivities(stitcher, searched, probe, limit_s=profile_s / 2, logits=logits, observer=observer)
         stitcher.database.save()
     clock.stop()
     return Prepared(
-        data,
-        score,
-        traced,
-        stitcher,
-        device,
-        searched,
-        example,
-        ranges,
-        dense_onnx,
-        dense_cost,
-        predictor,
-        curves,
-        logits,
-        joules,
-    )
+        data=data, score=score, traced=traced, stitcher=stitcher, device=device, space=searched, example=example,
+        ranges=ranges, dense_onnx=dense_onnx, dense_cost=dense_cost, predictor=predictor, sensitivity=losses,
+        logits=logits, joules=joules,
+    )  # fmt: skip
+
+
+def _stitcher(
+    evidence: Evidence,
+    inputs: Sequence[Tensor],
+    ranges: Sequence[Tensor],
+    pruning: Pruning,
+    device: Device,
+    dense: onnx.ModelProto,
+    observer: Observer,
+) -> Stitcher:
+    """What compresses the traced model, calibrated on `inputs` once that is needed; what it cannot look at is said."""
+    traced, count, simulated = evidence.traced, len(inputs[0]), isinstance(device, Simulated)
+    batches = [tuple(t[i : i + 64] for t in inputs) for i in range(0, count, 64)]
+    for name in diagonal_layers(traced.graph):
+        observer.message(f"{name} reads too much for a full covariance: only its diagonal is kept.")
+    if silent := fallbacks(pruning, evidence):
+        observer.message(f"{pruning.criterion!r} says nothing about {', '.join(silent)}: ranked by {FALLBACK!r}.")
+    return Stitcher(
+        traced, Lazily(lambda: calibrate(traced, batches, count)), ranges,
+        reduce_range=device.capabilities().reduce_range,
+        closure=None if simulated else Closure(dense),
+        carries=not simulated,
+        folder=cache_dir() / "databases" / digest(__version__, repr(pruning), model_digest(traced.model), *map(_bytes, inputs)),
+        pruning=pruning, evidence=evidence,
+    )  # fmt: skip
 
 
 def _predictor(
@@ -219,6 +213,21 @@ def _paced(predictor: LearnedPredictor, dense_cost: Cost, observer: Observer) ->
             f"Models take {paced.pace:.2f} x what they took when the device was profiled, by the dense one; predictions are scaled."
         )
     return paced
+
+
+def _energy(
+    device: Device,
+    predictor: Pricer,
+    budget: Budget | None,
+    arrays: list[NDArray[Any]],
+    dense_onnx: bytes,
+    observer: Observer,
+) -> tuple[Pricer, Joules | None]:
+    """The predictor with energy where the budget limits it, and how that is known; None where it need not be, or is simulated."""
+    if not budget or not budget.limit("energy_j") or not isinstance(predictor, LearnedPredictor):
+        return predictor, None
+    joules = Joules.of(device, arrays)
+    return replace(predictor, watts=_watts(joules, dense_onnx, observer)), joules
 
 
 def _watts(joules: Joules, dense_onnx: bytes, observer: Observer) -> float:
@@ -284,3 +293,10 @@ def _dense_cost(
     observer.stage("measure the dense model", None)
     measurement = device.measure({"dense": dense_onnx}, arrays)
     return predicted.with_measured_latency(measurement.median_s("dense"), measurement.interval_s("dense"))
+
+
+def _known_losses(tables: Tables | None, space: SearchSpace) -> list[NDArray[np.float64]] | None:
+    """Per domain (choices,) the losses of an earlier search that had the same choices; None where there was none."""
+    if tables is None or tables.domains != space.domains:
+        return None
+    return [np.array(loss) for loss in tables.loss]
