@@ -19,17 +19,14 @@ from automc.aim import Aim, Expected
 from automc.budget import Budget
 from automc.certify import Certifier
 from automc.clock import Clock
-from automc.compression.criteria import Pruning
 from automc.devices.device import digest
 from automc.disk import write_atomic
 from automc.errors import AutomcError, InputError, PluginError
 from automc.evaluate.data import inputs_of
 from automc.evaluate.divergence import divergence
-from automc.evaluate.fast import fast_evaluator
+from automc.evaluate.fast import is_comparable
 from automc.evaluate.models import model_digest
-from automc.evaluate.worth import price_of_a_nat
 from automc.execute.serial import Serial
-from automc.features import layer_features
 from automc.guard import Guarded
 from automc.idle import without_idle
 from automc.job import Job
@@ -37,15 +34,14 @@ from automc.league import Course, League, Recovered
 from automc.loop import Loop
 from automc.policy import Policy
 from automc.predict.targets import open_device
-from automc.prepare import Prepared, prepare
+from automc.prepare import Prepared
 from automc.protocols import Agent, Observer, Problem, Scored
 from automc.recover import recover
 from automc.rundir import RunDir
 from automc.scorebook import Scorebook, append_line, read_lines
-from automc.standing import Standing
 from automc.student import Lesson
 from automc.tables import Tables
-from automc.task import Task
+from automc.task import Task, prepare_job
 from automc.trial import Trial
 
 __all__ = ["Arena", "Timed", "open_arena", "run_course"]
@@ -109,7 +105,8 @@ class Arena:
 
     def run(self, agent: str, seed: int, evaluations: int, advance: Callable[[float], None] = lambda _: None) -> Course:
         """Let an agent search, and note how it went; one that raises ends its own course alone."""
-        problem = without_idle(self._problem(evaluations))
+        expected, dense = Expected(self.prepared.predictor, Aim()), self.certifier.dense
+        problem = without_idle(self.prepared.problem(self.limits, expected, dense.validation, evaluations))
         course = run_course(agent, seed, evaluations, problem, self.book, advance)
         self.courses.append(course)
         for trial in course.trials:
@@ -152,18 +149,6 @@ class Arena:
             found["the score with the recovered one"] = _tau([(trials[d].score or 0.0, score) for d, score in after])
             found["summed losses with the recovered score"] = _tau([(-self.losses[d], score) for d, score in after])
         return found
-
-    def _problem(self, evaluations: int) -> Problem:
-        prepared = self.prepared
-        return Problem(
-            space=prepared.space,
-            budget=self.limits,
-            predictor=Expected(prepared.predictor, Aim()),
-            sensitivity=prepared.sensitivity,
-            dense_score=self.certifier.dense.validation,
-            n_trials=evaluations,
-            features=layer_features(prepared.traced.graph, prepared.space),
-        )
 
     def _recovered(self, policy: Policy, seconds: float) -> Recovered:
         stitcher = self.prepared.stitcher
@@ -214,11 +199,7 @@ def open_arena(job: Job, folder: Path, observer: Observer, *, live: bool = False
     key = digest(*told)
     losses = folder / f"losses-{key}.json"
     kept = None if live else _read_losses(losses) or (run.tables() if run is not None else None)
-    prepared = prepare(
-        task.model, task.data, task.score, device, batch_size=task.batch_size, space=job.space,
-        pruning=Pruning(job.criterion, seed=job.seed), seed=job.seed, profile_s=task.profile_s, observer=observer,
-        clock=Clock(), budget=task.settings.budget, tables=kept,
-    )  # fmt: skip
+    prepared = prepare_job(job, task, device, observer, Clock(), tables=kept)
     known = Tables(prepared.space.domains, tuple(tuple(map(float, row)) for row in prepared.sensitivity), (), (), {})
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(losses, json.dumps(known.to_json()) + "\n")
@@ -226,28 +207,18 @@ def open_arena(job: Job, folder: Path, observer: Observer, *, live: bool = False
     if certifier.dense.holds:
         raise InputError(f"The dense model holds {task.settings.budget}: nothing to compete for.", remedy="Tighten it.")
     limits = task.settings.budget.resolve(certifier.dense.cost)
-    evaluator = fast_evaluator(
-        prepared.stitcher,
-        prepared.space,
-        prepared.data.validation,
-        prepared.score,
-        certifier.dense.validation,
-        observer,
-        price_of_a_nat(prepared.data, prepared.score, logits=prepared.logits),
-    )
-    explicit = Standing(prepared, task.settings.budget, limits, certifier.dense, prepared.predictor).explicit
+    evaluator = prepared.evaluator(certifier.dense.validation, observer)
+
+    def key_of(policy: Policy) -> str:
+        return prepared.stitcher.explicit(policy).digest
+
     path = folder / f"scores-{key}.jsonl"
-    full = (
-        t
-        for t in (run.trials() if run is not None else ())
-        if t.stage == "search" and t.samples is None and t.score is not None
-    )
-    comparable = (t for t in full if t.worth is not None or not getattr(evaluator, "tells_worth", False))
-    taken = {} if live else {explicit(t.policy).digest: Scored(t.score or 0.0, t.worth) for t in comparable}
     if live:
         path.unlink(missing_ok=True)
-    book = Scorebook(evaluator, path, lambda policy: explicit(policy).digest, taken)
-    return Arena(task, prepared, limits, certifier, book, folder, key)
+    trials = run.trials() if run is not None and not live else []
+    full = (t for t in trials if t.stage == "search" and t.samples is None and is_comparable(t, evaluator))
+    taken = {key_of(t.policy): Scored(t.score, t.worth) for t in full if t.score is not None}
+    return Arena(task, prepared, limits, certifier, Scorebook(evaluator, path, key_of, taken), folder, key)
 
 
 def _read_losses(path: Path) -> Tables | None:

@@ -16,12 +16,10 @@ from automc.budget import Budget, Limit
 from automc.certify import Candidate, Certified, Certifier, Failed
 from automc.clock import Clock
 from automc.errors import AutomcError
-from automc.evaluate.fast import fast_evaluator
+from automc.evaluate.fast import is_comparable
 from automc.evaluate.models import model_digest
-from automc.evaluate.worth import price_of_a_nat
 from automc.execute.remembering import Remembering
 from automc.execute.serial import Serial
-from automc.features import layer_features
 from automc.fidelity import halve
 from automc.guard import Guarded
 from automc.idle import idle_knobs, offered, without_idle
@@ -31,7 +29,7 @@ from automc.policy import Policy
 from automc.predict.bottleneck import bottleneck
 from automc.predict.predictor import LearnedPredictor
 from automc.prepare import Prepared
-from automc.protocols import Agent, Evaluator, Executor, Observer, Problem, Scored
+from automc.protocols import Agent, Evaluator, Executor, Observer, Scored
 from automc.recover import recover, refine_within
 from automc.result import Finalist
 from automc.standing import Standing
@@ -145,27 +143,15 @@ class Engine:
         self._searches, self._certify_s, self._halved_s = True, 0.0, 0.0
 
     def _remembering(self) -> Remembering:
-        evaluator = self._fast_evaluator()
-        if getattr(evaluator, "tells_worth", False):  # merits of an earlier version's trials are not on the same scale
-            self._recorded = {d: t for d, t in self._recorded.items() if t.score is None or t.worth is not None}
-        executor = Remembering(self.execute(evaluator), lambda p: self.standing.explicit(p).digest)
-        full = (t for t in self._recorded.values() if t.score is not None and t.samples is None)
+        explicit = self.prepared.stitcher.explicit
+        evaluator = self.prepared.evaluator(self.dense.validation, self.observer)
+        self._recorded = {d: t for d, t in self._recorded.items() if t.score is None or is_comparable(t, evaluator)}
+        executor = Remembering(self.execute(evaluator), lambda policy: explicit(policy).digest)
+        full = (t for t in self._recorded.values() if t.samples is None)
         executor.known.update(
-            (self.standing.explicit(t.policy).digest, Scored(t.score, t.worth)) for t in full if t.score is not None
+            (explicit(t.policy).digest, Scored(t.score, t.worth)) for t in full if t.score is not None
         )
         return executor
-
-    def _fast_evaluator(self) -> Evaluator:
-        prepared = self.prepared
-        return fast_evaluator(
-            prepared.stitcher,
-            prepared.space,
-            prepared.data.validation,
-            prepared.score,
-            self.dense.validation,
-            self.observer,
-            price_of_a_nat(prepared.data, prepared.score, logits=prepared.logits),
-        )
 
     @property
     def dense(self) -> Finalist:
@@ -251,14 +237,9 @@ class Engine:
         )  # fmt: skip
 
     def _agent(self, attempt: int) -> Agent:
-        problem = Problem(
-            space=self.prepared.space,
-            budget=self._target(),
-            predictor=Expected(self.standing.predictor, self.standing.aim),
-            sensitivity=self.prepared.sensitivity,
-            dense_score=self.dense.validation,
-            n_trials=self.settings.trials,
-            features=layer_features(self.prepared.traced.graph, self.prepared.space),
+        expected = Expected(self.standing.predictor, self.standing.aim)
+        problem = replace(
+            self.prepared.problem(self._target(), expected, self.dense.validation, self.settings.trials),
             objectives=tuple(m for m in self.settings.objectives if m not in self.settings.budget.metrics),
             options=self.options,
         )

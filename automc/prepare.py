@@ -24,12 +24,15 @@ from automc.errors import InputError
 from automc.evaluate.accuracy import gather
 from automc.evaluate.data import Data
 from automc.evaluate.divergence import sensitivities
+from automc.evaluate.fast import fast_evaluator
 from automc.evaluate.models import model_digest
 from automc.evaluate.task import outputs_are_logits
+from automc.evaluate.worth import price_of_a_nat
 from automc.export.floating import export_float
 from automc.export.integer import Closure
 from automc.export.onnx import build_onnx
 from automc.export.verify import verify_dense
+from automc.features import layer_features
 from automc.joules import Joules
 from automc.narrow import narrow
 from automc.offer import Offer, offer
@@ -38,7 +41,7 @@ from automc.predict.predictor import LearnedPredictor
 from automc.predict.profile import profile_model
 from automc.predict.simulated import Pricer, SimulatedPredictor
 from automc.predict.targets import device_measures
-from automc.protocols import Observer
+from automc.protocols import Evaluator, Observer, Predictor, Problem
 from automc.space import SearchSpace
 from automc.tables import Tables
 from automc.trace import Traced
@@ -84,6 +87,18 @@ class Prepared:
     def build(self, model: nn.Module) -> bytes:
         """The ONNX file of a compressed model, as deployed on this device."""
         return _builder(self.device, self.example)(model)
+
+    def evaluator(self, dense_score: float, observer: Observer) -> Evaluator:
+        """The fastest evaluator that scores the dense model as deployed with `dense_score`, on the validation samples."""
+        nat = price_of_a_nat(self.data, self.score, logits=self.logits)
+        return fast_evaluator(self.stitcher, self.space, self.data.validation, self.score, dense_score, observer, nat)
+
+    def problem(self, budget: Budget, predictor: Predictor, dense_score: float, n_trials: int) -> Problem:
+        """What agents are told, without objectives and options; `budget` is resolved."""
+        return Problem(
+            space=self.space, budget=budget, predictor=predictor, sensitivity=self.sensitivity, dense_score=dense_score,
+            n_trials=n_trials, features=layer_features(self.traced.graph, self.space),
+        )  # fmt: skip
 
 
 def prepare(

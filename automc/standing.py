@@ -12,7 +12,7 @@ from automc.aim import Aim, learn_aim
 from automc.budget import Budget
 from automc.certify import Candidate, Certified
 from automc.fidelity import FEWEST, MOST, Promise
-from automc.policy import Policy, Quantize
+from automc.policy import Policy
 from automc.predict.simulated import Pricer
 from automc.prepare import Prepared
 from automc.result import Finalist
@@ -140,8 +140,7 @@ class Standing:
 
     def explicit(self, policy: Policy) -> Policy:
         """The policy with every layer that runs on integers named."""
-        rounded = self.prepared.stitcher.integer_layers(policy)
-        return Policy.of([*(c for c in policy if not isinstance(c[1], Quantize)), *rounded.items()])
+        return self.prepared.stitcher.explicit(policy)
 
     def _is_measured(self, policy: Policy) -> bool:
         digest = self.explicit(policy).digest

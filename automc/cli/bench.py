@@ -130,7 +130,7 @@ def _job(context: click.Context, run: RunDir | None, evaluations: int) -> Job:
     from automc.resolve import job_of
 
     given = {option.name: context.params[option.name] for option in _OPTIONS if option.name}
-    fixed = {"trials": evaluations, "recover": "0", "tracking_uri": "", "warm_start": None}
+    fixed = {"trials": evaluations, "recover": "0", "tracking_uri": "", "warm_start": None, "objective": ()}
     if run is None:
         return Job(**{**given, **fixed})
     source = click.core.ParameterSource.DEFAULT

@@ -166,6 +166,10 @@ class Stitcher:
             **{name: between_integers(named.get(name)) for name in self.traced.graph.layer if name in added},
         }
 
+    def explicit(self, policy: Policy) -> Policy:
+        """The policy with every layer that runs rounded named: policies that lead to the same model become the same."""
+        return Policy.of([*(c for c in policy if not isinstance(c[1], Quantize)), *self.integer_layers(policy).items()])
+
     def _kept(self, policy: Policy) -> dict[str, tuple[int, ...]]:
         kept = {}
         for name, spec in policy:

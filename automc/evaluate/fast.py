@@ -18,8 +18,9 @@ from automc.evaluate.runtime import Builder, Running, Runtime
 from automc.export.template import Template
 from automc.protocols import Evaluator, Observer
 from automc.space import SearchSpace
+from automc.trial import Trial
 
-__all__ = ["fast_builder", "fast_evaluator"]
+__all__ = ["fast_builder", "fast_evaluator", "is_comparable"]
 
 _REPEATS = 3
 _CHECKED = 4
@@ -55,6 +56,11 @@ def fast_evaluator(
     if not _close(float(racing.dense.mean()), dense_score):
         return _on_all(Stitched(builder, split, score), "the mean of per_sample is not the score", observer)
     return racing
+
+
+def is_comparable(trial: Trial, evaluator: Evaluator) -> bool:
+    """Whether the merit of a recorded trial is on the scale of what the evaluator says; that of an earlier version may not be."""
+    return trial.worth is not None or not (isinstance(evaluator, Racing) and evaluator.tells_worth)
 
 
 def _on_all(evaluator: Evaluator, reason: str, observer: Observer) -> Evaluator:
