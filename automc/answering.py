@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 
 from automc.budget import Budget, Limit
 from automc.errors import InputError
-from automc.policy import Policy
 from automc.progress import Reference
 from automc.result import Finalist, Summary
 from automc.rundir import RunDir
 from automc.solver import Answer, smallest, solve
-from automc.space import SearchSpace
+from automc.space import summed
 from automc.tables import Tables
 from automc.trial import Trial
 from automc.units import METRICS
@@ -123,11 +122,7 @@ class Known:
     def _answered(self, finalist: Finalist) -> Answer:
         """A measured model as an answer."""
         assert self.tables is not None
-        chosen = {(target, spec.knob): spec for target, spec in finalist.policy}
-        loss = 0.0
-        for domain, losses in zip(self.tables.domains, self.tables.loss, strict=True):
-            spec = chosen.get((domain.target, domain.knob))
-            loss += losses[domain.choices.index(spec)] if spec in domain.choices else 0.0
+        loss = float(summed(self.tables.loss, self.tables.codes(finalist.policy)))
         cost = finalist.cost
         costs = {m: v for m in METRICS if (v := cost.latency_upper_s if m == "latency_s" else cost.get(m)) is not None}
         return Answer(finalist.policy, costs, loss, 0)
@@ -155,11 +150,10 @@ class Known:
 
 def expected_score(tables: Tables, trials: Sequence[Trial], dense_score: float) -> Expectation:
     """The score to expect of a summed loss, from the trials whose policies the tables know and from the dense model."""
-    space = SearchSpace(tables.domains)
     known = [t for t in trials if t.stage == "search" and t.samples is None and t.score is not None]
-    pairs = [(_loss(tables, space, t.policy), t.score or 0.0) for t in known if space.contains(t.policy)]
-    losses = np.array([0.0, *(loss for loss, _ in pairs)])
-    scores = np.array([dense_score, *(score for _, score in pairs)])
+    told = [t for t in known if tables.space.contains(t.policy)]
+    losses = np.array([0.0, *summed(tables.loss, tables.space.encode([t.policy for t in told]))])
+    scores = np.array([dense_score, *(t.score or 0.0 for t in told)])
     order = np.argsort(losses, kind="stable")
     order = order[np.isfinite(losses[order])]
     return Expectation(losses[order], _falling(scores[order]))
@@ -177,11 +171,6 @@ class Expectation:
         if len(self.losses) < 2 or loss > self.losses[-1]:
             return None
         return float(np.interp(loss, self.losses, self.scores))
-
-
-def _loss(tables: Tables, space: SearchSpace, policy: Policy) -> float:
-    codes = space.encode([policy])[0]
-    return float(sum(row[code] for row, code in zip(tables.loss, codes, strict=True)))
 
 
 def _falling(values: Array) -> Array:

@@ -39,6 +39,7 @@ from automc.protocols import Agent, Observer, Problem, Scored
 from automc.recover import recover
 from automc.rundir import RunDir
 from automc.scorebook import Scorebook, append_line, read_lines
+from automc.space import summed
 from automc.student import Lesson
 from automc.tables import Tables
 from automc.task import Task, prepare_job
@@ -109,10 +110,9 @@ class Arena:
         problem = without_idle(self.prepared.problem(self.limits, expected, dense.validation, evaluations))
         course = run_course(agent, seed, evaluations, problem, self.book, advance)
         self.courses.append(course)
-        for trial in course.trials:
-            codes = problem.space.encode([trial.policy])[0]
-            summed = sum(float(c[code]) for c, code in zip(self.prepared.sensitivity, codes, strict=True))
-            self.losses[trial.policy.digest] = summed
+        policies = [trial.policy for trial in course.trials]
+        losses = summed(self.prepared.sensitivity, problem.space.encode(policies))
+        self.losses.update(zip((policy.digest for policy in policies), losses.tolist(), strict=True))
         return course
 
     def recover(self, seconds: float, observer: Observer) -> None:

@@ -22,7 +22,7 @@ from automc.execute.remembering import Remembering
 from automc.execute.serial import Serial
 from automc.fidelity import halve
 from automc.guard import Guarded
-from automc.idle import idle_knobs, offered, without_idle
+from automc.idle import idle_knobs, without_idle
 from automc.loop import Loop
 from automc.planning import Effort, fine_tuned
 from automc.policy import Policy
@@ -249,7 +249,7 @@ class Engine:
             self.observer.message(f"Nothing that is limited feels {' or '.join(knobs)}: left out of the search.")
         make = registry.load("agent", self.settings.agent)
         agent = Guarded.of(self.settings.agent, lambda: make(felt, seed), felt.space)
-        starts = [kept for policy in self.starts if len(kept := offered(felt, policy))]
+        starts = [kept for policy in self.starts if len(kept := felt.space.restricted(policy))]
         return WarmStart(agent, felt, starts, seed) if starts else agent
 
     def _target(self) -> Budget:

@@ -21,7 +21,7 @@ from automc.errors import InputError
 from automc.policy import Policy
 from automc.pricing import Pricing
 from automc.protocols import Problem
-from automc.space import Codes
+from automc.space import Codes, summed
 
 __all__ = ["LayerwiseEnv", "proxy"]
 
@@ -194,7 +194,7 @@ def proxy(problem: Problem, row: Codes) -> float:
     """
     if problem.sensitivity is None:
         raise InputError("There is nothing to score policies by.", remedy="Give `evaluate`, or sensitivities.")
-    loss = sum(float(table[code]) for table, code in zip(problem.sensitivity, row, strict=True))
+    loss = float(summed(problem.sensitivity, row))
     return problem.dense_score * math.exp(-max(loss, 0.0)) if math.isfinite(loss) else 0.0
 
 

@@ -20,7 +20,6 @@ from automc.budget import Budget
 from automc.graph import module_of
 from automc.policy import Policy
 from automc.solver import smallest
-from automc.space import SearchSpace
 from automc.tables import Anchor, Tables
 from automc.trial import Cost
 
@@ -104,7 +103,7 @@ def explain_policy(known: Known, policy: Policy, budget: Budget, left_alone: Seq
     assert tables is not None
     touched = {domain.target for domain in tables.domains}
     untouched = [name for name in left_alone if name not in touched]
-    codes = _codes(tables, policy)
+    codes = tables.codes(policy)
     anchor = min(tables.anchors, key=lambda a: int((np.array(a.codes) != codes).sum()))
     value = _costs(known, policy) or anchor.cost
     binding = budget.binding(value).metric
@@ -130,15 +129,6 @@ def _shares(tables: Tables, policy: Policy, names: Sequence[str]) -> dict[str, f
         if (name := module_of(layer)) in names:
             found[name] = found.get(name, 0.0) + share
     return found
-
-
-def _codes(tables: Tables, policy: Policy) -> NDArray[np.int64]:
-    """(domains,) the codes of the policy; choices that the tables do not offer count as dense."""
-    space = SearchSpace(tables.domains)
-    offered = {(d.target, spec) for d in tables.domains for spec in d.choices}
-    kept = Policy.of((target, spec) for target, spec in policy if (target, spec) in offered)
-    codes: NDArray[np.int64] = space.encode([kept])[0]
-    return codes
 
 
 def _costs(known: Known, policy: Policy) -> Cost | None:

@@ -11,11 +11,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from automc.policy import Policy
 from automc.protocols import Problem
 from automc.space import Codes, SearchSpace
 
-__all__ = ["idle", "idle_knobs", "offered", "without_idle"]
+__all__ = ["idle", "idle_knobs", "without_idle"]
 
 _DRAWN = 4
 _SAME = 1e-9
@@ -31,11 +30,6 @@ def without_idle(problem: Problem) -> Problem:
     known = problem.sensitivity
     losses = None if known is None else [c[:1] if i in held else c for i, c in enumerate(known)]
     return replace(problem, space=SearchSpace(tuple(domains)), sensitivity=losses)
-
-
-def offered(problem: Problem, policy: Policy) -> Policy:
-    """`policy` without the choices that the space does not offer."""
-    return Policy.of(choice for choice in policy if problem.space.contains(Policy.of([choice])))
 
 
 def idle_knobs(problem: Problem, left: Problem) -> list[str]:

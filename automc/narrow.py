@@ -39,10 +39,9 @@ class Narrowing:
         Raises:
             ValueError: `narrow` has a domain or a choice that `wide` lacks.
         """
-        known = {(domain.target, domain.knob): column for column, domain in enumerate(wide.domains)}
         columns, codes = [], []
         for domain in narrow.domains:
-            column = known.get((domain.target, domain.knob))
+            column = wide.column(domain.target, domain.knob)
             if column is None or not set(domain.choices) <= set(wide.domains[column].choices):
                 raise ValueError(f"the wide space lacks choices of {domain.knob} of {domain.target!r}")
             columns.append(column)

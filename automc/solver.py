@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from automc.policy import Policy
+from automc.space import summed
 from automc.tables import Anchor, Ragged, Tables
 
 __all__ = ["Answer", "smallest", "solve"]
@@ -78,7 +79,7 @@ def _priced(tables: Tables, limits: Mapping[str, float]) -> list[Anchor]:
 def _anchored(tables: Tables, limits: Mapping[str, float]) -> Iterator[Answer]:
     """The anchors that hold the limits, priced as a whole."""
     for anchor in _priced(tables, limits):
-        loss = sum(row[code] for row, code in zip(tables.loss, anchor.codes, strict=True))
+        loss = float(summed(tables.loss, anchor.codes))
         answer = Answer(tables.policy(anchor.codes), {m: anchor.cost.get(m) or 0.0 for m in anchor.changed}, loss, 0)
         if answer.overrun(limits) <= _SLACK and np.isfinite(loss):
             yield answer

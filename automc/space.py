@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from automc.errors import InputError
 from automc.policy import Policy, Spec
 
-__all__ = ["Codes", "Domain", "SearchSpace"]
+__all__ = ["Codes", "Domain", "SearchSpace", "summed"]
 
 Codes = NDArray[np.int64]
 """Integer codes of policies: (count, domains), entry (i, d) the index of policy i's choice in domain d."""
@@ -124,6 +124,19 @@ class SearchSpace:
         """(count, domains) codes drawn uniformly and independently in every domain."""
         return rng.integers(0, self.cardinalities, size=(count, len(self)), dtype=np.int64)
 
+    def restricted(self, policy: Policy) -> Policy:
+        """`policy` without the choices that the space does not offer."""
+        return Policy.of((target, spec) for target, spec in policy if spec in self.choices(target, spec.knob))
+
+    def column(self, target: str, knob: str) -> int | None:
+        """The index of the domain of a target's knob; None where the space has none."""
+        return self._column.get((target, knob))
+
+    def choices(self, target: str, knob: str) -> tuple[Spec | None, ...]:
+        """The choices of a target's knob, dense alone where the space has none."""
+        column = self.column(target, knob)
+        return (None,) if column is None else self.domains[column].choices
+
     def columns(self, knob: str) -> list[int]:
         """The indices of the domains of one knob."""
         return [i for i, domain in enumerate(self.domains) if domain.knob == knob]
@@ -147,3 +160,12 @@ class SearchSpace:
                 )
             row[self._column[target, spec.knob]] = code
         return row
+
+
+def summed(losses: Sequence[ArrayLike], codes: ArrayLike) -> NDArray[np.float64]:
+    """(...,) what the choices of (..., domains) codes lose, each alone, summed; `losses` are per domain (choices,)."""
+    rows = np.asarray(codes)
+    total = np.zeros(rows.shape[:-1])
+    for loss, chosen in zip(losses, np.moveaxis(rows, -1, 0), strict=True):
+        total = total + np.asarray(loss)[chosen]
+    return total

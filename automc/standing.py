@@ -16,6 +16,7 @@ from automc.policy import Policy
 from automc.predict.simulated import Pricer
 from automc.prepare import Prepared
 from automc.result import Finalist
+from automc.space import summed
 from automc.trial import Cost, Trial
 
 __all__ = ["Standing"]
@@ -155,8 +156,7 @@ class Standing:
 
     def loss(self, policy: Policy) -> float:
         """Sum of the losses of the policy's single choices: a better guide to the recovered score than the score before."""
-        codes = self.prepared.space.encode([policy])[0]
-        return float(sum(curve[code] for curve, code in zip(self.prepared.sensitivity, codes, strict=True)))
+        return float(summed(self.prepared.sensitivity, self.prepared.space.encode([policy])[0]))
 
     def comparable(self, certified: Certified) -> Cost:
         """The measured cost; what no absolute limit is on, as if the dense model took what it took when the budget was resolved."""

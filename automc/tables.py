@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from automc.policy import SCHEMA_VERSION, Policy, Spec
-from automc.space import Domain
+from automc.space import Codes, Domain, SearchSpace
 from automc.trial import Cost
 
 __all__ = ["Anchor", "Ragged", "Tables"]
@@ -55,6 +56,15 @@ class Tables:
     def by_layer(self, metric: str) -> Mapping[str, tuple[float, ...]]:
         """Policy digest -> (layers,) predicted seconds or joules; empty for a metric that is not told by layer."""
         return {"latency_s": self.layers_s, "energy_j": self.layers_j}.get(metric, {})
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        """The choices that the tables know."""
+        return SearchSpace(self.domains)
+
+    def codes(self, policy: Policy) -> Codes:
+        """(domains,) the codes of a policy; choices that the tables do not know count as dense."""
+        return self.space.encode([self.space.restricted(policy)])[0]
 
     def policy(self, codes: Sequence[int]) -> Policy:
         """The policy of (domains,) codes."""

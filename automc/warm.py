@@ -23,7 +23,7 @@ from automc.policy import LowRank, Policy, Prune, Quantize, Sparsify, Spec
 from automc.pricing import Pricing
 from automc.protocols import Agent, Problem
 from automc.rundir import RunDir
-from automc.space import Codes, Domain, SearchSpace
+from automc.space import Codes, Domain, SearchSpace, summed
 from automc.trial import Trial
 
 __all__ = ["Start", "WarmStart", "find_start", "nearest", "read_start"]
@@ -128,23 +128,22 @@ class WarmStart:
 
 
 def _gently(pricing: Pricing, losses: Sequence[Array] | None, row: Codes) -> Codes:
-    """`row`, changed greedily until it holds the budget or nothing takes usage off any more; as it is without sensitivities."""
-    while losses is not None and not pricing.holds(row[None])[0]:
+    """`row`, changed greedily until it holds the budget or nothing takes usage off any more; as it is without sensitivities.
+
+    A loss that is unknown counts as very large.
+    """
+    if losses is None:
+        return row
+    known = [np.nan_to_num(np.maximum(loss, 0.0), nan=_UNKNOWN_LOSS, posinf=_UNKNOWN_LOSS) for loss in losses]
+    while not pricing.holds(row[None])[0]:
         moves, used, usage = pricing.priced_around(row)
         saved = usage.max() - used.max(axis=1)
-        added = _summed(losses, moves) - _summed(losses, row[None])
+        added = summed(known, moves) - summed(known, row)
         worth = np.where(saved > 0.0, saved / np.maximum(added, _LEAST_LOSS), 0.0)
         if not len(worth) or worth.max() <= 0.0:
             break
         row = moves[int(worth.argmax())]
     return row
-
-
-def _summed(losses: Sequence[Array], rows: Codes) -> Array:
-    """(count,) summed single-choice losses of (count, domains) rows; one that is unknown counts as very large."""
-    known = [np.nan_to_num(np.maximum(loss, 0.0), nan=_UNKNOWN_LOSS, posinf=_UNKNOWN_LOSS) for loss in losses]
-    summed: Array = np.sum([loss[rows[:, column]] for column, loss in enumerate(known)], axis=0)
-    return summed
 
 
 def _front(trials: Iterable[Trial]) -> list[Policy]:

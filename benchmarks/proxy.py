@@ -23,7 +23,7 @@ from automc.evaluate.divergence import distillation_loss, sensitivities
 from automc.job import Silent
 from automc.policy import Policy
 from automc.search_spaces.prune import prune
-from automc.space import SearchSpace
+from automc.space import SearchSpace, summed
 from automc.student import descend
 
 STEP_BATCH = 128
@@ -44,9 +44,8 @@ def main() -> None:
     rows: list[tuple[float, ...]] = []
     for policy in drawn(given, space, arguments.policies, *arguments.macs):
         model = stitcher.apply(policy)
-        codes = space.encode([policy])[0]
-        summed = sum(float(curve[code]) for curve, code in zip(losses, codes, strict=True))
-        before = given.accuracy(model), -given.divergence(model), -summed
+        loss = float(summed(losses, space.encode([policy])[0]))
+        before = given.accuracy(model), -given.divergence(model), -loss
         start = time.perf_counter()
         tuned = fine_tuned(model, given, arguments.steps)
         after = given.accuracy(tuned), -given.divergence(tuned)

@@ -12,7 +12,7 @@ from automc.budget import Budget
 from automc.errors import BudgetSyntaxError, InputError, UnknownNameError
 from automc.pareto import front, hypervolume, knee
 from automc.policy import LowRank, Policy, Prune, Quantize
-from automc.space import Domain, SearchSpace
+from automc.space import Domain, SearchSpace, summed
 from automc.trial import Cost, Trial
 from automc.units import METRICS, format_limit, format_quantity, parse_duration, parse_quantity
 
@@ -132,6 +132,20 @@ def test_codes_and_policies_are_the_same_thing() -> None:
     assert SPACE.decode(SPACE.dense[None]) == [Policy()]
     assert all(SPACE.contains(policy) for policy in SPACE.decode(codes))
     assert SPACE.size == 6
+
+
+def test_a_space_is_asked_for_the_knob_of_a_target() -> None:
+    assert (SPACE.column("b", "low_rank"), SPACE.choices("b", "low_rank")) == (1, (None, LowRank(8)))
+    assert (SPACE.column("b", "prune"), SPACE.choices("b", "prune")) == (None, (None,))
+    assert SPACE.restricted(Policy.of([("a", Prune(2)), ("b", LowRank(4)), ("c", Prune(2))])) == Policy.of(
+        [("a", Prune(2))]
+    )
+
+
+def test_losses_are_summed_over_the_choices_of_each_policy() -> None:
+    losses = ((0.0, 1.0, 4.0), np.array([0.0, 0.5]))
+    assert summed(losses, [[0, 0], [2, 1]]).tolist() == [0.0, 4.5]
+    assert summed(losses, (1, 1)) == 1.5
 
 
 def test_sampled_codes_are_of_the_space_and_repeat_with_the_seed() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from automc import registry
-from automc.idle import idle, idle_knobs, offered, without_idle
+from automc.idle import idle, idle_knobs, without_idle
 from automc.testing.fakes import drive, toy_problem
 
 
@@ -37,7 +37,7 @@ def test_choices_of_idle_domains_are_taken_off_a_start() -> None:
     left = without_idle(toy.problem)
     row = toy.problem.space.cardinalities - 1
     policy = toy.problem.space.decode(row[None])[0]
-    kept = offered(left, policy)
+    kept = left.space.restricted(policy)
     assert {spec.knob for _, spec in policy} - {spec.knob for _, spec in kept} == {"quantize"}
     assert left.space.contains(kept)
 

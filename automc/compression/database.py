@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from automc.compression.variants import Dense, Key, before_last, covariance_of, 
 from automc.disk import write_atomic
 from automc.errors import InputError
 from automc.graph import ChannelGroup
-from automc.policy import LowRank, Prune, Quantize, Sparsify, Spec
+from automc.policy import LowRank, Prune, Quantize, Sparsify
 from automc.protocols import SILENT, Observer
 from automc.space import SearchSpace
 from automc.trace import Traced
@@ -184,7 +184,7 @@ class Database:
         if spec.groups > 1:
             return
         pruned = [self._removals(name, group, space) for group, _ in spec.inputs.parts]
-        knobs = [_choices(space, name, kind) for kind in (LowRank, Quantize, Sparsify)]
+        knobs = [space.choices(name, kind.knob) for kind in (LowRank, Quantize, Sparsify)]
         count = math.prod(len(choices) for choices in knobs)
         for removals in pruned:
             count *= len(removals)
@@ -200,20 +200,13 @@ class Database:
         """For each choice of a group, the input channels that layer `name` loses by it."""
         group = self.traced.graph.group[group_name]
         index = next(m.index for m in group.members if m.module == name and m.side == "in")
-        keeps = [s.keep if isinstance(s, Prune) else group.width for s in _choices(space, group_name, Prune)]
+        keeps = [s.keep if isinstance(s, Prune) else group.width for s in space.choices(group_name, Prune.knob)]
         return [tuple(i for channel in self.gone(group, keep) for i in index[channel]) for keep in keeps]
 
     def _read_orders(self) -> None:
         path = None if self.folder is None else self.folder / "orders.json"
         if path is not None and path.exists():
             self._orders = {name: (order, errors) for name, (order, errors) in json.loads(path.read_text()).items()}
-
-
-def _choices(space: SearchSpace, target: str, kind: type[Spec]) -> Sequence[Spec | None]:
-    for domain in space.domains:
-        if (domain.target, domain.knob) == (target, kind.knob):
-            return domain.choices
-    return (None,)
 
 
 @lru_cache(maxsize=1 << 16)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from automc.compression.storage import between_integers, runs_on_integers
 from automc.factors import Factor, factor_positions, factors_of
 from automc.graph import LayerGraph, LayerSpec
-from automc.policy import LowRank, Prune, Quantize, Sparsify
+from automc.policy import LowRank, Prune, Quantize, Sparsify, Spec
 from automc.space import Codes, SearchSpace
 
 __all__ = [
@@ -351,8 +351,7 @@ class Sums:
         return total[self._back]
 
 
-def _domain(space: SearchSpace, target: str, knob: str) -> tuple[int, tuple[object, ...]]:
-    for column, domain in enumerate(space.domains):
-        if domain.target == target and domain.knob == knob:
-            return column, domain.choices
-    return -1, (None,)
+def _domain(space: SearchSpace, target: str, knob: str) -> tuple[int, tuple[Spec | None, ...]]:
+    """The column of a target's knob (or -1) and its choices."""
+    column = space.column(target, knob)
+    return -1 if column is None else column, space.choices(target, knob)
