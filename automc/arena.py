@@ -29,13 +29,13 @@ from automc.evaluate.models import model_digest
 from automc.execute.serial import Serial
 from automc.guard import Guarded
 from automc.idle import without_idle
-from automc.job import Job
 from automc.league import Course, League, Recovered
 from automc.loop import Loop
 from automc.policy import Policy
 from automc.predict.targets import open_device
 from automc.prepare import Prepared
 from automc.protocols import Agent, Observer, Problem, Scored
+from automc.recipe import Job
 from automc.recover import recover
 from automc.rundir import RunDir
 from automc.scorebook import Scorebook, append_line, read_lines

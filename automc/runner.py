@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -34,6 +34,7 @@ from automc.predict.targets import open_device
 from automc.prepare import Prepared
 from automc.progress import Reference
 from automc.protocols import Observer, Tracker
+from automc.recipe import Job
 from automc.result import Summary
 from automc.rundir import RunDir
 from automc.tables import Tables
@@ -45,9 +46,6 @@ from automc.training import curves
 from automc.trial import Trial
 from automc.warm import nearest, read_start
 from automc.weights import pack, unpack
-
-if TYPE_CHECKING:
-    from automc.job import Job
 
 __all__ = ["Run"]
 

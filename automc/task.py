@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
@@ -19,19 +19,18 @@ from automc.devices.device import Device
 from automc.engine import Settings
 from automc.errors import InputError
 from automc.evaluate.data import Data
-from automc.evaluate.faults import check_inputs, find_setting_faults, raise_faults
+from automc.evaluate.inputs import check_inputs
 from automc.evaluate.models import load_model
 from automc.evaluate.task import Score, as_data, load_data, load_score
 from automc.execute.parallel import Parallel, local_cpus, read_environment
+from automc.faults import find_setting_faults, raise_faults
 from automc.locating import located
 from automc.prepare import Prepared, prepare
 from automc.protocols import Observer
+from automc.recipe import Job
 from automc.tables import Tables
 from automc.units import METRIC_NAMES, parse_duration
 from automc.unwrap import unwrapped
-
-if TYPE_CHECKING:
-    from automc.job import Job
 
 __all__ = ["Task", "prepare_job"]
 
@@ -58,7 +57,7 @@ class Task:
         from automc.demo.model import BATCH_SIZE
 
         job = dataclasses.replace(job, **located(dataclasses.asdict(job)))
-        raise_faults(find_setting_faults(**dataclasses.asdict(job)))
+        raise_faults(find_setting_faults(job))
         demo = model is None and job.model is None
         if model is not None and (job.weights or job.model):
             raise InputError("Both a module and a model to load were given.", remedy="Give one of them.")

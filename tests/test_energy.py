@@ -24,12 +24,13 @@ from automc.devices.cpu import Cpu
 from automc.devices.device import device_path
 from automc.devices.energy import Energy, PowerCap, find_meter, measure_energy, stated_watts
 from automc.errors import BudgetUnreachableError, InputError, RunConflictError
-from automc.evaluate.faults import find_setting_faults
+from automc.faults import find_setting_faults
 from automc.job import Silent
 from automc.joules import Joules
 from automc.predict.device_file import DeviceFile
 from automc.predict.words import learned
-from automc.profiling import Subject, profile_subject
+from automc.profiling import Subject, device_path, profile_subject
+from automc.recipe import Job
 from automc.resolve import certify_budget
 from automc.rundir import RunDir
 
@@ -140,10 +141,10 @@ def test_a_gpu_is_counted_by_nvml_and_other_devices_are_not(monkeypatch: pytest.
     meter, why = find_meter("torch-cuda")
     assert meter is None
     assert "pip install nvidia-ml-py" in why
-    assert find_setting_faults(budget="30mJ", device="torch-cuda-fp16") != []
+    assert find_setting_faults(Job(budget=("30mJ",), device="torch-cuda-fp16")) != []
     nvml = Nvml({"GPU-abc": 5})
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    assert find_setting_faults(budget="30mJ", device="torch-cuda-fp16") == []
+    assert find_setting_faults(Job(budget=("30mJ",), device="torch-cuda-fp16")) == []
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
     meter, _ = find_meter("torch-compile-cuda")
     assert meter is not None
@@ -167,20 +168,20 @@ def test_a_stated_power_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_energy_budgets_need_a_counter_or_a_stated_power(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    [fault] = find_setting_faults(budget="30mJ", device="cpu")
+    [fault] = find_setting_faults(Job(budget=("30mJ",), device="cpu"))
     assert re.search(r"no energy figures.* no counters in .*AUTOMC_WATTS=12\.5\), or give a budget on latency", fault)
-    [fault] = find_setting_faults(objective=("energy",), device="cpu")
+    [fault] = find_setting_faults(Job(objective=("energy",), device="cpu"))
     assert re.search(
         r"no energy figures.* no counters in .*AUTOMC_WATTS=12\.5\), or leave --objective energy out", fault
     )
     with pytest.raises(InputError, match=r"no counters.*AUTOMC_WATTS=12.5"):
         Joules.of(Cpu(1), [])
     monkeypatch.setenv(energy.WATTS, "12.5")
-    assert find_setting_faults(budget="30mJ", device="cpu") == []
+    assert find_setting_faults(Job(budget=("30mJ",), device="cpu")) == []
     monkeypatch.delenv(energy.WATTS)
     Package(tmp_path / "powercap")
-    assert find_setting_faults(budget="30mJ", device="cpu") == []
-    [fault] = find_setting_faults(budget="30mJ", device="ssh:pi@pi")
+    assert find_setting_faults(Job(budget=("30mJ",), device="cpu")) == []
+    [fault] = find_setting_faults(Job(budget=("30mJ",), device="ssh:pi@pi"))
     assert "ssh:pi@pi has no counters of energy here. State" in fault
 
 
@@ -190,7 +191,7 @@ def test_an_energy_budget_is_refused_for_want_of_permission(tmp_path: Path, monk
 
     Package(tmp_path / "powercap")
     monkeypatch.setattr(energy, "PowerCap", refuse)
-    [fault] = find_setting_faults(budget="30mJ", device="cpu")
+    [fault] = find_setting_faults(Job(budget=("30mJ",), device="cpu"))
     assert re.search(r"no permission to read .*energy_uj \(an administrator.*AUTOMC_WATTS=12\.5", fault)
 
 

@@ -25,11 +25,12 @@ from automc.devices.probe import conv_model
 from automc.devices.torch import Torch, eager
 from automc.devices.torch_cuda import TorchCuda
 from automc.errors import InputError, MissingError
-from automc.evaluate.faults import find_setting_faults
 from automc.export.floating import export_float
+from automc.faults import find_setting_faults
 from automc.policy import LowRank, Policy, Prune, Quantize
 from automc.predict.attribute import attribute
 from automc.predict.targets import device_names, open_device
+from automc.recipe import Job
 
 FLOAT = (("a", Prune(24)), ("a", LowRank(12)), ("b", LowRank(8, "tucker")))
 INT8 = (("b", Quantize(8, 8)), ("c", Quantize(8, 8)), ("fc", Quantize(8, 8)))
@@ -110,10 +111,10 @@ def test_what_is_no_model_is_refused(device: Device) -> None:
 def test_energy_is_told_by_a_counter_or_a_stated_power_only(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("automc.predict.targets.find_meter", lambda _: (None, "none"))
     monkeypatch.delenv("AUTOMC_WATTS", raising=False)
-    [fault] = find_setting_faults(budget="30mJ", device=device.name)
+    [fault] = find_setting_faults(Job(budget=("30mJ",), device=device.name))
     assert "no energy figures" in str(fault)
     monkeypatch.setenv("AUTOMC_WATTS", "10")
-    assert find_setting_faults(budget="30mJ", device=device.name) == []
+    assert find_setting_faults(Job(budget=("30mJ",), device=device.name)) == []
 
 
 def test_a_runtime_that_is_not_there_says_what_to_install(

@@ -15,10 +15,11 @@ from automc.devices.bitfusion import BitFusion, bitfusion
 from automc.devices.eyeriss import Eyeriss, eyeriss
 from automc.devices.simulated import BITS, Work, dram_bits
 from automc.errors import MissingError
-from automc.evaluate.faults import find_setting_faults
+from automc.faults import find_setting_faults
 from automc.policy import LowRank, Policy, Prune, Quantize
 from automc.predict.simulated import SimulatedPredictor
 from automc.predict.targets import device_measures, open_device
+from automc.recipe import Job
 from automc.space import Domain, SearchSpace
 
 GRAPH, DENSE = synthetic.graph(), synthetic.build(Policy())
@@ -157,8 +158,8 @@ def test_nothing_can_be_measured_there() -> None:
 
 
 def test_energy_budgets_are_for_devices_that_tell_energy() -> None:
-    assert find_setting_faults(budget="30mJ", device="eyeriss") == []
-    [fault] = find_setting_faults(budget="30mJ", device="cpu")
+    assert find_setting_faults(Job(budget=("30mJ",), device="eyeriss")) == []
+    [fault] = find_setting_faults(Job(budget=("30mJ",), device="cpu"))
     assert "no energy figures" in str(fault)
 
 

@@ -15,10 +15,10 @@ from automc.cli.options import job_options, settings
 from automc.cli.report import print_json, stdout
 from automc.errors import InputError
 from automc.locating import located
+from automc.recipe import Job
 from automc.units import format_quantity
 
 if TYPE_CHECKING:
-    from automc.evaluate.faults import Fault
     from automc.offer import Offer
 
 __all__ = ["check"]
@@ -45,10 +45,12 @@ Examples:
 def check(context: click.Context, /, as_json: bool, **_options: Any) -> int:
     """Report all faults of the settings at once, and what a search would have to work with."""
     fields = located(settings(context))
-    del fields["made_in"]
     with contextlib.redirect_stdout(sys.stderr):
-        faults = _faults(fields)
-        offered = None if faults else _offer(fields)
+        from automc.faults import find_faults
+
+        job = Job(**{**fields, "batch_size": _batch_size(fields)})
+        faults = find_faults(job)
+        offered = None if faults else _offer(job)
     if as_json:
         print_json({"faults": [str(fault) for fault in faults], "offer": _record(offered) if offered else None})
     else:
@@ -58,13 +60,7 @@ def check(context: click.Context, /, as_json: bool, **_options: Any) -> int:
     return codes.pop() if len(codes) == 1 else InputError.exit_code if faults else 0
 
 
-def _faults(fields: Mapping[str, Any]) -> list[Fault]:
-    from automc.evaluate.faults import find_faults
-
-    return find_faults(**{**fields, "batch_size": _batch_size(fields)})
-
-
-def _offer(fields: Mapping[str, Any]) -> Offer:
+def _offer(job: Job) -> Offer:
     from automc.devices.cpu import Cpu
     from automc.evaluate.accuracy import gather
     from automc.evaluate.models import load_model
@@ -73,14 +69,15 @@ def _offer(fields: Mapping[str, Any]) -> Offer:
     from automc.predict.targets import open_device
     from automc.prepare import CALIBRATION_SAMPLES, exactly, export_dense
 
-    model = load_model(fields["model"], Path(fields["weights"]) if fields["weights"] else None)
-    batch_size = _batch_size(fields)
-    data = load_data(fields["data"], batch_size, fields["seed"])
-    device = open_device(fields["device"], fields["threads"])
+    assert job.batch_size is not None
+    model = load_model(job.model, Path(job.weights) if job.weights else None)
+    data = load_data(job.data, job.batch_size, job.seed)
+    device = open_device(job.device, job.threads)
     example = [tensor[:SAMPLES] for tensor in data.example()]
-    offered = offer(model, example, device, space=fields["space"], names=data.input_names)
+    offered = offer(model, example, device, space=job.space, names=data.input_names)
     inputs = gather(data.calibration, CALIBRATION_SAMPLES)
-    export_dense(offered.traced, exactly(inputs, batch_size), inputs, Cpu())  # as a search will, wherever it deploys
+    # As a search will, wherever it deploys.
+    export_dense(offered.traced, exactly(inputs, job.batch_size), inputs, Cpu())
     return offered
 
 

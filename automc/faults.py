@@ -12,127 +12,60 @@ from automc.budget import Budget
 from automc.compression.criteria import Pruning
 from automc.errors import AutomcError, DiskError, InputError, MissingError, UnknownNameError
 from automc.evaluate.data import Data, sample_count
-from automc.evaluate.inputs import Fault, check_data, check_inputs, check_match, check_weights
+from automc.evaluate.inputs import Fault, check_data, check_match, check_weights
 from automc.evaluate.models import load_model
 from automc.evaluate.task import load_data, load_score
 from automc.execute.parallel import Parallel, check_room, local_cpus
 from automc.predict.targets import device_names, is_device, tells_energy, why_no_energy
+from automc.recipe import Job
 from automc.registry import load, names
 from automc.units import METRIC_NAMES, parse_duration
 from automc.warm import find_start
 
-__all__ = ["Fault", "check_budget", "check_inputs", "find_faults", "find_setting_faults", "raise_faults"]
+__all__ = ["check_budget", "find_faults", "find_setting_faults", "raise_faults"]
 
 _T = TypeVar("_T")
 _READING_BATCH = 64
 _OTHER_BUDGETS = "latency (50ms), size (4MB) or MACs (20MMACs)"
+_FIDELITIES = ("auto", "on", "off")
 
 
-FIDELITIES = ("auto", "on", "off")
-
-
-def find_faults(
-    *,
-    budget: str | Sequence[str] | None = None,
-    model: str | None = None,
-    weights: str | Path | None = None,
-    data: str | None = None,
-    evaluate: str | None = None,
-    batch_size: int | None = None,
-    device: str | None = None,
-    threads: int = 1,
-    agent: str | None = None,
-    space: str | None = None,
-    criterion: str | None = None,
-    trials: int = 1,
-    timeout: str | None = None,
-    seed: int = 0,
-    warm_start: str | None = None,
-    objective: Sequence[str] = (),
-    recover: str | None = None,
-    fidelity: str = "auto",
-    finetune_epochs: int = 0,
-    profile: str | None = None,
-    name: str | None = None,
-    runs: str | Path | None = None,
-    tracking_uri: str | None = None,
-    workers: int | str = 1,
-    worker_cpus: float = 1.0,
-    ray_address: str | None = None,
-    ray_env: str | None = None,
-    trial_timeout: str | None = None,
-    sync: bool = False,
-    mlflow_trials: str = "front",
-    register: str | None = None,
-) -> list[Fault]:
-    """Every fault of a search's settings (the fields of a recipe), each with its remedy; an empty list when it can start.
+def find_faults(job: Job) -> list[Fault]:
+    """Every fault of a job, each with its remedy; an empty list when its search can start.
 
     Loads the model and the data and runs the model on a few samples; measures, compresses, writes and connects to nothing.
     """
-    faults = find_setting_faults(
-        budget=budget, batch_size=batch_size, device=device, threads=threads, agent=agent, space=space, criterion=criterion,
-        trials=trials, timeout=timeout, seed=seed, warm_start=warm_start, objective=objective, recover=recover,
-        fidelity=fidelity, finetune_epochs=finetune_epochs, profile=profile, name=name, runs=runs,
-        tracking_uri=tracking_uri, workers=workers, worker_cpus=worker_cpus, ray_address=ray_address,
-        trial_timeout=trial_timeout, mlflow_trials=mlflow_trials, register=register,
-    )  # fmt: skip
-    return [*faults, *_task_faults(model, Path(weights) if weights else None, data, evaluate, batch_size)]
+    return [*find_setting_faults(job), *_task_faults(job)]
 
 
-def find_setting_faults(
-    *,
-    budget: str | Sequence[str] | None = None,
-    batch_size: int | None = None,
-    device: str | None = None,
-    threads: int = 1,
-    agent: str | None = None,
-    space: str | None = None,
-    criterion: str | None = None,
-    trials: int = 1,
-    timeout: str | None = None,
-    seed: int = 0,
-    warm_start: str | None = None,
-    objective: Sequence[str] = (),
-    recover: str | None = None,
-    fidelity: str = "auto",
-    finetune_epochs: int = 0,
-    profile: str | None = None,
-    name: str | None = None,
-    runs: str | Path | None = None,
-    workers: int | str = 1,
-    worker_cpus: float = 1.0,
-    ray_address: str | None = None,
-    trial_timeout: str | None = None,
-    mlflow_trials: str = "front",
-    **_others: object,
-) -> list[Fault]:
-    """The faults that show without loading the model and the data; other fields of a recipe may be given and are not read."""
+def find_setting_faults(job: Job) -> list[Fault]:
+    """The faults that show without loading the model and the data."""
     faults: list[Fault] = []
-    if budget is not None:
-        limits = _try(faults, lambda: Budget.parse(*([budget] if isinstance(budget, str) else budget)))
-        faults.extend(check_budget(limits, device or "cpu") if limits else ())
-    faults.extend(_objective_faults(objective, device or "cpu"))
-    if device is not None and not is_device(device):
-        faults.append(Fault.of(UnknownNameError("device", device, device_names())))
-    for kind, plug_in in (("agent", agent), ("space", space)):
-        if plug_in is not None and plug_in not in names(kind):
+    limits = _try(faults, lambda: Budget.parse(*job.budget))
+    faults.extend(check_budget(limits, job.device) if limits else ())
+    faults.extend(_objective_faults(job.objective, job.device))
+    if not is_device(job.device):
+        faults.append(Fault.of(UnknownNameError("device", job.device, device_names())))
+    for kind, plug_in in (("agent", job.agent), ("space", job.space)):
+        if plug_in not in names(kind):
             faults.append(Fault.of(UnknownNameError(kind, plug_in, names(kind))))
-    if mlflow_trials not in ("front", "all"):
-        faults.append(Fault(f"There is no choice {mlflow_trials!r} of MLflow trials.", "Choose front or all."))
-    if criterion is not None:
-        _try(faults, lambda: Pruning(criterion))
-    if agent is not None and agent in names("agent"):
-        _try(faults, lambda: load("agent", agent))  # what it needs may not be installed
-    if warm_start is not None:
-        _try(faults, lambda: find_start(warm_start, runs or "runs"))
-    faults.extend(_number_faults(threads=threads, trials=trials, batch_size=batch_size, seed=seed))
-    if fidelity not in FIDELITIES:
-        faults.append(Fault.of(UnknownNameError("fidelity", fidelity, FIDELITIES, "fidelities")))
-    if finetune_epochs < 0:
-        faults.append(Fault(f"finetune-epochs is {finetune_epochs}.", "Give 0 or more; 0 is off."))
-    faults.extend(_worker_faults(workers, worker_cpus, ray_address))
-    faults.extend(_duration_faults(timeout=timeout, recover=recover, profile=profile, trial_timeout=trial_timeout))
-    faults.extend(_folder_faults(runs, name))
+    if job.mlflow_trials not in ("front", "all"):
+        faults.append(Fault(f"There is no choice {job.mlflow_trials!r} of MLflow trials.", "Choose front or all."))
+    _try(faults, lambda: Pruning(job.criterion))
+    if job.agent in names("agent"):
+        _try(faults, lambda: load("agent", job.agent))  # what it needs may not be installed
+    if (start := job.warm_start) is not None:
+        _try(faults, lambda: find_start(start, job.runs))
+    faults.extend(_number_faults(threads=job.threads, trials=job.trials, batch_size=job.batch_size, seed=job.seed))
+    if job.fidelity not in _FIDELITIES:
+        faults.append(Fault.of(UnknownNameError("fidelity", job.fidelity, _FIDELITIES, "fidelities")))
+    if job.finetune_epochs < 0:
+        faults.append(Fault(f"finetune-epochs is {job.finetune_epochs}.", "Give 0 or more; 0 is off."))
+    faults.extend(_worker_faults(job.workers, job.worker_cpus, job.ray_address))
+    faults.extend(
+        _duration_faults(timeout=job.timeout, recover=job.recover, profile=job.profile, trial_timeout=job.trial_timeout)
+    )
+    faults.extend(_folder_faults(job.runs, job.name))
     return faults
 
 
@@ -169,19 +102,18 @@ def raise_faults(faults: Sequence[Fault]) -> None:
     raise (MissingError if missing else InputError)("\n".join(faults))
 
 
-def _task_faults(
-    model: str | None, weights: Path | None, data: str | None, evaluate: str | None, batch_size: int | None
-) -> list[Fault]:
+def _task_faults(job: Job) -> list[Fault]:
     """Faults of the model, the data, the score, and, where these are sound, of their match."""
     faults: list[Fault] = []
-    loaded = _try(faults, lambda: load_model(model, weights))
-    found = _try(faults, lambda: load_data(data, max(_READING_BATCH, batch_size or 1)))
-    score = _try(faults, lambda: load_score(evaluate))
+    batch_size = job.batch_size or 1
+    loaded = _try(faults, lambda: load_model(job.model, Path(job.weights) if job.weights else None))
+    found = _try(faults, lambda: load_data(job.data, max(_READING_BATCH, batch_size)))
+    score = _try(faults, lambda: load_score(job.evaluate))
     if loaded is not None:
         faults.extend(check_weights(loaded))
     if found is not None:
         faults.extend(check_data(found))
-        faults.extend(_size_faults(found, batch_size or 1))
+        faults.extend(_size_faults(found, batch_size))
     if loaded is not None and found is not None and score is not None and not faults:
         faults.extend(check_match(loaded, found, score))
     return faults
@@ -224,11 +156,9 @@ def _duration_faults(**durations: str | None) -> Iterator[Fault]:
             yield Fault(f"{option} {text!r} is not a duration.", "Write 90s, 10m or 1h; 0 is off.")
 
 
-def _folder_faults(runs: str | Path | None, name: str | None) -> Iterator[Fault]:
+def _folder_faults(runs: str, name: str | None) -> Iterator[Fault]:
     if name is not None and (name in ("", ".", "..") or Path(name).name != name):
         yield Fault(f"{name!r} cannot name a run.", "Give a folder name without slashes, and --runs for the place.")
-    if runs is None:
-        return
     place = Path(runs).expanduser().absolute()
     while not place.exists() and place != place.parent:
         place = place.parent
