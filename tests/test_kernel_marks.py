@@ -11,8 +11,9 @@ import synthetic
 from automc.devices.device import NodeTime, Tensor
 from automc.devices.watching import unwatched
 from automc.policy import LowRank, Policy, Quantize
+from automc.predict.choices import LayerChoices
 from automc.predict.glue import operators_s
-from automc.predict.kernels import LayerChoices, layer_kernels
+from automc.predict.kernels import layer_kernels
 from automc.predict.profile import Candidate
 from automc.space import Domain, SearchSpace
 

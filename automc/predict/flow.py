@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from automc.graph import LayerGraph
+from automc.predict.choices import Sum, Sums, kept
 from automc.predict.kernel_model import KernelModel
-from automc.predict.kernels import BLOCKED, INT8, PLAIN, Sum, Sums, kept
+from automc.predict.kernels import BLOCKED, INT8, PLAIN
 from automc.predict.layers import TRANSITIONS, Formats, LayerTable, find_rows, transition
 from automc.predict.roofline import Floats
 from automc.predict.structure import Step, Structure

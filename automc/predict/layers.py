@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from automc.compression.storage import file_bits, file_bytes
 from automc.export.sparse import OVERHEAD
 from automc.policy import Quantize
+from automc.predict.choices import LayerChoices
 from automc.predict.kernel_model import KernelModel
-from automc.predict.kernels import Ints, Kernels, LayerChoices, Layouts
+from automc.predict.kernels import Ints, Kernels, Layouts
 from automc.predict.roofline import Floats
 
 __all__ = ["TRANSITIONS", "WIDTH", "Formats", "LayerTable", "find_rows", "transition"]

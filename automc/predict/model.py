@@ -11,11 +11,12 @@ from automc.devices.device import NodeTime
 from automc.graph import LayerGraph
 from automc.predict.attribute import Place
 from automc.predict.calibration import Calibration
+from automc.predict.choices import LayerChoices
 from automc.predict.flow import Counted, Flow
 from automc.predict.glue import Glue, operators_s
 from automc.predict.keeping import in_keeping
 from automc.predict.kernel_model import KernelModel
-from automc.predict.kernels import COLUMNS, Ints, Kernels, LayerChoices, Layouts
+from automc.predict.kernels import COLUMNS, Ints, Kernels, Layouts
 from automc.predict.layers import WIDTH, LayerTable
 from automc.predict.profile import Candidate, Profile
 from automc.predict.roofline import Floats

@@ -13,7 +13,8 @@ from automc.devices.simulated import Accelerator, Work
 from automc.graph import LayerGraph
 from automc.narrow import Narrowing
 from automc.policy import Policy
-from automc.predict.kernels import COLUMNS, KINDS, Kernels, LayerChoices, Layouts
+from automc.predict.choices import LayerChoices
+from automc.predict.kernels import COLUMNS, KINDS, Kernels, Layouts
 from automc.predict.layers import LayerTable
 from automc.predict.predictor import LearnedPredictor
 from automc.predict.roofline import Floats
