@@ -29,7 +29,7 @@ from automc.job import Silent
 from automc.joules import Joules
 from automc.predict.device_file import DeviceFile
 from automc.predict.words import learned
-from automc.profiling import Subject, device_path, profile_subject
+from automc.profiling import Subject, profile_subject
 from automc.recipe import Job
 from automc.resolve import certify_budget
 from automc.rundir import RunDir

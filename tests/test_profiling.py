@@ -30,8 +30,8 @@ from automc.predict.predictor import LearnedPredictor
 from automc.predict.profile import profile_model
 from automc.predict.store import append, read_profile
 from automc.predict.words import learned, summary
-from automc.prepare import Clock, prepare
-from automc.profiling import Subject, device_path, probe_device, profile_subject
+from automc.prepare import prepare
+from automc.profiling import Subject, probe_device, profile_subject
 
 
 class Said(Silent):

@@ -27,7 +27,7 @@ from automc.evaluate.task import Data, Score, accuracy
 from automc.job import Silent
 from automc.policy import LowRank, Policy, Prune, Quantize
 from automc.predict.targets import open_device
-from automc.prepare import Clock, Prepared, prepare
+from automc.prepare import Prepared, prepare
 from automc.student import WARM_UP, Lesson, mixed, quick_layout, samples
 from automc.training import Choices, Plan, Training, best_state
 
