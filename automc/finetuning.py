@@ -15,22 +15,19 @@ from typing import Any
 from torch import nn
 
 from automc.certify import Candidate, Certified, Certifier, Failed
-from automc.clock import Clock
 from automc.compression.carriers import set_between
 from automc.errors import AutomcError, InputError
 from automc.evaluate.models import model_digest
 from automc.export.run import chosen
-from automc.job import Job, Silent
-from automc.joules import check_power
+from automc.job import Silent
 from automc.keeping import keep
 from automc.planning import Effort, fine_tuned
 from automc.policy import Policy
-from automc.predict.targets import open_device
 from automc.prepare import Prepared
 from automc.protocols import Observer
+from automc.reopening import Reopened, reopened
 from automc.result import Finalist, Summary
 from automc.rundir import RunDir
-from automc.task import Task, prepare_job
 from automc.track.mlflow import MARKER, upload
 from automc.training import curves
 from automc.units import parse_duration
@@ -90,13 +87,13 @@ def finetune(
     folder = RunDir.open(runs, name)
     summary = _summary(folder)
     policy, known = _point(folder, summary, point)
-    job = _job(folder, runs)
-    check_power(open_device(job.device, job.threads), folder.config())
-    task = Task.of(job, model, data, evaluate)
-    _refuse_others(folder, task)
+    remedy = (
+        f"Restore it, or give it again where it was given in Python: automc.finetune({name!r}, model=..., data=...)."
+    )
+    opened = reopened(folder, model, data, evaluate, remedy=remedy)
     folder.lock()
     try:
-        return _Session(folder, summary, job, task, observer, effort).run(policy, known)
+        return _Session(folder, summary, opened, observer, effort).run(policy, known)
     finally:
         folder.close()
 
@@ -105,18 +102,16 @@ def finetune(
 class _Session:
     folder: RunDir
     summary: Summary
-    job: Job
-    task: Task
+    opened: Reopened
     observer: Observer
     effort: Effort
 
     def run(self, policy: Policy, known: Finalist | None) -> Tuned:
-        device = open_device(self.job.device, self.job.threads)
-        prepared = prepare_job(self.job, self.task, device, self.observer, Clock(), tables=self.folder.tables())
+        prepared = self.opened.prepared(self.observer)
         start = self._start(prepared, policy, known)
         checkpoints = self.folder.checkpoints / self._key(policy, start)
         outcome = fine_tuned(
-            start, prepared, dataclasses.replace(self.effort, seed=self.job.seed), checkpoints, self.observer
+            start, prepared, dataclasses.replace(self.effort, seed=self.opened.job.seed), checkpoints, self.observer
         )
         tuned = self._certified(prepared, policy, known, start, outcome.model)
         self.folder.add_trainings(curves(self.folder.checkpoints))
@@ -150,7 +145,8 @@ class _Session:
     ) -> Tuned:
         """Measure the model before and after in the same rounds, and keep the better one."""
         self.observer.stage("measure the fine-tuned model", None)
-        certifier = Certifier(prepared, self.task.settings.budget, self.task.batch_size, self.job.seed)
+        task = self.opened.task
+        certifier = Certifier(prepared, task.settings.budget, task.batch_size, task.settings.seed)
         found = certifier.certify(
             [Candidate(policy, start, stage="finalist"), Candidate(policy, model, stage="recovered")]
         )
@@ -167,7 +163,7 @@ class _Session:
         predicted = None if known is None else known.predicted_latency_s
         kept = dataclasses.replace(new.finalist, before_recovery=before, predicted_latency_s=predicted)
         new = dataclasses.replace(new, finalist=kept)
-        summary = keep(self.folder, self.summary, new, prepared, self.observer, metrics=self.task.settings.metrics)
+        summary = keep(self.folder, self.summary, new, prepared, self.observer, metrics=task.settings.metrics)
         return Tuned(summary, old.finalist, kept, True)
 
 
@@ -224,23 +220,3 @@ def _point(folder: RunDir, summary: Summary, point: str) -> tuple[Policy, Finali
     policy = trials[int(point)].policy
     measured = [finalist for finalist in summary.finalists if finalist.policy == policy]
     return policy, max(measured, key=lambda finalist: finalist.merit, default=None)
-
-
-def _job(folder: RunDir, runs: str) -> Job:
-    config = folder.config()
-    config["tracking_uri"] = config.pop("tracking", None)
-    fields = {field.name for field in dataclasses.fields(Job)}
-    found = {key: value for key, value in config.items() if key in fields}
-    several = {name: tuple(found.get(name, ())) for name in ("budget", "objective")}  # YAML has lists
-    return Job(**{**found, **several, "runs": str(runs), "timeout": None})
-
-
-def _refuse_others(folder: RunDir, task: Task) -> None:
-    """Stop where model or data are not those that the run was made with."""
-    config = folder.config()
-    for what, found in (("model", model_digest(task.model)), ("data", task.data.digest)):
-        if config.get(f"{what}_digest") != found:
-            raise InputError(
-                f"The {what} is not what the run {folder.name!r} was made with.",
-                remedy=f"Restore it, or, where it was given in Python, use automc.finetune({folder.name!r}, {what}=...).",
-            )

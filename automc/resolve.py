@@ -6,28 +6,24 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from automc.answering import Known, limits_of
 from automc.budget import Budget
 from automc.certify import Candidate, Certified, Certifier, Failed
-from automc.clock import Clock
-from automc.errors import AutomcError, InputError
+from automc.errors import AutomcError
 from automc.evaluate.models import model_digest
-from automc.job import Job
-from automc.joules import check_power
 from automc.policy import Policy
-from automc.predict.targets import open_device
 from automc.prepare import Prepared
 from automc.protocols import Observer
 from automc.recover import recover
+from automc.reopening import reopened
 from automc.result import Finalist
 from automc.rundir import RunDir
 from automc.solver import smallest, solve
 from automc.standing import Standing
-from automc.task import Task, prepare_job
+from automc.task import Task
 
-__all__ = ["Resolved", "certify_budget", "job_of"]
+__all__ = ["Resolved", "certify_budget"]
 
 _ROUNDS = 3
 _AT_ONCE = 3
@@ -52,31 +48,6 @@ class Resolved:
     folder: Path | None
 
 
-def job_of(run: RunDir) -> Job:
-    """The job that a run was made by.
-
-    Raises:
-        InputError: its config.yaml is not that of a search.
-    """
-    config = run.config()
-    names = {field.name for field in dataclasses.fields(Job)} - {"tracking_uri"}
-    values: dict[str, Any] = {name: config[name] for name in names if name in config}
-    try:
-        return Job(
-            **{
-                **values,
-                "budget": tuple(values["budget"]),
-                "objective": tuple(values.get("objective", ())),
-                "name": run.name,
-                "runs": str(run.path.parent),
-            }
-        )
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            f"{run.path / 'config.yaml'} is not that of a search.", remedy="Choose another run."
-        ) from error
-
-
 def certify_budget(
     run: RunDir, known: Known, texts: Sequence[str], observer: Observer, *, recover_s: float = 0.0
 ) -> Resolved:
@@ -86,7 +57,8 @@ def certify_budget(
         InputError: the run's model or data cannot be loaded, or are no longer what they were.
         AutomcError: nothing could be exported and measured.
     """
-    prepared, task = _prepared(run, observer)
+    opened = reopened(run, remedy="Restore it, use --no-certify, or search again.")
+    task, prepared = opened.task, opened.prepared(observer)
     budget = Budget.parse(*texts)
     certifier = Certifier(prepared, budget, task.batch_size, task.settings.seed)
     limits = budget.resolve(certifier.dense.cost)
@@ -101,22 +73,6 @@ def certify_budget(
     if standing.best is not None and recover_s > 0:
         _recover(standing, certifier, recover_s, task.settings.seed, observer)
     return _kept(run, standing, texts, prepared, task)
-
-
-def _prepared(run: RunDir, observer: Observer) -> tuple[Prepared, Task]:
-    """The model, the data and the device of a run, once more."""
-    config, job = run.config(), job_of(run)
-    device = open_device(job.device, job.threads)
-    check_power(device, config)
-    task = Task.of(job)
-    found = {"model": model_digest(task.model), "data": task.data.digest}
-    for what, digest in found.items():
-        if config.get(f"{what}_digest") not in (None, digest):
-            raise InputError(
-                f"The {what} of the run {run.name!r} is not what it was, or was given in Python.",
-                remedy="Use --no-certify, or search again.",
-            )
-    return prepare_job(job, task, device, observer, Clock(), tables=run.tables()), task
 
 
 def _candidates(standing: Standing, known: Known) -> Iterator[list[Candidate]]:

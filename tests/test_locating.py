@@ -14,7 +14,7 @@ from automc.cli.main import main
 from automc.errors import InputError
 from automc.job import run
 from automc.locating import located, remembered
-from automc.resolve import job_of
+from automc.reopening import job_of
 from automc.rundir import RunDir
 from automc.task import Task
 

@@ -248,6 +248,6 @@ def test_an_objective_without_a_limit_is_in_the_front(searched: RunDir) -> None:
 
 def test_a_model_that_changed_is_refused(searched: RunDir, tmp_path: Path) -> None:
     copy = RunDir.create(tmp_path / "copy", {**searched.config(), "model_digest": "another"})
-    with pytest.raises(Exception, match="is not what it was"):
+    with pytest.raises(Exception, match="The model is not what the run 'copy' was made with"):
         certify_budget(copy, Known.read(searched), ["60%"], Silent())
     copy.close()

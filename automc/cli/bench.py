@@ -127,7 +127,7 @@ def _job(context: click.Context, run: RunDir | None, evaluations: int) -> Job:
     from dataclasses import replace
 
     from automc.job import Job
-    from automc.resolve import job_of
+    from automc.reopening import job_of
 
     given = {option.name: context.params[option.name] for option in _OPTIONS if option.name}
     fixed = {"trials": evaluations, "recover": "0", "tracking_uri": "", "warm_start": None, "objective": ()}
