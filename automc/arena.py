@@ -151,8 +151,7 @@ class Arena:
         return found
 
     def _recovered(self, policy: Policy, seconds: float) -> Recovered:
-        stitcher = self.prepared.stitcher
-        model = stitcher.finish(stitcher.apply(policy))
+        model = self.prepared.stitcher.finished(policy)
         before, away = self._held_out(model)
         if seconds == 0:
             return Recovered(before, away=away)

@@ -61,7 +61,7 @@ def halve(
     if len(policies) < 2:
         return {}
     lesson = Lesson.of(prepared)
-    model = prepared.stitcher.finish(prepared.stitcher.apply(policies[0]))
+    model = prepared.stitcher.finished(policies[0])
     step_s, examination_s = seconds_per_step(model, lesson), seconds_of_examination(model, lesson)
     planned = rungs(len(policies), seconds / step_s, 2 * examination_s / step_s)
     if not planned:
@@ -82,7 +82,7 @@ def halve(
 
 def distilled(policy: Policy, prepared: Prepared, lesson: Lesson, steps: int, seed: int) -> Promise:
     """What a policy is worth after so many steps of distillation."""
-    model = prepared.stitcher.finish(prepared.stitcher.apply(policy))
+    model = prepared.stitcher.finished(policy)
     best = lesson.judge.examine(model)
     try:
         after = lesson.judge.examine(taught(model, lesson, lambda step: step / steps, seed=seed))

@@ -127,7 +127,7 @@ class _Session:
 
     def _start(self, prepared: Prepared, policy: Policy, known: Finalist | None) -> nn.Module:
         """The model as the run has it; stitched anew where the run has no tensors of it."""
-        model = prepared.stitcher.finish(prepared.stitcher.apply(policy))
+        model = prepared.stitcher.finished(policy)
         path = None if known is None else self.folder.weights_path(known)
         if path is not None and path.is_file():
             model = unpack(model, path.read_bytes())

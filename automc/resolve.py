@@ -88,7 +88,7 @@ def _candidates(standing: Standing, known: Known) -> Iterator[list[Candidate]]:
         fresh = [policy for policy in explicit if policy not in measured and policy.digest not in standing.failed]
         stitcher = standing.prepared.stitcher
         if fresh:
-            yield [Candidate(policy, stitcher.finish(stitcher.apply(policy))) for policy in fresh[:_AT_ONCE]]
+            yield [Candidate(policy, stitcher.finished(policy)) for policy in fresh[:_AT_ONCE]]
         if standing.smallest is not None:
             excess = max(0.0, standing.limits.violation(standing.smallest.finalist.cost))
             share *= min(_MARGIN / (1.0 + excess), min(_TIGHTER))

@@ -164,7 +164,7 @@ class Run:
         for policy in dict.fromkeys(trial.policy for trial in best):
             path = folder.trained_path(policy)
             if len(found) < _TRAINED and path.is_file():
-                model = prepared.stitcher.finish(prepared.stitcher.apply(policy))
+                model = prepared.stitcher.finished(policy)
                 scores = _before_recovery(known, policy)
                 try:
                     found.append(Candidate(policy, unpack(model, path.read_bytes()), None, "recovered", scores))

@@ -136,8 +136,7 @@ class Standing:
         """The first FINALISTS different ones, with every layer that runs on integers named."""
         predicted = {self.explicit(trial.policy): trial.cost for trial in reversed(list(trials))}
         chosen = list(reversed(predicted.items()))[:FINALISTS]
-        stitcher = self.prepared.stitcher
-        return [Candidate(policy, stitcher.finish(stitcher.apply(policy)), cost) for policy, cost in chosen]
+        return [Candidate(policy, self.prepared.stitcher.finished(policy), cost) for policy, cost in chosen]
 
     def explicit(self, policy: Policy) -> Policy:
         """The policy with every layer that runs on integers named."""

@@ -64,7 +64,7 @@ def main() -> None:
         everywhere = Policy.of((layer.name, Quantize(bits, 8)) for layer in graph.layers if layer.quantize)
         for seed in range(arguments.halves):
             stitched = half(given, seed)
-            model = stitched.finish(stitched.apply(everywhere))
+            model = stitched.finished(everywhere)
             show(given, f"{bits}-bit weights, 8-bit activations, half {seed}", model)
             show_file(given, model, stitched.reduce_range)
 

@@ -116,7 +116,7 @@ def row(name: str, finalist: Finalist, dense: Finalist, folder: str, prepared: P
 
 def compared(finalist: Finalist, folder: str, prepared: Prepared) -> tuple[float, float]:
     """(per cent agreement, divergence) with the dense model on the test inputs."""
-    model = prepared.stitcher.finish(prepared.stitcher.apply(finalist.policy))
+    model = prepared.stitcher.finished(finalist.policy)
     path = RunDir.open(folder, "recovery").weights_path(finalist)
     if finalist.stage == "recovered" and path.is_file():
         model = unpack(model, path.read_bytes())
@@ -151,7 +151,7 @@ def score(policy: automc.Policy, prepared: Prepared, steps: int) -> float:
     """The validation score after so many steps."""
     lesson = Lesson.of(prepared)
     if steps == 0:
-        return lesson.judge.examine(prepared.stitcher.finish(prepared.stitcher.apply(policy)))["worth"]
+        return lesson.judge.examine(prepared.stitcher.finished(policy))["worth"]
     return distilled(policy, prepared, lesson, steps, 0)[1]
 
 

@@ -49,7 +49,7 @@ def stitcher() -> Stitcher:
 def rounded(*layers: str, bits: int = 8) -> nn.Module:
     stitch = stitcher()
     names = layers or tuple(layer.name for layer in stitch.traced.graph.layers)
-    return stitch.finish(stitch.apply(Policy.of((name, Quantize(bits, 8)) for name in names)))
+    return stitch.finished(Policy.of((name, Quantize(bits, 8)) for name in names))
 
 
 def error_of_file(model: nn.Module, simulation: nn.Module) -> float:

@@ -60,7 +60,7 @@ def policy() -> Policy:
 
 def stitched() -> nn.Module:
     stitcher = prepared().stitcher
-    return stitcher.finish(stitcher.apply(policy()))
+    return stitcher.finished(policy())
 
 
 def lesson(**changes: object) -> Lesson:
@@ -241,7 +241,7 @@ def test_recovery_does_not_depend_on_how_factors_share_their_norm(ranks: int) ->
     name = next(layer.name for layer in prepared().traced.graph.layers if layer.name.startswith("b1"))
     stitcher, reached = prepared().stitcher, []
     for share in (1.0, 16.0):
-        model = stitcher.finish(stitcher.apply(Policy.of([(name, LowRank(ranks, "svd"))])))
+        model = stitcher.finished(Policy.of([(name, LowRank(ranks, "svd"))]))
         first, second = (m for m in model.get_submodule(name).modules() if isinstance(m, nn.Conv2d))
         first.weight.data *= share
         second.weight.data /= share

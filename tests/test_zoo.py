@@ -52,7 +52,7 @@ def random_policy(name: str) -> Policy:
 
 def deployed(name: str, policy: Policy) -> tuple[torch.Tensor, torch.Tensor]:
     """(outputs of the compressed PyTorch model, outputs of its ONNX file in ONNX Runtime)."""
-    model, inputs = stitcher(name).finish(stitcher(name).apply(policy)), ZOO[name].inputs(4)
+    model, inputs = stitcher(name).finished(policy), ZOO[name].inputs(4)
     file = build_onnx(model, (inputs,), reduce_range=True)
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     return model(inputs), torch.from_numpy(session.run(None, {"input": inputs.numpy()})[0])
@@ -241,7 +241,7 @@ def test_multiply_accumulates_are_what_they_are_predicted_to_be(name: str) -> No
     graph, policy = traced(name).graph, random_policy(name)
     space = default(graph, channel_block=4, int8=True)
     predictor = SimulatedPredictor.of(Eyeriss(), graph, space, b"", 4)
-    model = float_model(stitcher(name).finish(stitcher(name).apply(policy)))
+    model = float_model(stitcher(name).finished(policy))
     detach(model)
     sample = [ZOO[name].inputs(4)[:1]]
     assert count_macs(copy.deepcopy(traced(name).model), sample) == graph.macs

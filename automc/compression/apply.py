@@ -150,6 +150,14 @@ class Stitcher:
         sparse = {name for name, spec in policy if isinstance(spec, Sparsify)}
         return self.finish(refine(self.apply(policy), self.traced, outputs, batches, sparse))
 
+    def finished(self, policy: Policy) -> nn.Module:
+        """The compressed model of a policy as it is handed over: `apply`, then `finish`.
+
+        Raises:
+            InputError: as `apply`.
+        """
+        return self.finish(self.apply(policy))
+
     def finish(self, model: nn.Module) -> nn.Module:
         """A copy of a stitched model that shares nothing, with the ranges of its integer inputs set by what it sees itself."""
         finished = copy.deepcopy(model)
