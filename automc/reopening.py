@@ -8,13 +8,14 @@ from typing import Any
 
 from torch import nn
 
+from automc.clock import Clock
 from automc.devices.device import Device
 from automc.errors import InputError
 from automc.evaluate.models import model_digest
 from automc.job import Job
 from automc.joules import check_power
 from automc.predict.targets import open_device
-from automc.prepare import Clock, Prepared
+from automc.prepare import Prepared
 from automc.protocols import Observer
 from automc.rundir import RunDir
 from automc.task import Task, prepare_job
