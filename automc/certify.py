@@ -17,7 +17,7 @@ from automc.compression.quantize import float_model
 from automc.compression.recurrent import bake
 from automc.devices.energy import Energy
 from automc.devices.measure import Measurement
-from automc.evaluate.accuracy import Deployed
+from automc.evaluate.running import Deployed
 from automc.evaluate.worth import Judge
 from automc.export.verify import verify
 from automc.macs import count_macs

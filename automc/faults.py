@@ -13,8 +13,9 @@ from automc.compression.criteria import Pruning
 from automc.errors import AutomcError, DiskError, InputError, MissingError, UnknownNameError
 from automc.evaluate.data import Data, sample_count
 from automc.evaluate.inputs import Fault, check_data, check_match, check_weights
+from automc.evaluate.loading import load_data
 from automc.evaluate.models import load_model
-from automc.evaluate.task import load_data, load_score
+from automc.evaluate.score import load_score
 from automc.execute.parallel import Parallel, check_room, local_cpus
 from automc.predict.targets import device_names, is_device, tells_energy, why_no_energy
 from automc.recipe import Job

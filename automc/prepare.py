@@ -21,12 +21,11 @@ from automc.compression.evidence import Evidence
 from automc.devices.device import Device, cache_dir, digest
 from automc.devices.simulated import Simulated
 from automc.errors import InputError
-from automc.evaluate.accuracy import gather
-from automc.evaluate.data import Data
+from automc.evaluate.data import Data, gather
 from automc.evaluate.divergence import sensitivities
 from automc.evaluate.fast import fast_evaluator
 from automc.evaluate.models import model_digest
-from automc.evaluate.task import outputs_are_logits
+from automc.evaluate.score import Score, outputs_are_logits
 from automc.evaluate.worth import price_of_a_nat
 from automc.export.floating import export_float
 from automc.export.integer import Closure
@@ -70,7 +69,7 @@ class Prepared:
     """
 
     data: Data
-    score: Callable[[Any, Any], float]
+    score: Score
     traced: Traced
     stitcher: Stitcher
     device: Device
@@ -104,7 +103,7 @@ class Prepared:
 def prepare(
     model: nn.Module,
     data: Data,
-    score: Callable[[Any, Any], float],
+    score: Score,
     device: Device,
     *,
     batch_size: int,

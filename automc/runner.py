@@ -22,7 +22,7 @@ from automc.clock import Clock
 from automc.engine import Engine
 from automc.errors import AutomcError, InputError
 from automc.evaluate.models import model_digest
-from automc.evaluate.task import guess_warning
+from automc.evaluate.score import guess_warning
 from automc.execute.parallel import Executors
 from automc.export.torch_export import build_pt2
 from automc.joules import predicted_by

@@ -6,8 +6,8 @@ Layers whose batch norm was folded get one back, set to the statistics of what t
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +22,7 @@ from automc.compression.quantize import Quantized
 from automc.errors import InputError
 from automc.evaluate.data import Data, inputs_of, targets_of
 from automc.evaluate.divergence import divergence
+from automc.evaluate.score import Score
 from automc.evaluate.worth import Judge
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class Lesson:
     data: Data
     ranges: tuple[Tensor, ...]
     logits: bool
-    score: Callable[[Any, Any], float]
+    score: Score
 
     @classmethod
     def of(cls, prepared: Prepared) -> Lesson:

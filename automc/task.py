@@ -20,8 +20,9 @@ from automc.engine import Settings
 from automc.errors import InputError
 from automc.evaluate.data import Data
 from automc.evaluate.inputs import check_inputs
+from automc.evaluate.loading import as_data, load_data
 from automc.evaluate.models import load_model
-from automc.evaluate.task import Score, as_data, load_data, load_score
+from automc.evaluate.score import Score, load_score
 from automc.execute.parallel import Parallel, local_cpus, read_environment
 from automc.faults import find_setting_faults, raise_faults
 from automc.locating import located

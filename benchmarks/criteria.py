@@ -23,10 +23,9 @@ from automc.compression.apply import Stitcher
 from automc.compression.criteria import CRITERIA, Pruning, fallbacks
 from automc.compression.evidence import Evidence
 from automc.errors import AutomcError
-from automc.evaluate.accuracy import gather
-from automc.evaluate.data import Split
+from automc.evaluate.data import Split, gather
+from automc.evaluate.loading import load_data
 from automc.evaluate.models import load_model
-from automc.evaluate.task import load_data
 from automc.graph import ChannelGroup, LayerGraph
 from automc.policy import Policy, Prune
 from automc.trace import Traced, trace

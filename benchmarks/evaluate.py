@@ -28,11 +28,13 @@ from automc.calibrate import calibrate
 from automc.compression.apply import Stitcher
 from automc.compression.prune import dropped, remove_channels
 from automc.devices.cpu import Cpu
-from automc.evaluate.accuracy import Stitched, gather
+from automc.evaluate.data import gather
 from automc.evaluate.fast import fast_evaluator
+from automc.evaluate.loading import load_data
 from automc.evaluate.models import load_model
 from automc.evaluate.racing import Racing
-from automc.evaluate.task import load_data, load_score
+from automc.evaluate.running import Stitched
+from automc.evaluate.score import load_score
 from automc.graph import ChannelGroup
 from automc.job import Silent
 from automc.offer import offer

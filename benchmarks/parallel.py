@@ -20,7 +20,8 @@ import torch
 
 from automc.compression.apply import Stitcher
 from automc.evaluate.fast import fast_evaluator
-from automc.evaluate.task import load_data, load_score
+from automc.evaluate.loading import load_data
+from automc.evaluate.score import load_score
 from automc.execute.parallel import Executors, Parallel
 from automc.execute.pool import Pool
 from automc.execute.ray import RayCrew

@@ -22,8 +22,8 @@ from automc.compression.apply import Stitcher
 from automc.compression.criteria import Pruning
 from automc.compression.evidence import Evidence
 from automc.devices.cpu import Cpu, has_vnni
-from automc.evaluate.accuracy import Deployed
 from automc.evaluate.divergence import sensitivities
+from automc.evaluate.running import Deployed
 from automc.export.onnx import build_onnx
 from automc.export.verify import relative_error
 from automc.job import Silent

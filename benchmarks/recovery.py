@@ -23,7 +23,7 @@ from scipy.stats import kendalltau
 
 import automc
 from automc.clock import Clock
-from automc.evaluate.accuracy import gather
+from automc.evaluate.data import gather
 from automc.evaluate.divergence import divergence
 from automc.fidelity import LONG, SHORT, distilled
 from automc.job import Job, Silent

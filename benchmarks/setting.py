@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from automc.calibrate import LayerStats, calibrate
-from automc.evaluate.accuracy import gather
+from automc.evaluate.data import gather
+from automc.evaluate.loading import load_data
 from automc.evaluate.models import load_model
-from automc.evaluate.task import load_data
 from automc.graph import LayerGraph
 from automc.policy import Policy, Prune
 from automc.protocols import Costs

@@ -20,7 +20,7 @@ from automc.errors import InputError
 from automc.evaluate.data import Data
 from automc.evaluate.inputs import check_inputs, check_weights
 from automc.evaluate.models import model_digest
-from automc.evaluate.task import Score
+from automc.evaluate.score import Score
 from automc.export.onnx import build_onnx
 from automc.export.torch_export import build_pt2
 from automc.export.verify import relative_error

@@ -14,7 +14,7 @@ from automc.demo import train
 from automc.demo.digits import MEAN, SIZES, STD, augment, digits
 from automc.demo.model import BATCH_SIZE, WEIGHTS, build, load
 from automc.evaluate.data import Data, TensorSplit
-from automc.evaluate.task import accuracy
+from automc.evaluate.score import accuracy
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from automc.calibrate import calibrate
 from automc.compression.apply import Stitcher
 from automc.evaluate.data import Data
 from automc.evaluate.divergence import distillation_loss, divergence, sensitivities
-from automc.evaluate.task import Score, load_score, outputs_are_logits
+from automc.evaluate.score import Score, load_score, outputs_are_logits
 from automc.job import Silent
 from automc.policy import Prune, Quantize
 from automc.space import Domain, SearchSpace

@@ -22,7 +22,8 @@ from automc.budget import Budget
 from automc.clock import Clock
 from automc.compression.quantize import requantize
 from automc.errors import BudgetUnreachableError, InputError, RunConflictError
-from automc.evaluate.task import Data, TensorSplit
+from automc.evaluate.data import Data, TensorSplit
+from automc.evaluate.score import Score
 from automc.export.run import export_run
 from automc.job import Job, run
 from automc.prepare import prepare
@@ -212,7 +213,7 @@ def test_recovery_brings_a_strongly_pruned_model_back() -> None:
     from automc.job import Silent
 
     prepared = prepare(
-        trained(), data(), lambda model, split: 0.0, Cpu(), batch_size=16, space="default", seed=0, profile_s=4.0,
+        trained(), data(), Score("none", lambda model, split: 0.0), Cpu(), batch_size=16, space="default", seed=0, profile_s=4.0,
         observer=Silent(), clock=Clock(),
     )  # fmt: skip
     layers = [layer.name for layer in prepared.traced.graph.layers if layer.quantize]

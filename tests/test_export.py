@@ -17,7 +17,7 @@ from automc.compression.apply import Stitcher
 from automc.compression.quantize import Quantized
 from automc.devices.cpu import Cpu
 from automc.errors import AutomcError
-from automc.evaluate.accuracy import Deployed
+from automc.evaluate.running import Deployed
 from automc.export.floating import export_float, layer_of
 from automc.export.onnx import build_onnx
 from automc.export.torch_export import build_pt2

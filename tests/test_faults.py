@@ -16,7 +16,7 @@ from automc.budget import Budget
 from automc.errors import AutomcError, InputError, MissingError
 from automc.evaluate.data import Data, TensorSplit
 from automc.evaluate.inputs import Fault, check_inputs
-from automc.evaluate.task import Score
+from automc.evaluate.score import Score
 from automc.faults import check_budget, find_faults, find_setting_faults, raise_faults
 from automc.recipe import Job
 

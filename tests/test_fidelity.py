@@ -15,6 +15,7 @@ import automc
 from automc.budget import Budget
 from automc.engine import Settings
 from automc.errors import InputError
+from automc.evaluate.score import Score
 from automc.fidelity import distilled, halve, rungs
 from automc.job import Job, Silent
 from automc.policy import Policy, Prune
@@ -77,7 +78,7 @@ def test_what_cannot_be_scored_after_its_distillation_promises_what_it_was() -> 
         except StopIteration:
             raise InputError("The score is not a finite number.") from None
 
-    taught_once = replace(Lesson.of(prepared()), score=once)
+    taught_once = replace(Lesson.of(prepared()), score=Score("once", once))
     assert distilled(policy(), prepared(), taught_once, 2, 0)[:2] == (2, 0.9)
 
 

@@ -18,7 +18,7 @@ from torch import nn
 import automc
 from automc.cli.main import main
 from automc.errors import InputError, RunConflictError, UnknownNameError
-from automc.evaluate.task import Data
+from automc.evaluate.data import Data
 from automc.job import Silent
 from automc.rundir import RunDir
 

@@ -22,11 +22,11 @@ from automc.calling import bind_names, input_names, unbind
 from automc.compression.apply import Stitcher
 from automc.devices.cpu import Cpu
 from automc.errors import InputError
-from automc.evaluate.accuracy import Deployed, gather
-from automc.evaluate.data import Data, TensorSplit, call_model, inputs_of, names_of, targets_of
+from automc.evaluate.data import Data, TensorSplit, call_model, gather, inputs_of, names_of, targets_of
 from automc.evaluate.divergence import distillation_loss, divergence
 from automc.evaluate.inputs import check_inputs
-from automc.evaluate.task import Score, accuracy, outputs_are_logits
+from automc.evaluate.running import Deployed
+from automc.evaluate.score import Score, accuracy, outputs_are_logits
 from automc.export.onnx import build_onnx
 from automc.export.torch_export import build_pt2
 from automc.export.verify import relative_error, verify, verify_dense

@@ -23,6 +23,7 @@ from automc.devices.probes import Probe, Probed, run_probes
 from automc.devices.quiet import wait_until_quiet
 from automc.errors import UnknownNameError
 from automc.evaluate.data import Data
+from automc.evaluate.score import Score
 from automc.job import Silent
 from automc.policy import Policy
 from automc.predict.device_file import DeviceFile, find_device_file, known_devices
@@ -117,7 +118,7 @@ def test_a_profile_that_is_broken_off_goes_on_and_a_search_measures_nothing_more
     assert profile_subject(subject(), Silent())[0].candidates == profile.candidates
     samples = [(networks.images(8), torch.zeros(8, dtype=torch.long))]
     prepare(
-        networks.make("plain"), Data(None, samples, samples, None, "few"), lambda model, loader: 0.0, Cpu(1), batch_size=1,
+        networks.make("plain"), Data(None, samples, samples, None, "few"), Score("none", lambda model, loader: 0.0), Cpu(1), batch_size=1,
         space="default", seed=0, profile_s=1.0, observer=Silent(), clock=Clock(),
     )  # fmt: skip
     assert path.stat().st_size == size

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from automc.errors import InputError
 from automc.evaluate.betting import is_below, log_wealth
+from automc.evaluate.data import TensorSplit
 from automc.evaluate.racing import Racing, Samples
-from automc.evaluate.task import Score, TensorSplit, accuracy, right_share
+from automc.evaluate.score import Score, accuracy, right_share
 from automc.execute.serial import Serial
 from automc.loop import Loop
 from automc.pareto import front

@@ -18,7 +18,7 @@ from tiny_run import searched
 
 import automc
 from automc.errors import InputError, MissingError
-from automc.evaluate.task import Data, TensorSplit
+from automc.evaluate.data import Data, TensorSplit
 from automc.execute.parallel import Executors, Parallel, check_room, read_environment
 from automc.execute.pool import Pool
 from automc.job import Silent, search

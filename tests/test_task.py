@@ -14,7 +14,8 @@ from torch import Tensor
 from automc.errors import AutomcError, InputError, MissingError, UnknownNameError
 from automc.evaluate.arrays import IMAGENET_MEAN, IMAGENET_STD, crop_and_flip
 from automc.evaluate.data import SPLITS, Data, TensorSplit
-from automc.evaluate.task import Score, accuracy, as_data, guess_warning, load_data, load_score
+from automc.evaluate.loading import as_data, load_data
+from automc.evaluate.score import Score, accuracy, guess_warning, load_score
 
 LOADERS = """
 import torch

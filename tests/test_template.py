@@ -15,12 +15,13 @@ from torch import nn
 from automc.calibrate import calibrate
 from automc.compression.apply import Stitcher
 from automc.errors import AutomcError
-from automc.evaluate.accuracy import Stitched
 from automc.evaluate.agreement import agrees, refused_targets
+from automc.evaluate.data import TensorSplit
 from automc.evaluate.fast import fast_builder, fast_evaluator
 from automc.evaluate.racing import Racing
+from automc.evaluate.running import Stitched
 from automc.evaluate.runtime import Running, Runtime
-from automc.evaluate.task import Score, TensorSplit, accuracy
+from automc.evaluate.score import Score, accuracy
 from automc.export.nodes import layer_part
 from automc.export.template import Template
 from automc.export.verify import relative_error

@@ -23,7 +23,8 @@ from automc.compression.quantize import Quantized
 from automc.compression.steps import stepped
 from automc.distil import Loss, Weights, hint_layers
 from automc.errors import InputError
-from automc.evaluate.task import Data, Score, accuracy
+from automc.evaluate.data import Data
+from automc.evaluate.score import Score, accuracy
 from automc.job import Silent
 from automc.policy import LowRank, Policy, Prune, Quantize
 from automc.predict.targets import open_device
@@ -131,7 +132,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_and_costs_nothing() -> None
 
 
 def test_a_training_that_no_longer_improves_ends() -> None:
-    run = training(plan=replace(PLAN, rounds=50, steps=1, patience=2), score=lambda model, split: 0.5)
+    run = training(plan=replace(PLAN, rounds=50, steps=1, patience=2), score=Score("half", lambda model, split: 0.5))
     while not run.ended:
         run.round()
     assert len(run.history) == 3

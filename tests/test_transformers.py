@@ -20,7 +20,7 @@ from automc.calibrate import calibrate
 from automc.compression.apply import Stitcher
 from automc.compression.prune import remove_channels, zero_consumers
 from automc.compression.sharing import sharing_copy as shared
-from automc.evaluate.task import Data, TensorSplit
+from automc.evaluate.data import Data, TensorSplit
 from automc.export.onnx import build_onnx
 from automc.policy import Policy, Prune, Quantize
 from automc.search_spaces.prune import keep_counts

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from automc.evaluate.data import Data, TensorSplit
-from automc.evaluate.task import Score, accuracy
+from automc.evaluate.score import Score, accuracy
 from automc.evaluate.worth import Judge
 
 ACCURACY = Score("accuracy", accuracy)

@@ -62,9 +62,9 @@ def check(context: click.Context, /, as_json: bool, **_options: Any) -> int:
 
 def _offer(job: Job) -> Offer:
     from automc.devices.cpu import Cpu
-    from automc.evaluate.accuracy import gather
+    from automc.evaluate.data import gather
+    from automc.evaluate.loading import load_data
     from automc.evaluate.models import load_model
-    from automc.evaluate.task import load_data
     from automc.offer import offer
     from automc.predict.targets import open_device
     from automc.prepare import CALIBRATION_SAMPLES, exactly, export_dense

@@ -207,9 +207,9 @@ def _subject(fields: dict[str, Any], dims: tuple[int, ...] | None, device: Devic
     import torch
 
     from automc.demo.model import BATCH_SIZE
-    from automc.evaluate.accuracy import gather
+    from automc.evaluate.data import gather
+    from automc.evaluate.loading import load_data
     from automc.evaluate.models import load_model
-    from automc.evaluate.task import load_data
     from automc.profiling import Subject
     from automc.unwrap import unwrapped
 

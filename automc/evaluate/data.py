@@ -17,7 +17,7 @@ from torch import Tensor
 from automc.errors import InputError
 
 __all__ = [
-    "SPLITS", "Data", "Split", "TensorSplit", "call_model", "inputs_of", "names_of", "sample_count", "stratified_order",
+    "SPLITS", "Data", "Split", "TensorSplit", "call_model", "gather", "inputs_of", "names_of", "sample_count", "stratified_order",
     "targets_of",
 ]  # fmt: skip
 
@@ -211,6 +211,18 @@ def targets_of(batch: Any) -> Any:
     raise InputError(
         "The data has no targets, so it cannot be scored.", remedy="Let the loader yield (inputs, targets) batches."
     )
+
+
+def gather(split: Iterable[Any], count: int) -> tuple[Tensor, ...]:
+    """The first `count` samples of the inputs of a split (fewer where there are fewer), one tensor per model input."""
+    batches: list[tuple[Tensor, ...]] = []
+    seen = 0
+    for batch in split:
+        batches.append(inputs_of(batch))
+        seen += len(batches[-1][0])
+        if seen >= count:
+            break
+    return tuple(torch.cat(tensors)[:count] for tensors in zip(*batches, strict=True))
 
 
 def sample_count(split: Split) -> int | None:

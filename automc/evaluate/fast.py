@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from automc.compression.apply import Stitcher
-from automc.evaluate.accuracy import Score, Stitched
 from automc.evaluate.agreement import agrees, refused_targets
 from automc.evaluate.data import Split, inputs_of
 from automc.evaluate.racing import MIN_SAMPLES, Racing, Samples
+from automc.evaluate.running import Stitched
 from automc.evaluate.runtime import Builder, Running, Runtime
+from automc.evaluate.score import Score
 from automc.export.template import Template
 from automc.protocols import Evaluator, Observer
 from automc.space import SearchSpace
@@ -45,7 +46,7 @@ def fast_evaluator(
         nat: what a nat of divergence costs, see `Racing`.
     """
     builder = fast_builder(stitcher, space, split, score, dense_score, observer)
-    per_sample = getattr(score, "per_sample", None)
+    per_sample = score.per_sample
     samples = None if per_sample is None else Samples.read(split)
     if per_sample is None or samples is None or (len(samples) < MIN_SAMPLES and nat is None):
         return Stitched(builder, split, score)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from automc.errors import AutomcError, InputError
 from automc.evaluate.data import Data, Split, TensorSplit, inputs_of, targets_of
 from automc.evaluate.returned import output_fault, repeat_fault, shape_fault
-from automc.evaluate.task import Score, load_score
+from automc.evaluate.score import Score, load_score
 from automc.outputs import logits_of
 from automc.unwrap import unwrapped
 

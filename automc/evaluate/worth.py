@@ -9,16 +9,15 @@ on inputs that the dense model has not seen as they are, which random changes gi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from automc.evaluate.accuracy import gather
-from automc.evaluate.data import Data
+from automc.evaluate.data import Data, gather
 from automc.evaluate.divergence import divergence
+from automc.evaluate.score import Score
 
 __all__ = ["GAIN", "Judge", "price_of_a_nat", "worth"]
 
@@ -31,9 +30,9 @@ _BATCH = 64
 _SEED = 0
 
 
-def price_of_a_nat(data: Data, score: Callable[[Any, Any], float], *, logits: bool) -> float | None:
+def price_of_a_nat(data: Data, score: Score, *, logits: bool) -> float | None:
     """What `worth` takes a nat of divergence for; None where the score has a scale of its own, and counts alone."""
-    if not (logits and getattr(score, "logits", False)):
+    if not (logits and score.logits):
         return None
     return NAT_SEEN if data.is_seen else NAT_HELD_OUT
 
@@ -52,7 +51,7 @@ class Judge:
         logits: the outputs are logits of classes.
     """
 
-    def __init__(self, teacher: nn.Module, data: Data, score: Callable[[Any, Any], float], *, logits: bool) -> None:
+    def __init__(self, teacher: nn.Module, data: Data, score: Score, *, logits: bool) -> None:
         self._teacher, self._data, self._score, self._logits = teacher, data, score, logits
 
     def divergence(self, model: nn.Module) -> float:

@@ -1,22 +1,20 @@
-"""Scoring policies: the stitched model in PyTorch for the search, the exported model in its runtime for finalists."""
+"""What runs where policies are scored: the stitched model in PyTorch in a search, the exported one in its runtime for finalists."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from automc.devices.device import Session
-from automc.evaluate.data import inputs_of
 from automc.evaluate.runtime import Builder
+from automc.evaluate.score import Score
 from automc.outputs import Outputs
 from automc.policy import Policy
 
-__all__ = ["Deployed", "Score", "Stitched", "gather"]
-
-Score = Callable[[Any, Iterable[Any]], float]
+__all__ = ["Deployed", "Stitched"]
 
 
 class Stitched:
@@ -65,15 +63,3 @@ class Deployed(nn.Module):
     def _batch(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         filled = [t if len(t) == self.batch_size else t[torch.arange(self.batch_size) % len(t)] for t in inputs]
         return [torch.from_numpy(array) for array in self.session.run(*(t.numpy() for t in filled))]
-
-
-def gather(split: Iterable[Any], count: int) -> tuple[Tensor, ...]:
-    """The first `count` samples of the inputs of a split (fewer where there are fewer), one tensor per model input."""
-    batches: list[tuple[Tensor, ...]] = []
-    seen = 0
-    for batch in split:
-        batches.append(inputs_of(batch))
-        seen += len(batches[-1][0])
-        if seen >= count:
-            break
-    return tuple(torch.cat(tensors)[:count] for tensors in zip(*batches, strict=True))
