@@ -23,7 +23,7 @@ from automc.graph import LayerGraph, LayerSpec
 from automc.outputs import logits_of, tensors_of
 from automc.trace import Traced
 
-__all__ = ["MAX_FEATURES", "LayerStats", "Lazily", "calibrate", "diagonal_layers", "output_sensitivity", "unfold"]
+__all__ = ["MAX_FEATURES", "LayerStats", "Lazily", "calibrate", "columns_of", "diagonal_layers", "output_sensitivity"]
 
 MAX_FEATURES = 8192
 """Widest input for which a full covariance is kept (268 MB in float32); wider layers keep its diagonal."""
@@ -260,7 +260,7 @@ def _recorder(layer: LayerSpec, accumulator: _Accumulator, samples: int, generat
     return record
 
 
-def unfold(module: nn.Module, inputs: Tensor, positions: Tensor) -> Tensor:
+def columns_of(module: nn.Module, inputs: Tensor, positions: Tensor) -> Tensor:
     """(batch, positions, features) columns that a convolution, linear or recurrent layer multiplies its weights with.
 
     `positions` are output positions, row by row for a convolution; only their columns are gathered.
@@ -272,7 +272,7 @@ def unfold(module: nn.Module, inputs: Tensor, positions: Tensor) -> Tensor:
 
 
 def _gather(module: nn.Module, inputs: Tensor, positions: Tensor) -> Tensor:
-    """As `unfold`, but the features of a convolution come tap by tap, which copies all channels of a tap at once."""
+    """As `columns_of`, but the features of a convolution come tap by tap, which copies all channels of a tap at once."""
     if isinstance(module, nn.RNNBase):
         return (inputs if module.batch_first else inputs.transpose(0, 1))[:, positions]
     if isinstance(module, nn.Linear):

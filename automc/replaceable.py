@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from automc.compression.stacks import Standing
+from automc.compression.stacks import StandIn
 
 __all__ = ["read_directly"]
 
@@ -28,7 +28,7 @@ class _Opaque(nn.Module):
         return self.inner(*args, **kwargs)
 
 
-class _OpaqueRecurrent(Standing):
+class _OpaqueRecurrent(StandIn):
     """A recurrent layer of which the output and the numbers can be had, as of those that take its place."""
 
     def __init__(self, layer: nn.RNNBase) -> None:

@@ -14,7 +14,7 @@ import torch
 from networks import images, make
 from torch import nn
 
-from automc.calibrate import unfold
+from automc.calibrate import columns_of
 from automc.compression.alternate import error, refine, refit_last
 from automc.compression.compose import join, weights_of
 from automc.compression.lowrank import (
@@ -55,7 +55,7 @@ def spec(rank: int, method: str) -> LowRank:
 def moments(layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Columns, covariance and mean of what `layer` reads of `x`."""
     positions = layer(x)[0, 0].numel() if isinstance(layer, nn.Conv2d) else layer(x)[0, ..., 0].numel()
-    columns = unfold(layer, x, torch.arange(positions)).flatten(0, -2)
+    columns = columns_of(layer, x, torch.arange(positions)).flatten(0, -2)
     return columns, torch.cov(columns.T, correction=0), columns.mean(0)
 
 
@@ -161,7 +161,7 @@ def test_the_refit_of_the_last_factor_is_the_least_squares_solution() -> None:
     refitted = join([weights[0], refit_last(weights, weight, covariance)]).flatten(1)
     read = factors[0](x)
     horizontal = factors[1]
-    columns_read = unfold(horizontal, read, torch.arange(columns.shape[0] // len(x))).flatten(0, -2)
+    columns_read = columns_of(horizontal, read, torch.arange(columns.shape[0] // len(x))).flatten(0, -2)
     centred = (columns_read - columns_read.mean(0)).double()
     target = ((columns - columns.mean(0)) @ weight.T).double()
     best = torch.linalg.lstsq(centred, target).solution

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import automc
 from automc.calibrate import calibrate
 from automc.compression.apply import Stitcher
-from automc.compression.recurrent import Rounded, bake
+from automc.compression.recurrent import RoundedRecurrent, bake
 from automc.compression.stacks import Stack, split
 from automc.compression.variants import Key
 from automc.devices.cpu import Cpu
@@ -163,7 +163,7 @@ def test_the_exported_file_agrees_and_stores_bytes(name: str) -> None:
 def test_rounded_layers_train_through_their_rounding() -> None:
     stitch = stitcher("lstm")
     model = stitch.apply(Policy.of([("rnn", Quantize(4, 32))]))
-    assert isinstance(model.get_submodule("rnn"), Rounded)
+    assert isinstance(model.get_submodule("rnn"), RoundedRecurrent)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     model(inputs("lstm")).square().mean().backward()

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from automc.compression.lowrank import factorise
-from automc.compression.stacks import Standing, input_parts, like
+from automc.compression.stacks import StandIn, input_parts, like
 from automc.policy import LowRank, Quantize
 
-__all__ = ["Projected", "Rounded", "bake", "factorise_recurrent", "recurrent_variant"]
+__all__ = ["Projected", "RoundedRecurrent", "bake", "factorise_recurrent", "recurrent_variant"]
 
 
-class Projected(Standing):
+class Projected(StandIn):
     """A recurrent layer that reads a linear projection of its input."""
 
     def __init__(self, layer: nn.RNNBase, project: nn.Linear, inner: nn.RNNBase) -> None:
@@ -33,7 +33,7 @@ class Projected(Standing):
         return self.inner(self.project(inputs), hx)
 
 
-class Rounded(Standing):
+class RoundedRecurrent(StandIn):
     """A recurrent layer whose weights are rounded to `weight_bits` per row; gradients pass straight through."""
 
     def __init__(self, inner: nn.RNNBase | Projected, weight_bits: int) -> None:
@@ -95,12 +95,12 @@ def recurrent_variant(
     """
     module: Any = layer if low_rank is None else factorise_recurrent(layer, low_rank, covariance)
     if quantize is not None:
-        module = Rounded(copy.deepcopy(module), quantize.weight_bits)
+        module = RoundedRecurrent(copy.deepcopy(module), quantize.weight_bits)
     return module.eval().requires_grad_(False)
 
 
 def bake(model: nn.Module) -> dict[str, int]:
-    """Replace every `Rounded` by its plain layer, in place; the bits of each, by name."""
+    """Replace every `RoundedRecurrent` by its plain layer, in place; the bits of each, by name."""
     bits = {}
     for name, module in _rounded(model):
         model.set_submodule(name, module.plain())
@@ -108,5 +108,5 @@ def bake(model: nn.Module) -> dict[str, int]:
     return bits
 
 
-def _rounded(model: nn.Module) -> list[tuple[str, Rounded]]:
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, Rounded)]
+def _rounded(model: nn.Module) -> list[tuple[str, RoundedRecurrent]]:
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, RoundedRecurrent)]

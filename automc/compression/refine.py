@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from automc.calibrate import MAX_FEATURES, unfold
+from automc.calibrate import MAX_FEATURES, columns_of
 from automc.compression.quantize import Quantized
 from automc.compression.rounding import round_weights
 from automc.trace import Traced
@@ -230,7 +230,7 @@ def _columns(
             try:
                 model(*inputs)
             except _Reached:
-                columns = unfold(part, found.pop(), positions)
+                columns = columns_of(part, found.pop(), positions)
                 yield columns.flatten(0, 1)
     finally:
         hook.remove()

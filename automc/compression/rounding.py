@@ -18,7 +18,7 @@ from automc.compression.codebook import learn_codebook
 from automc.compression.grid import Grid, uniform_grid
 from automc.policy import Quantize
 
-__all__ = ["Factor", "Rounded", "corrected_bias", "elimination_factor", "round_weights"]
+__all__ = ["EliminationFactor", "Rounded", "corrected_bias", "elimination_factor", "round_weights"]
 
 DAMPING = 0.01
 """Ridge, as a share of the mean variance of a feature."""
@@ -52,7 +52,7 @@ class Rounded:
 
 
 @dataclass(frozen=True)
-class Factor:
+class EliminationFactor:
     """What compensation needs of a covariance C, in the order in which columns are rounded.
 
     Attributes:
@@ -64,7 +64,7 @@ class Factor:
     upper: Tensor
 
 
-def elimination_factor(covariance: Tensor) -> Factor:
+def elimination_factor(covariance: Tensor) -> EliminationFactor:
     """The factor of a (features, features) covariance, damped; worth keeping where one layer is rounded to several grids."""
     order = covariance.diagonal().argsort(descending=True, stable=True)
     ridge = DAMPING * float(covariance.diagonal().mean()) + 1e-8
@@ -72,11 +72,11 @@ def elimination_factor(covariance: Tensor) -> Factor:
     # With J the reversal of rows: J C J = L L^T, so C = R R^T with R = J L J upper, and U = R^-1: one factorisation less than GPTQ.
     root = torch.linalg.cholesky(damped.flip(0, 1)).flip(0, 1)
     upper, _ = strtri(root.numpy())  # half the work of solving for an identity, all that torch offers
-    return Factor(order, torch.from_numpy(upper))
+    return EliminationFactor(order, torch.from_numpy(upper))
 
 
 def round_weights(
-    weight: Tensor, spec: Quantize, covariance: Tensor | None, *, factor: Factor | None = None
+    weight: Tensor, spec: Quantize, covariance: Tensor | None, *, factor: EliminationFactor | None = None
 ) -> Rounded:
     """`weight` rounded as `spec` says, so that the layer's output changes least on inputs of this covariance.
 
@@ -116,7 +116,7 @@ def corrected_bias(bias: Tensor | None, weight: Tensor, values: Tensor, mean: Te
     return shift if bias is None else bias + shift
 
 
-def _importance(features: int, covariance: Tensor | None, factor: Factor | None) -> Tensor:
+def _importance(features: int, covariance: Tensor | None, factor: EliminationFactor | None) -> Tensor:
     """(features,) what an error in each weight costs: the variance of its input that the features rounded after it do not explain."""
     if covariance is None:
         return torch.ones(features)
@@ -127,7 +127,7 @@ def _importance(features: int, covariance: Tensor | None, factor: Factor | None)
     return importance
 
 
-def _compensated(weight: Tensor, grid: Grid, factor: Factor) -> Tensor:
+def _compensated(weight: Tensor, grid: Grid, factor: EliminationFactor) -> Tensor:
     """(outputs, features) codes by GPTQ, algorithm 1; transposed inside, so that a column is contiguous."""
     left = weight[:, factor.order].T.contiguous()
     given_zero = left == 0

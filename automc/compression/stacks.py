@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Stack", "Standing", "input_parts", "like", "split"]
+__all__ = ["Stack", "StandIn", "input_parts", "like", "split"]
 
 _ATTRIBUTES = (
     "mode", "input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional", "proj_size",
 )  # fmt: skip
 
 
-class Standing(nn.Module):
+class StandIn(nn.Module):
     """A module that stands in for a recurrent layer: the model's code still finds the layer's numbers on it."""
 
     num_layers: int
@@ -29,7 +29,7 @@ class Standing(nn.Module):
         """Nothing: only recurrent layers on a GPU need it."""
 
 
-class Stack(Standing):
+class Stack(StandIn):
     """Recurrent layers one after the other, called as the stack that they were split from."""
 
     def __init__(self, stack: nn.RNNBase, layers: list[nn.RNNBase]) -> None:
