@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
 from automc.predict.predictor import LearnedPredictor
-from automc.predict.profile import Candidate, Profile
+from automc.predict.profile import Profile, ProfiledModel
 from automc.protocols import Costs
 from automc.space import SearchSpace
 
@@ -58,7 +58,7 @@ def main() -> None:
         print(f"    priced {_rate(predictor, case.offered.space):,.0f} policies a second, none of them seen before")
 
 
-def _measured(profile: Profile, candidates: Sequence[Candidate]) -> Latencies:
+def _measured(profile: Profile, candidates: Sequence[ProfiledModel]) -> Latencies:
     return np.array([profile.latency_s(c) for c in candidates])
 
 

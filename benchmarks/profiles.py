@@ -32,7 +32,7 @@ from automc.export.onnx import build_onnx
 from automc.job import Silent
 from automc.offer import Offer, offer
 from automc.policy import Policy
-from automc.predict.profile import EXPORTS, MAX_CANDIDATES, Candidate, Profile, measure_policies
+from automc.predict.profile import EXPORTS, MAX_CANDIDATES, Profile, ProfiledModel, measure_policies
 from automc.predict.sampling import stratified
 from automc.predict.store import read_profile, write_profile
 
@@ -68,11 +68,11 @@ class Case:
         return float(np.median([there[name] / here[name] for name in here.keys() & there.keys()]))
 
     @property
-    def dense(self) -> Candidate:
+    def dense(self) -> ProfiledModel:
         """The dense model, which both sessions measured."""
         return next(candidate for candidate in self.profile.candidates if not len(candidate.policy))
 
-    def only_unseen(self) -> list[Candidate]:
+    def only_unseen(self) -> list[ProfiledModel]:
         """The candidates of the second session that the first does not hold."""
         known = {candidate.policy.digest for candidate in self.profile.candidates}
         return [candidate for candidate in self.unseen.candidates if candidate.policy.digest not in known]

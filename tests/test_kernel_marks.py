@@ -14,7 +14,7 @@ from automc.policy import LowRank, Policy, Quantize
 from automc.predict.choices import LayerChoices
 from automc.predict.glue import operators_s
 from automc.predict.kernels import layer_kernels
-from automc.predict.profile import Candidate
+from automc.predict.profile import ProfiledModel
 from automc.space import Domain, SearchSpace
 
 GRAPH, SPACE = synthetic.graph(), synthetic.space()
@@ -52,8 +52,8 @@ def test_a_clip_is_paid_for_unless_a_quantisation_takes_it_over() -> None:
     assert clipped.kernels(int(clipped.implied_key(np.array([DENSE]))[0]))["fused"].tolist() == [0]
 
 
-def _candidate(nodes: list[NodeTime]) -> Candidate:
-    return Candidate(Policy(), 0, tuple(nodes), (None,) * len(nodes))
+def _candidate(nodes: list[NodeTime]) -> ProfiledModel:
+    return ProfiledModel(Policy(), 0, tuple(nodes), (None,) * len(nodes))
 
 
 def test_what_it_costs_to_time_nodes_is_found_beside_unwatched_runs() -> None:

@@ -116,7 +116,7 @@ def test_prices_are_what_the_counted_features_add_up_to(
     predictor: LearnedPredictor, unseen: tuple[np.ndarray, np.ndarray]
 ) -> None:
     model, codes = predictor.model, unseen[0]
-    priced, counted = model.price(codes), model.flow.count(codes)
+    priced, counted = model.price(codes), model.ledger.count(codes)
     np.testing.assert_allclose(
         priced.latency_s, model.calibration.predict(model._terms(counted.layers, counted.glue)), rtol=1e-9
     )

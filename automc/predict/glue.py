@@ -1,7 +1,7 @@
 """Seconds of what stands between layers, learned from the runtime's own operators.
 
 Which conversion costs what, and which operators the runtime fuses away, is not guessed: the time of each kind of operator that the
-runtime ran, summed over a model, is taken as a non-negative combination of the counts and elements of `flow.Flow`. What one operator takes is
+runtime ran, summed over a model, is taken as a non-negative combination of the counts and elements of `ledger.Ledger`. What one operator takes is
 a few ticks of the clock; a line on what all of its kind read and wrote, in all models, takes the place of its own time before.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from automc.devices.device import NodeTime
-from automc.predict.profile import Candidate
+from automc.predict.profile import ProfiledModel
 from automc.predict.roofline import Floats
 
 __all__ = ["Glue", "operators_s"]
@@ -26,7 +26,7 @@ _LINE_RIDGE = 1e-3
 
 @dataclass(frozen=True)
 class Glue:
-    """Seconds per feature of `Flow.names`, summed over the kinds of operator of the runtime."""
+    """Seconds per feature of `Ledger.names`, summed over the kinds of operator of the runtime."""
 
     weights: Floats
     learned: tuple[str, ...]
@@ -45,7 +45,7 @@ class Glue:
         return np.asarray(features @ self.weights, dtype=np.float64)
 
 
-def operators_s(candidates: Sequence[Candidate], times_s: Sequence[Floats], totals_s: Floats) -> dict[str, Floats]:
+def operators_s(candidates: Sequence[ProfiledModel], times_s: Sequence[Floats], totals_s: Floats) -> dict[str, Floats]:
     """Kind of operator -> (models,) seconds of those that belong to no layer, by (nodes,) seconds per model, each kind's on a line.
 
     `totals_s` are the (models,) whole latencies, to which errors are relative.

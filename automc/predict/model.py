@@ -12,14 +12,14 @@ from automc.graph import LayerGraph
 from automc.predict.attribute import Place
 from automc.predict.calibration import Calibration
 from automc.predict.choices import LayerChoices
-from automc.predict.flow import Counted, Flow
 from automc.predict.glue import Glue, operators_s
-from automc.predict.keeping import in_keeping
 from automc.predict.kernel_model import KernelModel
 from automc.predict.kernels import COLUMNS, Ints, Kernels, Layouts
 from automc.predict.layers import WIDTH, LayerTable
-from automc.predict.profile import Candidate, Profile
+from automc.predict.ledger import Counted, Ledger
+from automc.predict.profile import Profile, ProfiledModel
 from automc.predict.roofline import Floats
+from automc.predict.scaling import in_keeping
 from automc.predict.size import SizeModel
 from automc.predict.structure import Structure, read_structure
 from automc.predict.tally import Prices
@@ -123,8 +123,8 @@ class FittedModel:
         self.kernel_model = KernelModel.fit(*samples.all_kernels(), setting.layouts, setting.batch_size, like)
         layouts, batch = setting.layouts, setting.batch_size
         tables = [LayerTable(choice, layouts, batch) for choice in setting.choices()]
-        self.flow = Flow(setting.structure, setting.graph, setting.space, tables, self.kernel_model)
-        counted = self.flow.count(samples.codes)
+        self.ledger = Ledger(setting.structure, setting.graph, setting.space, tables, self.kernel_model)
+        counted = self.ledger.count(samples.codes)
         excess = np.array(
             [times.sum() - self.kernel_model.predict(kernels).sum() for kernels, times in samples.kernels]
         )
@@ -135,7 +135,7 @@ class FittedModel:
 
     def price(self, codes: Codes) -> Priced:
         """Price (count, domains) codes."""
-        bill = self.flow.bill(codes, self.prices)
+        bill = self.ledger.bill(codes, self.prices)
         latency_s, size_bytes, macs = bill.rows().T
         return Priced(latency_s, size_bytes, macs, bill.times_s)
 
@@ -147,25 +147,25 @@ class FittedModel:
         layer_s[:2] = kernels, nodes
         layer_bytes[[1, 3, 4]] = added, 1.0, int8
         feature_s = glue * self.glue.weights
-        feature_s[self.flow.count_columns] += nodes
+        feature_s[self.ledger.count_columns] += nodes
         feature_bytes = np.zeros(len(feature_s))
-        feature_bytes[self.flow.int8_columns] = between
+        feature_bytes[self.ledger.int8_columns] = between
         constants = float(constant), float(size - added * len(self.setting.graph.priced))
         return Prices.of(layer_s, layer_bytes, feature_s, feature_bytes, constants)
 
     def _parts(self, counted: Counted) -> Floats:
         """(count, 3) kernels beyond the dense model's, integer kernels, integer tensors between layers."""
         added = counted.layers[:, 1] - len(self.setting.graph.priced)
-        between = counted.glue[:, self.flow.int8_columns].sum(axis=1)
+        between = counted.glue[:, self.ledger.int8_columns].sum(axis=1)
         return np.stack([added, counted.layers[:, 4], between], axis=1)
 
     def _terms(self, layers: Floats, glue: Floats) -> Floats:
-        nodes = layers[:, 1] + glue[:, self.flow.count_columns].sum(axis=1)
+        nodes = layers[:, 1] + glue[:, self.ledger.count_columns].sum(axis=1)
         return np.stack([layers[:, 0], self.glue.predict(glue), nodes, np.ones(len(layers))], axis=1)
 
 
 def _measured(
-    candidate: Candidate, code: Codes, tables: Sequence[LayerTable], times_s: Floats
+    candidate: ProfiledModel, code: Codes, tables: Sequence[LayerTable], times_s: Floats
 ) -> tuple[Kernels, Floats]:
     """The kernels of a candidate as the policy says, by the (nodes,) seconds of all; whether they are integer as the runtime ran them."""
     rows, times = [np.zeros((0, len(COLUMNS)), dtype=np.int64)], list[float]()

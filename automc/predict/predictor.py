@@ -179,10 +179,10 @@ def _held_out(samples: Samples, setting: Setting, whole: KernelModel) -> tuple[F
 def _coverage(model: FittedModel) -> float:
     """Share of the dense latency in kernels whose class has coefficients of its own, and in glue that was observed."""
     dense = model.setting.space.dense[None]
-    counted = model.flow.count(dense)
+    counted = model.ledger.count(dense)
     total = float(counted.layers[0, 0] + model.glue.predict(counted.glue)[0])
     bound = 0.0
-    for table in model.flow.tables:
+    for table in model.ledger.tables:
         kernels = table.kernels(int(table.choices.keys(dense)[0]))
         bound += float(model.kernel_model.predict(kernels)[~model.kernel_model.learned(kernels)].sum())
     return 1.0 - bound / max(total, 1e-12)

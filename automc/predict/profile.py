@@ -33,8 +33,8 @@ from automc.space import SearchSpace
 
 __all__ = [
     "EXPORTS",
-    "Candidate",
     "Profile",
+    "ProfiledModel",
     "Shelf",
     "facts_of",
     "measure_policies",
@@ -58,7 +58,7 @@ _BUILD_SHARE = 0.6
 
 
 @dataclass(frozen=True)
-class Candidate:
+class ProfiledModel:
     """One compressed model as measured: its kernels, and which layer (and factor) each of them is."""
 
     policy: Policy
@@ -81,13 +81,13 @@ class Profile:
     environment: Mapping[str, str]
     capabilities: Capabilities
     batch_size: int
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[ProfiledModel, ...]
     measurement: Measurement
     seconds: float
     label: str = ""
     failed: tuple[tuple[str, str], ...] = ()
 
-    def latency_s(self, candidate: Candidate) -> float:
+    def latency_s(self, candidate: ProfiledModel) -> float:
         """The measured latency of a candidate's whole model."""
         return self.measurement.steadied.median_s(candidate.policy.digest)
 
@@ -211,12 +211,12 @@ def subject(space: SearchSpace, inputs: Sequence[Array], dense_onnx: bytes) -> s
 class Shelf:
     """Candidates that were measured before, by policy digest, and the file to which new ones go."""
 
-    known: Mapping[str, Candidate] = field(default_factory=dict)
+    known: Mapping[str, ProfiledModel] = field(default_factory=dict)
     path: Path | None = None
     key: str = ""
     observer: Observer = SILENT
 
-    def put(self, candidate: Candidate) -> None:
+    def put(self, candidate: ProfiledModel) -> None:
         """Keep a candidate."""
         if self.path is not None:
             keep_candidate(self.path, self.key, candidate, self.observer)
@@ -236,9 +236,9 @@ def _build(
     deadline: float,
     observer: Observer,
     shelf: Shelf,
-) -> tuple[list[tuple[Candidate, bytes]], tuple[tuple[str, str], ...]]:
+) -> tuple[list[tuple[ProfiledModel, bytes]], tuple[tuple[str, str], ...]]:
     names = [layer.module for layer in graph.priced]
-    built: list[tuple[Candidate, bytes]] = []
+    built: list[tuple[ProfiledModel, bytes]] = []
     failures: list[tuple[Policy, Exception]] = []
     for policy in policies:
         if len(built) >= MIN_CANDIDATES and time.monotonic() > deadline:
@@ -248,7 +248,7 @@ def _build(
             candidate = shelf.known.get(policy.digest)
             if candidate is None:
                 nodes = device.node_times(model, inputs, _repeats(built))
-                candidate = Candidate(policy, len(model), tuple(nodes), tuple(attribute(model, nodes, names)))
+                candidate = ProfiledModel(policy, len(model), tuple(nodes), tuple(attribute(model, nodes, names)))
                 shelf.put(candidate)
         except MissingError:  # the device itself is not there
             raise
@@ -264,7 +264,7 @@ def _build(
     return built, tuple((policy.digest, str(error)) for policy, error in failures)
 
 
-def _repeats(built: Sequence[tuple[Candidate, bytes]]) -> int:
+def _repeats(built: Sequence[tuple[ProfiledModel, bytes]]) -> int:
     """How often to run the next candidate, by the time that the last one took: the shorter the kernels, the coarser the clock."""
     last_s = sum(node.time_s for node in built[-1][0].nodes) if built else _KERNEL_S
     return int(min(max(_KERNEL_S / max(last_s, 1e-9), _KERNEL_REPEATS), _MOST_REPEATS))

@@ -22,7 +22,7 @@ from automc.policy import Policy
 from automc.protocols import SILENT, Observer
 
 if TYPE_CHECKING:
-    from automc.predict.profile import Candidate, Profile
+    from automc.predict.profile import Profile, ProfiledModel
 
 __all__ = [
     "append",
@@ -54,7 +54,7 @@ def write_profile(path: Path, profile: Profile, observer: Observer = SILENT) -> 
     append(path, [*lines, ("profile", {"key": profile.key, **head})], observer)
 
 
-def keep_candidate(path: Path, key: str, candidate: Candidate, observer: Observer = SILENT) -> None:
+def keep_candidate(path: Path, key: str, candidate: ProfiledModel, observer: Observer = SILENT) -> None:
     """Append a candidate of the profile `key`."""
     append(path, [("candidate", {"key": key, **_candidate_json(candidate)})], observer)
 
@@ -72,7 +72,7 @@ def append(path: Path, lines: Sequence[tuple[str, Mapping[str, Any]]], observer:
         observer.message(f"the device profile could not be kept in {path}: {error}", "warning")
 
 
-def read_candidates(path: Path, key: str) -> dict[str, Candidate]:
+def read_candidates(path: Path, key: str) -> dict[str, ProfiledModel]:
     """What is known of the profile `key`, by policy digest, whether it was closed or broken off."""
     found = [_candidate(record) for record in records(path) if record["kind"] == "candidate" and record["key"] == key]
     return {candidate.policy.digest: candidate for candidate in found}
@@ -82,7 +82,7 @@ def read_profile(path: Path, key: str, observer: Observer = SILENT) -> Profile |
     """The last complete profile of `key`, or None. Lines that cannot be read are left out, and `observer` is told."""
     from automc.predict.profile import Profile
 
-    candidates: dict[str, Candidate] = {}
+    candidates: dict[str, ProfiledModel] = {}
     found = None
     for record in records(path, observer):
         if record.get("key") != key:
@@ -133,7 +133,7 @@ def records(path: Path, observer: Observer = SILENT) -> Iterator[dict[str, Any]]
         observer.message(f"{path} has {damaged} damaged line(s); the rest of it is used.", "warning")
 
 
-def _candidate_json(candidate: Candidate) -> dict[str, Any]:
+def _candidate_json(candidate: ProfiledModel) -> dict[str, Any]:
     return {
         "policy": candidate.policy.to_json(),
         "size_bytes": candidate.size_bytes,
@@ -142,9 +142,9 @@ def _candidate_json(candidate: Candidate) -> dict[str, Any]:
     }
 
 
-def _candidate(record: dict[str, Any]) -> Candidate:
-    from automc.predict.profile import Candidate
+def _candidate(record: dict[str, Any]) -> ProfiledModel:
+    from automc.predict.profile import ProfiledModel
 
     places = tuple((place[0], place[1]) if place else None for place in record["places"])
     nodes = tuple(NodeTime.from_json(node) for node in record["nodes"])
-    return Candidate(Policy.from_json(record["policy"]), record["size_bytes"], nodes, places)
+    return ProfiledModel(Policy.from_json(record["policy"]), record["size_bytes"], nodes, places)

@@ -1,6 +1,6 @@
 """What a walk through the graph adds up: every feature by itself, to learn from, or what the features cost, to price with.
 
-Both are linear in the counts and elements of `flow.Flow.names` and in the columns of the layer tables, so prices need no features:
+Both are linear in the counts and elements of `ledger.Ledger.names` and in the columns of the layer tables, so prices need no features:
 each layer's table is folded into a few columns once, and operators are billed all at once.
 """
 

@@ -25,7 +25,7 @@ from automc.predict.structure import Step, Structure
 from automc.predict.tally import Bill, Columns, Prices, Tally, Trail
 from automc.space import Codes, SearchSpace
 
-__all__ = ["Counted", "Flow"]
+__all__ = ["Counted", "Ledger"]
 
 Flags: TypeAlias = NDArray[np.uint8]
 
@@ -71,7 +71,7 @@ class Rule:
     volumes: tuple[int, ...]
 
 
-class Flow:
+class Ledger:
     """Counts or prices what policies add up to, many at once.
 
     Attributes:
@@ -160,23 +160,23 @@ class _Walk:
         int8: (layers, count) INT8 where a layer's policy says so, else 0.
     """
 
-    def __init__(self, flow: Flow, codes: Codes) -> None:
-        structure, layers = flow.structure, len(flow.tables)
-        self.flow = flow
-        sums = flow.sums.of(codes)
-        self._run = list(find_rows(flow.tables, flow.model, sums[:layers]))
+    def __init__(self, ledger: Ledger, codes: Codes) -> None:
+        structure, layers = ledger.structure, len(ledger.tables)
+        self.ledger = ledger
+        sums = ledger.sums.of(codes)
+        self._run = list(find_rows(ledger.tables, ledger.model, sums[:layers]))
         self._columns, self._elements = list[Columns](), list[Floats]()
-        self.trail = Trail(len(codes), flow.tables, self._run, self._columns, self._elements)
+        self.trail = Trail(len(codes), ledger.tables, self._run, self._columns, self._elements)
         self.int8 = (INT8 * sums[layers : 2 * layers]).astype(np.uint8)
         self._some_int8 = [bool(rows.any()) for rows in self.int8]
-        widths, each = flow.volumes
+        widths, each = ledger.volumes
         self.volumes = sums[widths] * each[:, None]
         plain = np.full(len(codes), PLAIN, dtype=np.uint8)
         self.born: list[Formats] = [plain] * len(structure.tensors)
         self.native, self.have = list(self.born), list(self.born)
         for index in range(structure.inputs):
             self.write(index, plain)
-        for step, rule in zip(structure.steps, flow.rules, strict=True):
+        for step, rule in zip(structure.steps, ledger.rules, strict=True):
             if rule is None:
                 self.layer(step)
             else:
@@ -184,8 +184,8 @@ class _Walk:
 
     def layer(self, step: Step) -> None:
         """Run a layer; on integers also where its policy says fp32, if it reads and feeds nothing but integers."""
-        table, source, run = self.flow.tables[step.layer], step.inputs[0], self._run[step.layer]
-        integer, behind = self.int8[step.layer], self._integers(self.flow.behind[step.output])
+        table, source, run = self.ledger.tables[step.layer], step.inputs[0], self._run[step.layer]
+        integer, behind = self.int8[step.layer], self._integers(self.ledger.behind[step.output])
         if behind is not None:
             twin = table.twins[run]
             integer = integer | (behind & self.native[source] * (twin != run))
@@ -205,7 +205,7 @@ class _Walk:
         state = self.native[step.inputs[0]]
         for tensor in step.inputs[1:]:
             state = state & self.native[tensor]
-        if (integers := self._integers(self.flow.readers[step.output])) is not None:
+        if (integers := self._integers(self.ledger.readers[step.output])) is not None:
             state = state | (integers << _TO_WANTED)
         formats = rule.formats[state]
         for tensor in step.inputs:
@@ -219,7 +219,7 @@ class _Walk:
     def write(self, tensor: int, formats: Formats) -> None:
         """A tensor is made in these formats, and quantised where an integer layer reads it."""
         self.born[tensor] = self.native[tensor] = self.have[tensor] = formats
-        if (integers := self._integers(self.flow.readers[tensor])) is not None:
+        if (integers := self._integers(self.ledger.readers[tensor])) is not None:
             native = np.where(integers, integers, formats)
             self.convert(tensor, native)
             self.native[tensor] = self.have[tensor] = native
@@ -229,7 +229,7 @@ class _Walk:
         have = self.have[tensor]
         if (have & wanted).all():
             return
-        self._note(_CONVERSION[have, wanted], self.volumes[self.flow.volume[tensor]])
+        self._note(_CONVERSION[have, wanted], self.volumes[self.ledger.volume[tensor]])
         self.have[tensor] = have | wanted
 
     def _note(self, columns: Columns, elements: Floats) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import theilslopes
 
-from automc.predict.profile import Candidate
+from automc.predict.profile import ProfiledModel
 from automc.predict.roofline import Floats
 
 __all__ = ["in_keeping", "run_overhead_s"]
@@ -18,7 +18,7 @@ _LIKELY_SHARE = 0.05
 _MOST_SHARE = 0.9
 
 
-def in_keeping(candidates: Sequence[Candidate], latency_s: Floats) -> list[Floats]:
+def in_keeping(candidates: Sequence[ProfiledModel], latency_s: Floats) -> list[Floats]:
     """Per candidate the (nodes,) seconds that add up to (models,) its latency, less what every run takes besides.
 
     Kernels are timed in one go, one model after the other; where the machine changes its speed, one candidate's were timed in a slow
