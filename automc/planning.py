@@ -21,7 +21,7 @@ from automc.recover import NEAR
 from automc.student import Lesson, distance, samples
 from automc.training import Plan
 
-__all__ = ["MOST", "Effort", "Outcome", "fine_tuned", "seconds_of_examination", "seconds_per_step"]
+__all__ = ["MOST", "Effort", "FineTuned", "fine_tuned", "seconds_of_examination", "seconds_per_step"]
 
 MOST = 6
 """Trainings, where nothing else is said."""
@@ -66,7 +66,7 @@ class Effort:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class FineTuned:
     """A fine-tuned model, and its scores on the validation samples in PyTorch."""
 
     model: nn.Module
@@ -74,7 +74,7 @@ class Outcome:
     after: float
 
 
-def fine_tuned(model: nn.Module, prepared: Prepared, effort: Effort, folder: Path, observer: Observer) -> Outcome:
+def fine_tuned(model: nn.Module, prepared: Prepared, effort: Effort, folder: Path, observer: Observer) -> FineTuned:
     """`model` fine-tuned, never worse than it was; checkpoints in `folder`, whose trainings are gone on with.
 
     Raises:
@@ -101,7 +101,7 @@ def fine_tuned(model: nn.Module, prepared: Prepared, effort: Effort, folder: Pat
     found, tuned = tune(
         model, lesson, plan, bounds, layers, folder, workers=effort.workers, address=effort.address, observer=observer
     )
-    return Outcome(tuned, before["score"], found["score"])
+    return FineTuned(tuned, before["score"], found["score"])
 
 
 def _tell(lesson: Lesson, labels: bool, observer: Observer) -> None:

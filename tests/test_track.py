@@ -30,7 +30,7 @@ from automc.track.children import children
 from automc.track.mlflow import MLflowTracker, download, recorded_as, track_command, tracking_uri, ui_command
 from automc.track.models import chosen_models
 from automc.track.null import NullTracker
-from automc.track.record import Progress, policy_params, summary_metrics, trial_table
+from automc.track.record import StepMetrics, policy_params, summary_metrics, trial_table
 from automc.track.worker import Worker
 from automc.trial import Cost, Trial
 
@@ -235,19 +235,19 @@ def test_a_measured_trial_tells_how_far_its_prediction_was_off() -> None:
         Cost(latency_s=0.9, source={"latency_s": "predicted"}),
         Cost(latency_s=1.0, source={"latency_s": "measured"}),
     )
-    progress = Progress(measured, 1.0, {})
-    assert "predictor_error" not in progress.add(Trial(0, Policy(), predicted, 0.5))
-    assert progress.add(Trial(1, Policy(), measured, 0.5, stage="finalist"))["predictor_error"] == pytest.approx(0.1)
+    steps = StepMetrics(measured, 1.0, {})
+    assert "predictor_error" not in steps.add(Trial(0, Policy(), predicted, 0.5))
+    assert steps.add(Trial(1, Policy(), measured, 0.5, stage="finalist"))["predictor_error"] == pytest.approx(0.1)
     unknown = Policy.of([("fc", Quantize(8, 8))])
-    assert "predictor_error" not in progress.add(Trial(2, unknown, measured, 0.5, stage="finalist"))
+    assert "predictor_error" not in steps.add(Trial(2, unknown, measured, 0.5, stage="finalist"))
 
 
 def test_two_workers_make_twice_the_pace_and_a_break_does_not_count() -> None:
     cost = Cost(latency_s=1.0)
-    progress = Progress(cost, 1.0, {})
+    steps = StepMetrics(cost, 1.0, {})
     ends = (10.0, 10.5, 12.0, 12.5, 100.0)
     trials = [Trial(i, Policy(), cost, 0.5, seconds=2.0, ended=ended) for i, ended in enumerate(ends)]
-    paces = [progress.add(trial)["evaluations_per_second"] for trial in trials]
+    paces = [steps.add(trial)["evaluations_per_second"] for trial in trials]
     assert paces == pytest.approx([1 / 2, 2 / 2.5, 3 / 4, 4 / 4.5, 5 / 6.5])
 
 
@@ -350,9 +350,9 @@ def test_a_helper_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.Monkey
         os.kill(worker.pid, 0)
 
 
-def test_progress_counts_only_what_holds_the_budget() -> None:
-    progress = Progress(DENSE, 0.991, {"latency_s": LIMIT_S})
-    rows = [progress.add(trial) for trial in TRIALS]
+def test_the_best_score_counts_only_what_holds_the_budget() -> None:
+    steps = StepMetrics(DENSE, 0.991, {"latency_s": LIMIT_S})
+    rows = [steps.add(trial) for trial in TRIALS]
     inside = [t.score for t in TRIALS if t.score is not None and (t.cost.latency_upper_s or 1) <= LIMIT_S]
     assert rows[-1]["best_score_in_budget"] == max(inside)
     assert "score" not in rows[9]

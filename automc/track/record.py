@@ -14,13 +14,13 @@ from automc.policy import Policy
 from automc.result import Finalist, Summary
 from automc.trial import Cost, Trial
 
-__all__ = ["Progress", "cost_metrics", "finalist_metrics", "policy_params", "summary_metrics", "trial_table"]
+__all__ = ["StepMetrics", "cost_metrics", "finalist_metrics", "policy_params", "summary_metrics", "trial_table"]
 
 _SCALE = {"latency_s": ("latency_ms", 1e3), "energy_j": ("energy_mj", 1e3)}
 
 
 @dataclass
-class Progress:
+class StepMetrics:
     """How far a search has come after each trial: the best score within the budget, the size of the front, and the pace.
 
     Attributes:

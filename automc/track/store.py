@@ -18,7 +18,7 @@ from automc.rundir import RunDir
 from automc.tables import Tables
 from automc.track.children import children, write_child, write_training
 from automc.track.models import log_models
-from automc.track.record import Progress, summary_metrics, trial_table
+from automc.track.record import StepMetrics, summary_metrics, trial_table
 from automc.trial import Cost, Trial
 
 __all__ = ["Store", "now_ms"]
@@ -45,7 +45,7 @@ class Store:
         self._emit = emit
         self._begun: Mapping[str, Any] = {}
         self._begun_logged = False
-        self._progress: Progress | None = None
+        self._steps: StepMetrics | None = None
         self._trials: dict[int, tuple[Trial, int]] = {}
         self._logged: set[int] = set()
         self._finish: Mapping[str, Any] | None = None
@@ -57,7 +57,7 @@ class Store:
         if kind == "start":
             self._begun, self._begun_logged = message, False
         elif kind == "reference":
-            self._progress = Progress(Cost.from_json(message["cost"]), message["score"], message["limits"])
+            self._steps = StepMetrics(Cost.from_json(message["cost"]), message["score"], message["limits"])
         elif kind == "trial":
             trial = Trial.from_json(message["trial"])
             self._trials.setdefault(trial.number, (trial, message["time_ms"]))
@@ -121,14 +121,14 @@ class Store:
 
     def _log_trials(self, run_id: str) -> None:
         new = [number for number in self._trials if number not in self._logged]
-        if self._progress is None or not new:
+        if self._steps is None or not new:
             return
         metrics = []
         for number in new:
             trial, time_ms = self._trials[number]
             metrics += [
                 self._entities.Metric(k, v, time_ms, number)
-                for k, v in self._progress.add(trial).items()
+                for k, v in self._steps.add(trial).items()
                 if math.isfinite(v)
             ]
         for chunk in _chunks(metrics, 500):
