@@ -16,7 +16,7 @@ from torch import nn
 
 from automc.budget import Budget
 from automc.certify import Candidate, Certified
-from automc.policy import Policy, Prune, Quantize
+from automc.policy import Policy, Prune
 from automc.predict.simulated import Pricer
 from automc.prepare import Prepared
 from automc.protocols import Costs
@@ -40,8 +40,8 @@ class ByTheSum:
 class Identical:
     """A stitcher whose runtime adds no integer layers to those that a policy names."""
 
-    def integer_layers(self, policy: Policy) -> dict[str, Quantize]:
-        return {name: spec for name, spec in policy if isinstance(spec, Quantize)}
+    def explicit(self, policy: Policy) -> Policy:
+        return policy
 
     def finished(self, policy: Policy) -> nn.Module:
         return nn.Identity()
