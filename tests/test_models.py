@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+from collections import OrderedDict
 from pathlib import Path
 from types import ModuleType
 
@@ -14,7 +15,7 @@ from small_data import write_models, write_python
 from torch import Tensor, nn
 
 from automc.errors import InputError, MissingError, UnknownNameError
-from automc.evaluate.models import load_model, model_digest, read_weights
+from automc.evaluate.models import apply_weights, load_model, model_digest, read_weights
 
 
 @pytest.fixture
@@ -127,7 +128,7 @@ def test_an_extra_that_is_not_installed_is_named(kind: str, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("nested", [(), ("state_dict",), ("model",), ("weights",), ("model", "state_dict")])
-@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model.", "module._orig_mod."])
 def test_torch_files_may_nest_and_prefix_the_weights(
     nets: str, tmp_path: Path, nested: tuple[str, ...], prefix: str
 ) -> None:
@@ -138,6 +139,18 @@ def test_torch_files_may_nest_and_prefix_the_weights(
     torch.save(content, tmp_path / "w.pt")
     loaded = load_model(f"{nets}:build", tmp_path / "w.pt").state_dict()
     assert all(torch.equal(loaded[name], weights[name]) for name in weights)
+
+
+def test_a_submodule_called_like_a_prefix_keeps_its_name(tmp_path: Path) -> None:
+    for name in ("module", "model"):
+        model = nn.Sequential(OrderedDict({name: nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))}))
+        for prefix in ("", "module."):
+            torch.save(
+                {prefix + key: torch.ones_like(value) for key, value in model.state_dict().items()}, tmp_path / "w.pt"
+            )
+            nn.init.zeros_(model[0][1].weight)
+            apply_weights(model, tmp_path / "w.pt")
+            assert model[0][1].weight.eq(1).all()
 
 
 def test_safetensors_are_read(nets: str, tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import hashlib
 import pickle
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from importlib import import_module
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +55,13 @@ def load_model(spec: str | None, weights: Path | None = None, classes: int | Non
 def apply_weights(model: nn.Module, path: Path) -> None:
     """Load weights into a model; all of them must fit, batch counters of batch norms excepted.
 
+    A prefix that all names share, such as `module.` of data-parallel training, goes where more of them fit without it.
+
     Raises:
         InputError: not a tensor file, or a key is missing, unexpected or of another shape: the first in the model's order.
     """
-    given, expected = read_weights(path), model.state_dict()
+    expected = model.state_dict()
+    given = _without_prefix(read_weights(path), expected)
     for name, tensor in expected.items():
         if (name in given and given[name].shape == tensor.shape) or name.endswith("num_batches_tracked"):
             continue
@@ -78,7 +82,7 @@ def apply_weights(model: nn.Module, path: Path) -> None:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Parameter name -> tensor, from a .safetensors file or a torch file that holds nothing but tensors.
 
-    A torch file may nest them under state_dict, model or weights; the prefix `module.` of data-parallel training goes.
+    A torch file may nest them under state_dict, model or weights.
 
     Raises:
         InputError: no such file, or not a file of tensors. Nothing in it is ever executed.
@@ -91,7 +95,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             found = found[name]
     if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
         raise InputError(f"{path} holds no named tensors.", remedy="Save it with torch.save(model.state_dict(), file).")
-    return {str(name).removeprefix("module."): value for name, value in found.items()}
+    return {str(name): value for name, value in found.items()}
 
 
 def model_digest(model: nn.Module) -> str:
@@ -101,6 +105,15 @@ def model_digest(model: nn.Module) -> str:
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _without_prefix(given: Mapping[str, Tensor], expected: Container[str]) -> dict[str, Tensor]:
+    """The tensors without the shared prefix that leaves most names expected: the shortest such, none where that is as good."""
+    places = zip(*(name.split(".")[:-1] for name in given), strict=False)
+    shared = [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, places)]
+    prefixes = ["".join(f"{part}." for part in shared[:count]) for count in range(len(shared) + 1)]
+    best = max(prefixes, key=lambda prefix: sum(name.removeprefix(prefix) in expected for name in given))
+    return {name.removeprefix(best): tensor for name, tensor in given.items()}
 
 
 def _from_function(spec: str) -> nn.Module:
