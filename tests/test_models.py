@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file, save_model
 from small_data import write_models, write_python
 from torch import Tensor, nn
 
@@ -164,6 +164,24 @@ def test_the_counters_of_batch_norms_may_be_missing(nets: str, tmp_path: Path) -
     weights = {name: tensor for name, tensor in weights_of(nets).items() if "num_batches" not in name}
     torch.save(weights, tmp_path / "w.pt")
     assert torch.equal(load_model(f"{nets}:build", tmp_path / "w.pt").state_dict()["fc.bias"], weights["fc.bias"])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_tied_weights_may_be_given_by_one_of_their_names(tmp_path: Path, tied: bool) -> None:
+    model = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 5, bias=False))
+    if tied:
+        model[1].weight = model[0].weight
+    save_model(model, tmp_path / "w.safetensors")
+    weights = load_file(tmp_path / "w.safetensors")
+    assert len(weights) == 2 - tied
+    save_file({name: value for name, value in weights.items() if name == "0.weight"}, tmp_path / "w.safetensors")
+    if tied:
+        nn.init.zeros_(model[0].weight)
+        apply_weights(model, tmp_path / "w.safetensors")
+        assert torch.equal(model[1].weight, weights["0.weight"])
+    else:
+        with pytest.raises(InputError, match=r"1\.weight is 5x3 in the model, missing from the file"):
+            apply_weights(model, tmp_path / "w.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def load_model(spec: str | None, weights: Path | None = None, classes: int | Non
 
 
 def apply_weights(model: nn.Module, path: Path) -> None:
-    """Load weights into a model; all of them must fit, batch counters of batch norms excepted.
+    """Load weights into a model; all of them must fit, batch counters of batch norms and tied weights given by one name excepted.
 
     A prefix that all names share, such as `module.` of data-parallel training, goes where more of them fit without it.
 
@@ -62,8 +62,13 @@ def apply_weights(model: nn.Module, path: Path) -> None:
     """
     expected = model.state_dict()
     given = _without_prefix(read_weights(path), expected)
+    held = {
+        tensor.untyped_storage().data_ptr() for name, tensor in expected.items() if name in given and _is_whole(tensor)
+    }
     for name, tensor in expected.items():
         if (name in given and given[name].shape == tensor.shape) or name.endswith("num_batches_tracked"):
+            continue
+        if name not in given and tensor.numel() and tensor.untyped_storage().data_ptr() in held:
             continue
         has = f"{_shape(given[name])} in the file" if name in given else "missing from the file"
         raise InputError(
@@ -114,6 +119,11 @@ def _without_prefix(given: Mapping[str, Tensor], expected: Container[str]) -> di
     prefixes = ["".join(f"{part}." for part in shared[:count]) for count in range(len(shared) + 1)]
     best = max(prefixes, key=lambda prefix: sum(name.removeprefix(prefix) in expected for name in given))
     return {name.removeprefix(best): tensor for name, tensor in given.items()}
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    """Whether a tensor is all of its memory, so that loading it loads every tensor that shares it."""
+    return tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
 
 
 def _from_function(spec: str) -> nn.Module:
