@@ -127,7 +127,7 @@ def test_an_extra_that_is_not_installed_is_named(kind: str, monkeypatch: pytest.
 # weights
 
 
-@pytest.mark.parametrize("nested", [(), ("state_dict",), ("model",), ("weights",), ("model", "state_dict")])
+@pytest.mark.parametrize("nested", [(), ("state_dict",), ("model",), ("weights",), ("net",), ("model", "state_dict")])
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model.", "module._orig_mod."])
 def test_torch_files_may_nest_and_prefix_the_weights(
     nets: str, tmp_path: Path, nested: tuple[str, ...], prefix: str
@@ -135,7 +135,11 @@ def test_torch_files_may_nest_and_prefix_the_weights(
     weights = weights_of(nets)
     content: dict[str, object] = {prefix + name: tensor for name, tensor in weights.items()}
     for key in nested:
-        content = {key: content, "epoch": 3}
+        content = {
+            key: content,
+            "epoch": 3,
+            "optimizer": {"state": {0: {"step": torch.ones(1)}}, "param_groups": [{"lr": 0.1}]},
+        }
     torch.save(content, tmp_path / "w.pt")
     loaded = load_model(f"{nets}:build", tmp_path / "w.pt").state_dict()
     assert all(torch.equal(loaded[name], weights[name]) for name in weights)
@@ -151,6 +155,13 @@ def test_a_submodule_called_like_a_prefix_keeps_its_name(tmp_path: Path) -> None
             nn.init.zeros_(model[0][1].weight)
             apply_weights(model, tmp_path / "w.pt")
             assert model[0][1].weight.eq(1).all()
+
+
+def test_a_file_of_several_models_names_them(tmp_path: Path) -> None:
+    weights = {"weight": torch.zeros(1)}
+    torch.save({"net": weights, "average": weights, "epoch": 3}, tmp_path / "w.pt")
+    with pytest.raises(InputError, match=r"several models: net, average. .*torch.load\(file\)\['net'\]"):
+        read_weights(tmp_path / "w.pt")
 
 
 def test_safetensors_are_read(nets: str, tmp_path: Path) -> None:
@@ -198,8 +209,16 @@ def test_weights_that_do_not_fit_name_the_first_key_and_both_shapes(
 ) -> None:
     weights = {**weights_of(nets), **change}
     torch.save({name: tensor for name, tensor in weights.items() if tensor is not None}, tmp_path / "w.pt")
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=rf"{message}.*; the first names of these are {next(iter(weights))}, "):
         load_model(f"{nets}:build", tmp_path / "w.pt")
+
+
+def test_a_pickled_module_is_told_from_its_weights(tmp_path: Path) -> None:
+    torch.save(nn.Sequential(nn.Linear(2, 2)), tmp_path / "w.pt")
+    with pytest.raises(InputError, match=r"pickles torch\.nn\.modules\.\S+, as torch\.save\(model\)") as caught:
+        read_weights(tmp_path / "w.pt")
+    assert str(caught.value).endswith("Save its state_dict: torch.save(model.state_dict(), file).")
+    assert "\x1b" not in str(caught.value)
 
 
 class Marker:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import pickle
+import re
+import textwrap
 from collections.abc import Container, Mapping
 from importlib import import_module
 from itertools import takewhile
@@ -21,6 +23,8 @@ __all__ = ["KINDS", "apply_weights", "load_model", "model_digest", "read_weights
 
 KINDS = ("demo", "file.py:function", "package.module:function", "torchvision:NAME", "timm:NAME")
 _NESTED = ("state_dict", "model", "weights", "model_state_dict", "state_dict_ema")
+_NAMES = 3
+"""So many names of a file are enough to see what it was saved from."""
 
 
 def load_model(spec: str | None, weights: Path | None = None, classes: int | None = None) -> nn.Module:
@@ -72,14 +76,13 @@ def apply_weights(model: nn.Module, path: Path) -> None:
             continue
         has = f"{_shape(given[name])} in the file" if name in given else "missing from the file"
         raise InputError(
-            f"The weights in {path} do not fit: {name} is {_shape(tensor)} in the model, {has}.",
-            remedy="Give the weights of this very architecture.",
+            f"The weights in {path} do not fit: {name} is {_shape(tensor)} in the model, {has}.", remedy=_advice(given)
         )
     extra = [name for name in given if name not in expected]
     if extra:
         raise InputError(
             f"The weights in {path} do not fit: the model has no {extra[0]} ({_shape(given[extra[0]])}).",
-            remedy="Give the weights of this very architecture.",
+            remedy=_advice(given),
         )
     model.load_state_dict(given, strict=False)
 
@@ -87,10 +90,10 @@ def apply_weights(model: nn.Module, path: Path) -> None:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Parameter name -> tensor, from a .safetensors file or a torch file that holds nothing but tensors.
 
-    A torch file may nest them under state_dict, model or weights.
+    A torch file may nest them under state_dict, model or weights, or under any other key if it is the only one that holds tensors.
 
     Raises:
-        InputError: no such file, or not a file of tensors. Nothing in it is ever executed.
+        InputError: no such file, not a file of tensors, or one of several models. Nothing in it is ever executed.
     """
     if not path.is_file():
         raise InputError(f"There is no weights file {path}.", remedy="Check the path after --weights.")
@@ -98,7 +101,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     for name in _NESTED:
         if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
             found = found[name]
-    if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
+    nested = [key for key, value in found.items() if _are_tensors(value)] if isinstance(found, Mapping) else []
+    if len(nested) > 1:
+        raise InputError(
+            f"{path} holds several models: {', '.join(map(str, nested))}.",
+            remedy=f"Save one alone: torch.save(torch.load(file)[{nested[0]!r}], new_file).",
+        )
+    found = found[nested[0]] if nested else found
+    if not _are_tensors(found):
         raise InputError(f"{path} holds no named tensors.", remedy="Save it with torch.save(model.state_dict(), file).")
     return {str(name): value for name, value in found.items()}
 
@@ -110,6 +120,17 @@ def model_digest(model: nn.Module) -> str:
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _are_tensors(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(each, Tensor) for each in value.values())
+
+
+def _advice(given: Mapping[str, Tensor]) -> str:
+    """What to do where names or shapes do not fit, and the first names, as the file has them but for a prefix."""
+    return (
+        f"Give the weights of this very architecture; the first names of these are {', '.join(list(given)[:_NAMES])}."
+    )
 
 
 def _without_prefix(given: Mapping[str, Tensor], expected: Container[str]) -> dict[str, Tensor]:
@@ -175,11 +196,24 @@ def _read_torch(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
+        whole = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
+        if whole is not None:
+            raise InputError(
+                f"{path} is not a file of tensors alone: it pickles {whole[1]}, as torch.save(model) does with a whole module, and loading "
+                "that would execute what is in the file.",
+                remedy="Save its state_dict: torch.save(model.state_dict(), file).",
+            ) from error
         raise InputError(
-            f"{path} is not a file of tensors ({first[:120]}).",
+            f"{path} is not a file of tensors ({_reason(error)}).",
             remedy="Save it with torch.save(model.state_dict(), file), or as .safetensors.",
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What torch says of a file it does not read, without its advice to read it all the same."""
+    said = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
+    first = (said.strip().splitlines() or [type(error).__name__])[0]
+    return textwrap.shorten(first.partition(". ")[0].rstrip("."), 120, placeholder=" ...")
 
 
 def _shape(tensor: Tensor) -> str:
