@@ -31,6 +31,14 @@ class Net(nn.Module):
         return found if float(x.mean()) > 0.35 else 2 * found
 def build(): return Net()
 """
+RAGGED = """
+import torch
+from torch import nn
+def build(): return nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
+def loaders():
+    batches = [(torch.rand(4, 3, side, 8), torch.arange(4)) for side in (8, 8, 7)]
+    return batches, batches
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -97,6 +105,12 @@ def test_control_flow_on_values_is_bad_input_and_leaves_no_folder(
     assert main(["search", *options, "--budget", "60%", "--name", "one", "--tracking-uri", "", "--quiet"]) == 2
     assert "torch.where" in capsys.readouterr().err
     assert not (tmp_path / "runs" / "one").exists()
+
+
+def test_samples_that_change_their_size_late_are_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = write_python(tmp_path, RAGGED)
+    assert main(["check", "--model", f"{mine}:build", "--data", f"{mine}:loaders", "--device", "eyeriss"]) == 2
+    assert "The samples differ in size: (3, 8, 8), then (3, 7, 8). Resize" in capsys.readouterr().err
 
 
 def test_a_search_doubts_a_dense_model_that_guesses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

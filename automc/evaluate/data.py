@@ -17,7 +17,7 @@ from torch import Tensor
 from automc.errors import InputError
 
 __all__ = [
-    "SPLITS", "Data", "Split", "TensorSplit", "call_model", "gather", "inputs_of", "names_of", "sample_count", "stratified_order",
+    "ONE_SIZE", "SPLITS", "Data", "Split", "TensorSplit", "call_model", "gather", "inputs_of", "names_of", "sample_count", "stratified_order",
     "targets_of",
 ]  # fmt: skip
 
@@ -25,6 +25,8 @@ SPLITS = ("train", "calibration", "validation", "test")
 Split: TypeAlias = Iterable[Any]
 TARGETS = ("labels", "label", "targets", "target")
 """The keys of a batch with names under which its targets stand; all other tensors are inputs."""
+ONE_SIZE = "Resize or pad them to one size: a model is compressed for, and measured at, one input size."
+"""What to do with samples that differ in size."""
 _READS = 4
 """So many reads of a few samples tell a split that changes, even if each sample changes only half of the time."""
 
@@ -214,11 +216,20 @@ def targets_of(batch: Any) -> Any:
 
 
 def gather(split: Iterable[Any], count: int) -> tuple[Tensor, ...]:
-    """The first `count` samples of the inputs of a split (fewer where there are fewer), one tensor per model input."""
+    """The first `count` samples of the inputs of a split (fewer where there are fewer), one tensor per model input.
+
+    Raises:
+        InputError: samples of different sizes among them.
+    """
     batches: list[tuple[Tensor, ...]] = []
     seen = 0
     for batch in split:
         batches.append(inputs_of(batch))
+        first, size = (
+            " and ".join(str(tuple(each.shape[1:])) for each in found) for found in (batches[0], batches[-1])
+        )
+        if size != first:
+            raise InputError(f"The samples differ in size: {first}, then {size}.", remedy=ONE_SIZE)
         seen += len(batches[-1][0])
         if seen >= count:
             break

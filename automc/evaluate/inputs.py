@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from automc.errors import AutomcError, InputError
-from automc.evaluate.data import Data, Split, TensorSplit, inputs_of, targets_of
+from automc.evaluate.data import ONE_SIZE, Data, Split, TensorSplit, inputs_of, targets_of
 from automc.evaluate.returned import output_fault, repeat_fault, shape_fault
 from automc.evaluate.score import Score, load_score
 from automc.outputs import logits_of
@@ -79,8 +79,7 @@ def _size_faults(sizes: Mapping[str, Sequence[str]]) -> Iterator[Fault]:
         different = next(((name, size) for name, size in group if size != group[0][1]), None)
         if different is not None:
             places = " and ".join(f"{size} ({name})" for name, size in (group[0], different))
-            remedy = "Resize or pad them to one size: a model is compressed for, and measured at, one input size."
-            yield Fault(f"The samples differ in size: {places}.", remedy)
+            yield Fault(f"The samples differ in size: {places}.", ONE_SIZE)
             return
 
 
