@@ -194,7 +194,7 @@ def test_the_result_goes_to_stdout_and_the_rest_to_stderr(jobs: list[Job], capsy
         "95 % interval",
         "latency, measured",
         "size",
-        "MACs",
+        "MACs per sample",
         "holds the budget",
     ):
         assert part in shown.out

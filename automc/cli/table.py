@@ -85,7 +85,7 @@ def _cost_rows(summary: Summary, chosen: Finalist) -> Iterator[Row]:
         yield _cost_row("latency, predicted", "latency_s", dense.predicted_latency_s, chosen.predicted_latency_s)
     for metric, label in (
         ("size_bytes", "size"),
-        ("macs", "MACs"),
+        ("macs", "MACs per sample"),
         ("energy_j", f"energy, {chosen.source('energy_j')}"),
     ):
         before, after = dense.cost.get(metric), chosen.cost.get(metric)
