@@ -92,6 +92,16 @@ def test_npz_splits_can_be_named(tmp_path: Path, numbers: bool) -> None:
     assert data.notes == ()
 
 
+def test_npz_labels_may_be_true_and_false(tmp_path: Path) -> None:
+    given, numbers = (
+        load_data(write_npz(tmp_path / "a.npz", y=y), 16)
+        for y in (np.arange(80) % 4 == 0, (np.arange(80) % 4 == 0) * 1)
+    )
+    for (_, y), (_, expected) in zip(given.validation, numbers.validation, strict=True):
+        assert y.dtype == torch.int64
+        assert torch.equal(y, expected)
+
+
 def test_npz_targets_may_be_numbers_for_another_score(tmp_path: Path) -> None:
     data = load_data(write_npz(tmp_path / "a.npz", y=np.linspace(0, 1, 80)), 16)
     assert next(iter(data.validation))[1].dtype == torch.float32

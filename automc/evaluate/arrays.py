@@ -78,7 +78,7 @@ def augmentation(options: Mapping[str, str], default: str = "none") -> Callable[
 
 def load_npz(path: Path, options: Mapping[str, str], batch_size: int, seed: int) -> Data:
     """x uint8 (n, h, w, c), normalised like ImageNet if it has three channels and scaled to 0..1 if not, or float
-    (n, ...) or token numbers (n, length), taken as they are; y (n, ...); optional split (n,) of names or numbers, in the order of SPLITS.
+    (n, ...) or token numbers (n, length), taken as they are; y (n, ...), where false and true are 0 and 1; optional split (n,) of names or numbers, in the order of SPLITS.
 
     Args:
         options: `mean` and `std`, one number per channel, replace the normalisation; `augment=crop_flip` shifts and mirrors
@@ -89,6 +89,7 @@ def load_npz(path: Path, options: Mapping[str, str], batch_size: int, seed: int)
     """
     arrays = _read_npz(path)
     x, y = arrays["x"], arrays["y"]
+    y = y.astype(np.int64) if y.dtype == np.bool_ else y
     if len(x) != len(y) or not len(x):
         raise InputError(
             f"{path} holds {len(x)} samples (x) and {len(y)} targets (y).", remedy="Give one y for each x."
