@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -145,8 +146,17 @@ def test_fewer_bits_lose_more_and_are_whole_numbers_of_steps(name: str) -> None:
     assert all(len(row.unique()) <= 7 for row in weight)
 
 
+def loaded_operators(file: bytes, folder: Path) -> list[str]:
+    """The operators that ONNX Runtime runs at every inference."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / "loaded.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    return [node.op_type for node in onnx.load(folder / "loaded.onnx").graph.node]
+
+
 @pytest.mark.parametrize("name", MODELS)
-def test_the_exported_file_agrees_and_stores_bytes(name: str) -> None:
+def test_the_exported_file_agrees_stores_bytes_and_decodes_them_once(name: str, tmp_path: Path) -> None:
     stitch, example = stitcher(name), (inputs(name, 4),)
     layers = recurrent(stitch.traced)
     dense = build_onnx(stitch.traced.model, example, reduce_range=False)
@@ -158,6 +168,9 @@ def test_the_exported_file_agrees_and_stores_bytes(name: str) -> None:
         kept = onnx.load_from_string(file).graph.initializer
         assert sum(t.data_type == onnx.TensorProto.INT8 for t in kept) >= 2 * len(layers)
         assert len(file) < len(dense)
+        floating = stitch.apply(Policy.of(pair for pair in chosen if isinstance(pair[1], LowRank)))
+        as_floats = build_onnx(floating, example, reduce_range=False)
+        assert loaded_operators(file, tmp_path) == loaded_operators(as_floats, tmp_path)
 
 
 def test_rounded_layers_train_through_their_rounding() -> None:

@@ -1,6 +1,8 @@
 """Recurrent layers with few bits in an ONNX file: codes as int8, decoded in front of a floating-point LSTM, GRU or RNN node.
 
-ONNX has no integer recurrent operator; what the bits save is size.
+ONNX has no integer recurrent operator; what the bits save is size. The codes are cast and scaled, which ONNX Runtime does once, when it
+loads the file (see `stored.py`). A DequantizeLinear would run at every inference and keep the weights from being packed: 202 instead of
+163 us for two LSTM layers of 48 units in both directions over 30 steps, as fast as with floating-point weights.
 """
 
 from __future__ import annotations
@@ -30,39 +32,30 @@ def store_codes(
         for name in node.input[1:3] if owners else ():
             tensor = weights.pop(name, None)
             if tensor is not None and len(tensor.dims) > 1:
-                _encode(graph, tensor, bits[owners[0]], _axis(node))
+                _encode(graph, tensor, bits[owners[0]], _inputs_axis(node))
     return proto
 
 
-def _axis(node: onnx.NodeProto) -> int:
-    """The dimension of a node's weights with one scale per entry: the outputs."""
-    if node.op_type in _RECURRENT:
-        return -2
+def _inputs_axis(node: onnx.NodeProto) -> int:
+    """The dimension of a node's weights that a scale is shared along: the inputs."""
     transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
-    return 0 if transposed else 1
+    return -1 if node.op_type in _RECURRENT or transposed else -2
 
 
-def _encode(graph: onnx.GraphProto, tensor: onnx.TensorProto, bits: int, axis: int) -> None:
-    """Replace one initializer (directions, rows, columns) or (rows, columns) by its codes, scales, and nodes that decode them.
-
-    The reshape behind them also keeps ONNX Runtime from making a matrix product MatMulNBits, which rounds activations too.
-    """
-    values, name = numpy_helper.to_array(tensor), tensor.name
-    rows = values.reshape(-1, values.shape[-1])
-    axis = axis % rows.ndim
-    codes, scale = _codes(rows, bits, axis)
-    stored = {"codes": codes[None], "scale": scale, "shape": np.array(values.shape, dtype=np.int64)}
+def _encode(graph: onnx.GraphProto, tensor: onnx.TensorProto, bits: int, inputs: int) -> None:
+    """Replace one initializer (directions, rows, columns) or (rows, columns) by its codes, scales, and nodes that decode them."""
+    name = tensor.name
+    codes, scale = _codes(numpy_helper.to_array(tensor), bits, inputs)
     graph.initializer.remove(tensor)
-    graph.initializer.extend(numpy_helper.from_array(array, f"{name}_{part}") for part, array in stored.items())
-    decode = [f"{name}_codes", f"{name}_scale"], [f"{name}_rows"], f"{name}_decode"
-    unfold = [f"{name}_rows", f"{name}_shape"], [name], f"{name}_unfold"
-    graph.node.insert(0, helper.make_node("Reshape", *unfold))
-    graph.node.insert(0, helper.make_node("DequantizeLinear", *decode, axis=axis + 1))
+    graph.initializer.append(numpy_helper.from_array(codes, f"{name}_codes"))
+    graph.initializer.append(numpy_helper.from_array(scale, f"{name}_scale"))
+    graph.node.insert(0, helper.make_node("Mul", [f"{name}_floats", f"{name}_scale"], [name], f"{name}_decode"))
+    cast = [f"{name}_codes"], [f"{name}_floats"], f"{name}_cast"
+    graph.node.insert(0, helper.make_node("Cast", *cast, to=onnx.TensorProto.FLOAT))
 
 
-def _codes(rows: NDArray[Any], bits: int, axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Codes of weights that are symmetric `bits`-bit integers times a scale along `axis` already."""
+def _codes(values: NDArray[Any], bits: int, inputs: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Codes of weights that are symmetric `bits`-bit integers times a scale shared along `inputs` already."""
     limit = 2 ** (bits - 1) - 1
-    scale = np.maximum(np.abs(rows).max(axis=1 - axis) / limit, 1e-12).astype(np.float32)
-    codes = np.rint(rows / np.expand_dims(scale, 1 - axis))
-    return codes.astype(np.int8), scale
+    scale = np.maximum(np.abs(values).max(axis=inputs, keepdims=True) / limit, 1e-12).astype(np.float32)
+    return np.rint(values / scale).astype(np.int8), scale
