@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import platform
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import synthetic
 
 from automc.devices import cpu
 from automc.devices.cpu import Cpu
-from automc.devices.device import Capabilities, capabilities_path
+from automc.devices.device import Capabilities, capabilities_path, digest
 from automc.devices.exclusive import locked, pinned
 from automc.devices.measure import Measurement, Protocol, fixed_work, interleave
 from automc.devices.probe import conv_model, probe_blocks
@@ -219,6 +220,52 @@ def test_the_sentinel_is_short() -> None:
 def test_capabilities_of_an_older_file_are_read_without_what_they_no_longer_tell() -> None:
     told = {**dataclasses.asdict(Capabilities(8, 4)), "weight_bits_exact": [8]}
     assert Capabilities.from_json(told) == Capabilities(8, 4)
+
+
+_ARM = "processor\t: 0\nBogoMIPS\t: 108.00\nCPU implementer\t: 0x41\nCPU variant\t: 0x{}\nCPU part\t: 0x{}\nCPU revision\t: {}\n"
+
+
+def _machine(monkeypatch: pytest.MonkeyPatch, system: Path, kind: str, cpuinfo: str) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: kind)
+    monkeypatch.setattr(platform, "processor", lambda: "")
+    monkeypatch.setattr(cpu, "_SYSTEM", system)
+    monkeypatch.setattr(cpu, "_cpuinfo", cpuinfo.splitlines)
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "told"),
+    [
+        (_ARM.format(0, "d08", 3), "cores 0x41/0xd08/0x0/3, 1800 MHz"),
+        (_ARM.format(4, "d0b", 1) * 2, "cores 0x41/0xd0b/0x4/1, 1800 MHz"),
+        (
+            _ARM.format(4, "d0b", 1) + "\nHardware\t: BCM2835\nModel\t\t: Raspberry Pi 5 Model B Rev 1.0\n",
+            "Raspberry Pi 5 Model B Rev 1.0, BCM2835, cores 0x41/0xd0b/0x4/1, 1800 MHz",
+        ),
+        (_ARM.format(0, "d05", 0) + _ARM.format(3, "d0b", 0), "cores 0x41/0xd05/0x0/0 0x41/0xd0b/0x3/0, 1800 MHz"),
+    ],
+)
+def test_arm_boards_whose_processors_have_no_name_are_told_apart(
+    cpuinfo: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = tmp_path / "devices/system/cpu/cpu0/cpufreq"
+    clock.mkdir(parents=True)
+    (clock / "cpuinfo_max_freq").write_text("1800000\n")
+    _machine(monkeypatch, tmp_path, "aarch64", cpuinfo)
+    assert cpu.processor() == told
+
+
+def test_a_board_that_only_the_device_tree_names_has_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "firmware/devicetree/base").mkdir(parents=True)
+    (tmp_path / "firmware/devicetree/base/model").write_bytes(b"NVIDIA Jetson Orin Nano\0")
+    _machine(monkeypatch, tmp_path, "aarch64", "")
+    assert cpu.processor() == "NVIDIA Jetson Orin Nano"
+    _machine(monkeypatch, tmp_path / "nothing", "aarch64", "")
+    assert cpu.processor() == "aarch64"
+
+
+def test_the_key_of_an_x86_machine_is_of_its_name_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _machine(monkeypatch, tmp_path, "x86_64", "model\t\t: 85\nmodel name\t: Xeon X\nflags\t: avx512_vnni\n" * 2)
+    assert cpu.key_of("cpu", "1.2", 1) == f"cpu-{digest('Xeon X', 'x86_64', 'True', '1.2', '1')}"
 
 
 class TestCpu:

@@ -38,6 +38,7 @@ __all__ = [
 
 _PROVIDERS = ["CPUExecutionProvider"]
 _CAPABILITIES_SCHEMA = 1
+_SYSTEM = Path("/sys")
 
 
 class Cpu:
@@ -165,19 +166,55 @@ def key_of(device: str, version: str, threads: int) -> str:
 
 
 def processor() -> str:
-    """The processor's own name for itself."""
-    for line in _cpuinfo():
-        if line.lower().startswith(("model name", "hardware")):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    """The processor's own name for itself; on others than x86 with the board, the kinds of cores and the highest clock that the system tells."""
+    named = _told("model name", "hardware")[:1]
+    if not _is_x86():
+        named = list(dict.fromkeys(filter(None, [*_board(), *named, *_cores(), *_highest_clock()])))
+    return ", ".join(named) if named else platform.processor() or platform.machine()
 
 
 def has_vnni() -> bool:
     """Whether 8-bit products accumulate without saturating: VNNI on x86, always elsewhere (ARM widens or has dot products)."""
-    if platform.machine().lower() not in ("x86_64", "amd64", "i686", "x86"):
+    if not _is_x86():
         return True
     flags = next((line for line in _cpuinfo() if line.startswith("flags")), "")
     return any(flag in flags.split() for flag in ("avx512_vnni", "avx_vnni"))
+
+
+def _is_x86() -> bool:
+    return platform.machine().lower() in ("x86_64", "amd64", "i686", "x86")
+
+
+def _board() -> list[str]:
+    """What the machine is called, such as "Raspberry Pi 5 Model B Rev 1.0"; many ARM processors have no name of their own."""
+    return _told("model")[:1] or [text.strip("\0\n ") for text in _text(_SYSTEM / "firmware/devicetree/base/model")]
+
+
+def _cores() -> list[str]:
+    """The kinds of cores by the numbers that ARM and its licensees gave them."""
+    columns = [_told(f"cpu {field}") for field in ("implementer", "part", "variant", "revision")]
+    kinds = dict.fromkeys("/".join(kind) for kind in zip(*columns, strict=False))
+    return [f"cores {' '.join(kinds)}"] if kinds else []
+
+
+def _highest_clock() -> list[str]:
+    paths = _SYSTEM.glob("devices/system/cpu/cpu[0-9]*/cpufreq/cpuinfo_max_freq")
+    clocks = [int(text) for path in paths for text in _text(path) if text.strip().isdecimal()]
+    return [f"{max(clocks) / 1000:.0f} MHz"] if clocks else []
+
+
+def _told(*names: str) -> list[str]:
+    """The values of the lines of /proc/cpuinfo that begin with one of the names, in order."""
+    pairs = [line.partition(":") for line in _cpuinfo()]
+    return [value.strip() for name, _, value in pairs if name.strip().lower() in names]
+
+
+def _text(path: Path) -> list[str]:
+    """What a file says, nothing where there is none to read."""
+    try:
+        return [path.read_text(errors="replace")]
+    except OSError:
+        return []
 
 
 def _cpuinfo() -> list[str]:
