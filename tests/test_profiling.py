@@ -207,23 +207,58 @@ def test_a_truncated_file_is_used_as_far_as_it_goes_and_that_is_said(known: Path
     assert find_device_file("after the cut").probes == whole.probes
 
 
+_PROFILE = (
+    '{"schema": 1, "kind": "profile", "key": "k", "device_key": "d", "environment": {}, "capabilities": {}, "batch_size": 1,'
+    ' "measurement": %s, "seconds": 1, "candidates": 1}'
+)
+
+
 @pytest.mark.parametrize(
     "line",
     [
         '{"schema": 1, "kind": "candidate", "key": "x"}',
         '{"schema": 1, "kind": "probe"}',
         '{"schema": 1, "kind": "profile", "key": "x"}',
+        '{"schema": 1, "kind": "probe", "group": "gemm", "name": "fp32", "work": 1, "seconds": "a", "error": ""}',
+        '{"schema": 1, "kind": "device", "device_key": "d", "environment": null, "capabilities": {}}',
+        '{"schema": 1, "kind": "device", "device_key": "d", "environment": {"processor": 1}, "capabilities": {}}',
+        '{"schema": 1, "kind": "name"}',
+        '{"schema": 1, "kind": "space"}',
+        '{"schema": 1, "kind": "energy", "label": "x"}',
+        '{"schema": 1, "kind": "few", "environment": {}}',
+        '{"schema": 1, "kind": "candidate", "key": "k", "policy": {"schema": 1}, "size_bytes": 1, "nodes": [["n", "Conv", 1.0]], "places": []}',
+        '{"schema": 1, "kind": "failure", "key": "k", "policy": {"schema": 9}, "reason": ""}',
+        _PROFILE % "{}",
+        _PROFILE % '{"rounds_s": {}, "noisy": false, "notes": [], "sentinel_s": []}',
+        _PROFILE % '{"rounds_s": {"a": [1.0], "b": [1.0, 2.0]}, "noisy": false, "notes": [], "sentinel_s": []}',
+        '{"schema": 1, "kind": []}',
         '{"schema": 99, "kind": "probe"}',
         "[]",
     ],
 )
-def test_a_line_that_tells_too_little_is_left_out_and_that_is_said(known: Path, line: str) -> None:
+def test_a_line_that_tells_too_little_is_left_out_and_that_is_said(
+    known: Path, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole = find_device_file("pi")
     with known.open("a") as file:
         file.write(line + "\n")
     [found] = known_devices(known.parent)
     assert (found.probes, found.heads, found.kernels) == (whole.probes, whole.heads, whole.kernels)
     assert any("1 damaged line" in said for said in learned(found))
+    assert main(["devices"]) == 0
+    told = capsys.readouterr()
+    assert "Cortex-A76" in told.out
+    assert f"Warning: {known} has 1 damaged line(s)" in " ".join(told.err.split())
+
+
+def test_a_file_that_cannot_be_read_is_named_and_costs_the_others_nothing(
+    known: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known.with_name("cpu-folder.jsonl").mkdir()
+    assert main(["devices"]) == 0
+    told = capsys.readouterr()
+    assert "Cortex-A76" in told.out
+    assert "cpu-folder.jsonl cannot be read (Is a directory)" in " ".join(told.err.split())
 
 
 def test_a_search_that_is_broken_off_while_it_profiles_leaves_a_device_that_is_listed() -> None:

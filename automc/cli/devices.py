@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 
 from automc.cli.report import print_json, stdout
+from automc.cli.screen import Quiet
 
 __all__ = ["devices"]
 
@@ -30,7 +31,7 @@ def devices(context: click.Context, as_json: bool) -> None:
     from automc.predict.words import summary
     from automc.registry import names
 
-    found = known_devices()
+    found = known_devices(observer=Quiet())
     if as_json:
         print_json({"measured": [_record(device) for device in found], "built_in": names("device")})
         return

@@ -71,10 +71,14 @@ class DeviceFile:
 
     @classmethod
     def read(cls, path: Path) -> DeviceFile | None:
-        """The device of a file; None where it says nothing of one."""
+        """The device of a file; None where it says nothing of one.
+
+        Raises:
+            OSError: it cannot be read.
+        """
         listener = _Notes()
         lines = list(records(path, listener))
-        told = [line for line in lines if line["kind"] in ("device", "few", "profile") and "environment" in line]
+        told = [line for line in lines if line["kind"] in ("device", "few", "profile")]
         if not told:
             return None
         named = [line["name"] for line in lines if line["kind"] == "name"]
@@ -101,10 +105,20 @@ class DeviceFile:
         return f"{self.name} was measured elsewhere: {'; '.join(differing)}." if differing else ""
 
 
-def known_devices(folder: Path | None = None) -> list[DeviceFile]:
-    """Every device that something is known of, the latest first."""
-    paths = sorted((folder or devices_dir()).glob("*.jsonl"), key=lambda path: -path.stat().st_mtime)
-    return [found for path in paths if (found := DeviceFile.read(path)) is not None]
+def known_devices(folder: Path | None = None, observer: Observer = SILENT) -> list[DeviceFile]:
+    """Every device that something is known of, the latest first; files that cannot be read are left out, and `observer` is told."""
+    found: list[tuple[float, DeviceFile]] = []
+    for path in sorted((folder or devices_dir()).glob("*.jsonl")):
+        try:
+            device, changed_s = DeviceFile.read(path), path.stat().st_mtime
+        except OSError as error:
+            observer.message(f"{path} cannot be read ({error.strerror}); the device in it is left out.", "warning")
+            continue
+        if device is not None:
+            found.append((changed_s, device))
+            for note in device.damaged:
+                observer.message(note, "warning")
+    return [device for _, device in sorted(found, key=lambda each: -each[0])]
 
 
 def find_device_file(name: str, folder: Path | None = None) -> DeviceFile:

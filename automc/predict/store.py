@@ -6,6 +6,9 @@
 {"schema": 1, "kind": "failure", "key", "policy", "reason"}                    a model that the runtime could not run
 {"schema": 1, "kind": "profile", "key", "environment", "measurement", ...}     closes the candidates of one model
 {"schema": 1, "kind": "few", "device_key", "environment", "told", "measured"}  whole models alone, and what they taught
+{"schema": 1, "kind": "energy", "key", "label", "joules", "idle_w", "busy_w", "runs", "window_s", "meter"}
+{"schema": 1, "kind": "space", "capabilities"}                                 what a kit's candidates were drawn for
+{"schema": 1, "kind": "name", "name"}                                          what people call the device
 """
 
 from __future__ import annotations
@@ -13,11 +16,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from automc.devices.device import Capabilities, NodeTime
 from automc.devices.lines import append_lines, read_lines
 from automc.devices.measure import Measurement
+from automc.errors import InputError
 from automc.policy import Policy
 from automc.protocols import SILENT, Observer
 
@@ -102,35 +107,74 @@ def read_profile(path: Path, key: str, observer: Observer = SILENT) -> Profile |
     return found
 
 
-_FIELDS = {
-    "probe": ("group", "name", "work", "seconds", "error"),
-    "device": ("device_key", "environment", "capabilities"),
-    "candidate": ("key", "policy", "size_bytes", "nodes", "places"),
-    "failure": ("key", "policy", "reason"),
-    "profile": (
-        "key",
-        "device_key",
-        "environment",
-        "capabilities",
-        "batch_size",
-        "measurement",
-        "seconds",
-        "candidates",
-    ),
-}
-"""What a line of a kind has to tell."""
+_NUMBER = (int, float)
+_DEVICE = {"device_key": str, "environment": dict, "capabilities": dict}
+_POLICY = {"key": str, "policy": dict}
+_FIELDS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
+    "probe": {"group": str, "name": str, "work": _NUMBER, "seconds": (*_NUMBER, NoneType), "error": str},
+    "device": _DEVICE,
+    "candidate": {**_POLICY, "size_bytes": int, "nodes": list, "places": list},
+    "failure": {**_POLICY, "reason": str},
+    "profile": {
+        **_DEVICE, "key": str, "batch_size": int, "measurement": dict, "seconds": _NUMBER, "candidates": int,
+    },
+    "few": {**_DEVICE, "sentence": str},
+    "energy": {
+        "key": str, "label": str, "meter": str, "runs": int, **dict.fromkeys(("joules", "idle_w", "busy_w", "window_s"), _NUMBER),
+    },
+    "space": {"capabilities": dict},
+    "name": {"name": str},
+}  # fmt: skip
+"""What a line of a kind has to tell, and its types."""
+_OPTIONAL: Mapping[str, type] = {"failed": list, "label": str, "subject": str}
 
 
 def records(path: Path, observer: Observer = SILENT) -> Iterator[dict[str, Any]]:
     """The lines of a device file that can be read, none without what its kind has to tell; how many could not is told to `observer`."""
     damaged = 0
     for record in read_lines(path):
-        if record is None or not record.keys() >= set(_FIELDS.get(record["kind"], ())):
+        if record is None or not _is_whole(record):
             damaged += 1
         else:
             yield record
     if damaged:
         observer.message(f"{path} has {damaged} damaged line(s); the rest of it is used.", "warning")
+
+
+def _is_whole(record: Mapping[str, Any]) -> bool:
+    """Whether a line tells what its kind has to tell; lines of kinds that are not known here are nobody's concern."""
+    needed = _FIELDS.get(record["kind"], {}) if isinstance(record["kind"], str) else None
+    if needed is None or not all(isinstance(record.get(name), kinds) for name, kinds in needed.items()):
+        return False
+    if not record.keys() >= needed.keys():
+        return False
+    if not all(isinstance(record[name], kind) for name, kind in _OPTIONAL.items() if name in record):
+        return False
+    try:
+        if not all(isinstance(fact, str) for fact in record.get("environment", {}).values()):
+            return False
+        if "policy" in needed:
+            Policy.from_json(record["policy"])
+        if record["kind"] == "candidate":
+            return all(_is_node(node) for node in record["nodes"])
+        if record["kind"] == "profile":
+            return _is_measurement(record["measurement"]) and all(len(pair) == 2 for pair in record.get("failed", ()))
+    except (InputError, KeyError, TypeError, ValueError, AttributeError):
+        return False
+    return True
+
+
+def _is_node(node: Sequence[Any]) -> bool:
+    return len(node) == 5 and isinstance(node[2], _NUMBER) and isinstance(node[3], list) and isinstance(node[4], list)
+
+
+def _is_measurement(data: Mapping[str, Any]) -> bool:
+    """Whether every model has the same number of rounds, one or more, and each is a number."""
+    measured = Measurement.from_json(data)
+    sides = [*measured.rounds_s.values(), *measured.beside_s.values()]
+    same = measured.beside_s.keys() in (set(), measured.rounds_s.keys())
+    even = len({len(rounds) for rounds in sides}) == 1 and len(sides[0]) > 0
+    return same and even and all(isinstance(seconds, _NUMBER) for rounds in sides for seconds in rounds)
 
 
 def _candidate_json(candidate: ProfiledModel) -> dict[str, Any]:
