@@ -84,12 +84,14 @@ def import_file(path: Path, observer: Observer, *, name: str | None = None, stri
     Files of the same machine and name are one device; every other name is a device of its own, and none is ever this machine.
 
     Raises:
-        InputError: no such file, or not a device file; the name cannot be used; with `strict` also where lines are damaged or
-            automc was of another version.
+        InputError: no such file, or not a device file, or one without more than probes; the name cannot be used; with `strict` also
+            where lines are damaged or automc was of another version.
     """
     if not path.is_file():
         raise InputError(f"There is no file {path}.", remedy="Give the .jsonl file that the kit wrote.")
     found = DeviceFile.read(path)
+    if found is None and any(line["kind"] == "space" for line in records(path)):
+        raise InputError(f"{path} was broken off in its probes.", remedy="Run the kit again there: it goes on.")
     if found is None or not found.off_board:
         raise InputError(f"{path} is not a device file of a kit.", remedy="Give the .jsonl file that the kit wrote.")
     label = _label(found, name)
@@ -161,7 +163,7 @@ def _doubts(found: DeviceFile) -> list[str]:
         doubts.append(f"The kit was of automc {version or 'unknown'}; this is {__version__}.")
     if mismatch := found.mismatch(Cpu(int(found.environment.get("threads", "1"))).environment()):
         doubts.append(mismatch)
-    if not found.heads:
+    if found.broken_off:
         doubts.append("The kit was broken off before its models were measured whole: run it again, it goes on.")
     return doubts
 

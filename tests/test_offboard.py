@@ -198,10 +198,23 @@ def test_a_kit_that_was_broken_off_goes_on(kit: Path, returned: Path, tmp_path: 
     said = Said()
     assert import_file(tmp_path / "device.jsonl", said).heads == ()
     assert any("run it again" in message for message in said.messages)
+    with pytest.raises(
+        MissingError, match=r"broken off before its models were measured whole.*Run the kit again there"
+    ):
+        open_device(import_file(tmp_path / "device.jsonl", Silent(), name="pi").name).node_times(b"", [])
     assert run(kit, tmp_path).returncode == 0
     assert kinds(tmp_path / "device.jsonl").count("candidate") == 9
     assert kinds(tmp_path / "device.jsonl").count("probe") == kinds(returned).count("probe")
     assert len(import_file(tmp_path / "device.jsonl", Silent()).heads) == 1
+
+
+def test_a_kit_that_was_broken_off_in_its_probes_is_said_to_be(returned: Path, tmp_path: Path) -> None:
+    lines = returned.read_text().splitlines(keepends=True)
+    (tmp_path / "device.jsonl").write_text("".join(lines[: kinds(returned).index("device")]))
+    with pytest.raises(
+        InputError, match=r"device.jsonl was broken off in its probes. Run the kit again there: it goes on"
+    ):
+        import_file(tmp_path / "device.jsonl", Silent())
 
 
 def test_a_kit_adds_nothing_to_the_file_of_another_device(kit: Path, returned: Path, tmp_path: Path) -> None:

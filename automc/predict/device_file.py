@@ -50,6 +50,7 @@ class DeviceFile:
         name: what people call it; the key where it has no name.
         space: what candidates were drawn for, where that was decided before the device was known.
         kernels: how many kernels were timed.
+        broken_off: candidates of a model were not followed by its whole models, or there were none yet.
         energies: (model, what it took by the machine's counters).
         few: a sentence on each model of which few candidates were measured.
         damaged: notes on lines that could not be read.
@@ -66,6 +67,7 @@ class DeviceFile:
     kernels: int = 0
     damaged: tuple[str, ...] = ()
     off_board: bool = False
+    broken_off: bool = False
     energies: tuple[tuple[str, Energy], ...] = ()
     few: tuple[str, ...] = ()
 
@@ -84,13 +86,14 @@ class DeviceFile:
         named = [line["name"] for line in lines if line["kind"] == "name"]
         spaces = [Capabilities.from_json(line["capabilities"]) for line in lines if line["kind"] == "space"]
         heads = {line["key"]: Head.of(line) for line in lines if line["kind"] == "profile"}
+        begun = {line["key"] for line in lines if line["kind"] in ("candidate", "failure")}
         answers = [Probed.from_json(line) for line in lines if line["kind"] == "probe"]
         return cls(
             path, told[-1]["device_key"], named[-1] if named else told[-1]["device_key"], told[-1]["environment"],
             Capabilities.from_json(told[-1]["capabilities"]), tuple({(p.group, p.name): p for p in answers}.values()),
             tuple(heads.values()), spaces[-1] if spaces else None,
             sum(len(line["nodes"]) for line in lines if line["kind"] == "candidate"), tuple(listener.messages),
-            off_board=bool(spaces), energies=tuple(_energy(line) for line in lines if line["kind"] == "energy"),
+            off_board=bool(spaces), broken_off=not heads or not begun <= heads.keys(), energies=tuple(_energy(line) for line in lines if line["kind"] == "energy"),
             few=tuple(line["sentence"] for line in lines if line["kind"] == "few"),
         )  # fmt: skip
 

@@ -113,6 +113,11 @@ class Recorded(Unmeasured):
         return self.file.space or self.file.capabilities
 
     def absent(self) -> MissingError:
+        if self.file.broken_off:
+            return MissingError(
+                f"{self.name} was measured with a kit that was broken off before its models were measured whole.",
+                remedy="Run the kit again there, it goes on, and bring its device file back; another model or space needs a kit of its own.",
+            )
         return MissingError(
             f"{self.name} was measured with a kit and cannot be measured from here.",
             remedy="Emit a kit of this very model and space and bring its device file back, or use ssh:USER@HOST.",
