@@ -12,15 +12,16 @@ from automc import __version__, registry
 from automc.devices.cpu import Cpu
 from automc.devices.device import Capabilities, Device, device_path, digest
 from automc.devices.kit import agent_archive, patterned, probe_files
+from automc.devices.lines import append_lines
 from automc.devices.probe_models import probe_set
-from automc.disk import write_atomic
+from automc.disk import explained, write_atomic
 from automc.errors import AutomcError, InputError
 from automc.predict.attribute import places_in
 from automc.predict.device_file import DeviceFile, known_devices
 from automc.predict.profile import now
 from automc.predict.profile import subject as subject_digest
 from automc.predict.sampling import stratified
-from automc.predict.store import append, records
+from automc.predict.store import records
 from automc.predict.targets import Recorded
 from automc.profiling import Subject
 from automc.protocols import Observer
@@ -86,6 +87,7 @@ def import_file(path: Path, observer: Observer, *, name: str | None = None, stri
     Raises:
         InputError: no such file, or not a device file, or one without more than probes; the name cannot be used; with `strict` also
             where lines are damaged or automc was of another version.
+        DiskError: it cannot be kept.
     """
     if not path.is_file():
         raise InputError(f"There is no file {path}.", remedy="Give the .jsonl file that the kit wrote.")
@@ -109,9 +111,8 @@ def import_file(path: Path, observer: Observer, *, name: str | None = None, stri
         observer.message(
             f"{label} was measured before, and this adds to it: give --name where it is another machine.", "warning"
         )
-    append(target, [_split(line) for line in fresh], observer)
-    if not known:
-        append(target, [("name", {"name": label})], observer)
+    with explained(target):
+        append_lines(target, [*map(_split, fresh), *([] if known else [("name", {"name": label})])])
     read = DeviceFile.read(target)
     assert read is not None
     return read

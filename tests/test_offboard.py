@@ -278,6 +278,18 @@ def test_where_no_kit_can_be_written_is_said_before_anything_is_loaded(
     assert said in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_cache_that_cannot_be_written_is_said_before_anything_is_measured(
+    returned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("AUTOMC_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr("automc.predict.targets.open_device", lambda *_: pytest.fail("work was begun"))
+    for arguments in (["--probes-only"], ["--few", "20"], ["--from-kit", str(returned), "--name", "pi"]):
+        assert main(["profile", *arguments]) == 4
+        said = "".join(capsys.readouterr().err.split())
+        assert f"Cannotwrite{tmp_path}/file/cache/devices" in said
+
+
 def test_what_to_do_with_a_kit_can_be_copied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "ki t é.zip").touch()
     _say_kit(tmp_path / "ki t é.zip", as_json=False)

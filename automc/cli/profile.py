@@ -118,10 +118,12 @@ def profile(
 def _measure(
     fields: dict[str, Any], dims: tuple[int, ...] | None, observer: Observer, limit: str, wait: str, again: bool, bare: bool
 ) -> tuple[DeviceFile, PredictorReport | None]:  # fmt: skip
+    from automc.devices.device import devices_dir
     from automc.predict.device_file import find_device_file
     from automc.predict.targets import open_device
     from automc.profiling import probe_device, profile_subject
 
+    try_folder(devices_dir())
     device = open_device(fields["device"], fields["threads"])
     subject = None if bare else _subject(fields, dims, device)
     probe_device(device, observer, again=again)
@@ -133,9 +135,11 @@ def _measure(
 
 
 def _few(fields: dict[str, Any], dims: tuple[int, ...] | None, observer: Observer, shots: int, wait: str) -> Transfer:
+    from automc.devices.device import devices_dir
     from automc.predict.targets import open_device
     from automc.transfer import transfer
 
+    try_folder(devices_dir())
     subject = _subject(fields, dims, open_device(fields["device"], fields["threads"]))
     return transfer(subject, shots, observer, seed=fields["seed"], wait_s=parse_duration(wait))
 
