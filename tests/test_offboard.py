@@ -38,6 +38,8 @@ from automc.predict.profile import profile_model
 from automc.predict.targets import Recorded, is_device, open_device
 from automc.profiling import Subject, profile_subject
 
+_HELLO = "automc: frames follow\\n"
+
 
 class Said(Silent):
     """Keeps what is said."""
@@ -300,6 +302,45 @@ def test_how_to_try_a_machine_can_be_copied(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("AUTOMC_SSH", "sh -c 'exit 255'")
     with pytest.raises(MissingError, match="Try `ssh 'a b' true`"):
         Ssh("a b").environment()
+
+
+def _shell(monkeypatch: pytest.MonkeyPatch, folder: Path, before: str) -> None:
+    """An ssh command that runs `before` in a shell of this machine, and then what it was asked to."""
+    (folder / "ssh").write_text(f'#!/bin/sh\n[ "$1" = -V ] && exit 0\nshift\n{before}\nHOME={folder} exec sh -c "$*"\n')
+    (folder / "ssh").chmod(0o755)
+    monkeypatch.setenv("AUTOMC_SSH", str(folder / "ssh"))
+    monkeypatch.setenv("AUTOMC_REMOTE_PYTHON", sys.executable)
+
+
+def test_what_the_shell_there_prints_first_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _shell(monkeypatch, tmp_path, "echo Welcome to this machine")
+    there = Ssh("pi")
+    assert there.key == Cpu(1).key
+    there.close()
+
+
+@pytest.mark.parametrize(
+    ("serving", "said"),
+    [
+        ("echo Your account has expired; exit 1", "pi cannot measure: Your account has expired"),
+        ("echo no route >&2; exit 255", "pi cannot be reached: no route"),
+        ("head -c 70000 /dev/zero | tr '\\0' x", "pi cannot measure: xxx"),
+        (f"printf '{_HELLO}'; exit 255", "pi broke off: it said nothing"),
+        (f"printf '{_HELLO}'; head -c 9 >&2; exit 255", "pi broke off"),
+        (f"printf '{_HELLO}\\100\\0\\0\\0\\0\\0\\0\\0{{\"key\"'; exit 255", "pi broke off: it said nothing"),
+        (
+            f"printf '{_HELLO}Welcome to this machine'; cat >/dev/null",
+            "pi broke off: b'Welcome ' does not begin a frame",
+        ),
+        (f"printf '{_HELLO}\\003\\0\\0\\0\\0\\0\\0\\0{{}}.'; cat >/dev/null", "pi broke off: Extra data"),
+    ],
+)
+def test_an_answer_that_is_none_or_is_cut_off_is_said(
+    serving: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _shell(monkeypatch, tmp_path, f'case "$*" in *serve*) {serving};; esac')
+    with pytest.raises(MissingError, match=re.escape(said)):
+        Ssh("pi").environment()
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """What runs on a target: measure what a kit holds, or serve one over a pipe. Needs Python, numpy and onnxruntime alone.
 
-Frames are 8 bytes of length, a JSON header with the lengths of its blobs, and the blobs (models are deflated, arrays are .npy).
+The server greets with a line, since the shell that starts it may print something before. Frames are 8 bytes of length, a JSON header with the
+lengths of its blobs, and the blobs (models are deflated, arrays are .npy).
 """
 
 from __future__ import annotations
@@ -30,10 +31,15 @@ from automc.devices.measure import COMPARING
 from automc.devices.places import assign
 from automc.devices.probes import Probe, run_probes
 
-__all__ = ["main", "measure_kit", "receive", "send", "serve"]
+__all__ = ["main", "measure_kit", "receive", "send", "serve", "until_greeted"]
 
 _ROUNDS = 8
 _REPEATS = 8
+_GREETING = b"automc: frames follow\n"
+_MOST_BEFORE = 1 << 16
+"""Bytes that may come before the greeting."""
+_MOST_HEADER = 1 << 28
+"""Bytes of a header: the times of hundreds of models take some megabytes."""
 
 
 def main(arguments: Sequence[str], archive: Path) -> int:
@@ -143,7 +149,9 @@ def _time_kernels(
 
 
 def serve(device: Cpu, source: IO[bytes], sink: IO[bytes]) -> None:
-    """Answer requests until the pipe is closed."""
+    """Greet, and answer requests until the pipe is closed."""
+    sink.write(_GREETING)
+    sink.flush()
     while (request := receive(source)) is not None:
         header, blobs = request
         try:
@@ -177,12 +185,35 @@ def send(sink: IO[bytes], header: Mapping[str, Any], blobs: Sequence[bytes] = ()
 
 
 def receive(source: IO[bytes]) -> tuple[dict[str, Any], list[bytes]] | None:
-    """Read one frame; None where the pipe was closed."""
+    """Read one frame; None where the pipe was closed, also in the middle of one.
+
+    Raises:
+        ValueError: what comes is no frame.
+    """
     size = source.read(8)
-    if len(size) < 8:
+    length = int.from_bytes(size, "little")
+    if len(size) == 8 and length > _MOST_HEADER:
+        raise ValueError(f"{size!r} does not begin a frame")
+    text = source.read(length) if len(size) == 8 else b""
+    if len(size) < 8 or len(text) < length:
         return None
-    header = json.loads(source.read(int.from_bytes(size, "little")))
-    return header, [source.read(length) for length in header.pop("blobs")]
+    header = json.loads(text)
+    if not isinstance(header, dict) or not isinstance(header.get("blobs"), list):
+        raise ValueError(f"{text[:40]!r} does not begin a frame")
+    lengths = header.pop("blobs")
+    blobs = [source.read(length) for length in lengths]
+    return (header, blobs) if [len(blob) for blob in blobs] == lengths else None
+
+
+def until_greeted(source: IO[bytes]) -> bytes | None:
+    """Read up to the greeting of a server: None, or everything that came where it did not."""
+    heard = bytearray()
+    while not heard.endswith(_GREETING):
+        byte = source.read(1)
+        heard += byte
+        if not byte or len(heard) > _MOST_BEFORE:
+            return bytes(heard)
+    return None
 
 
 def _say(text: str) -> None:

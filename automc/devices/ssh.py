@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import shlex
@@ -14,7 +15,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from automc.devices.agent import receive, send
+from automc.devices.agent import receive, send, until_greeted
 from automc.devices.cpu import Cpu
 from automc.devices.device import Array, Capabilities, Model, NodeTime, Session, digest
 from automc.devices.kit import agent_archive, patterned
@@ -24,6 +25,9 @@ from automc.errors import InputError, MissingError
 __all__ = ["Ssh"]
 
 _INSTALL = 'mkdir -p "$HOME/.cache/automc" && f="$HOME/.cache/automc/{name}" && {{ test -s "$f" || {{ cat > "$f.$$" && mv "$f.$$" "$f"; }}; }}'
+_SILENT = "it said nothing"
+_PATIENCE_S = 5.0
+"""How long a connection that is of no use may take to end by itself."""
 
 
 class Ssh:
@@ -94,11 +98,16 @@ class Ssh:
         assert pipe.stdout is not None
         try:
             send(pipe.stdin, header, blobs)
-            answer = receive(pipe.stdout)
-        except BrokenPipeError:
-            answer = None
+            answer, why = receive(pipe.stdout), ""
+        except OSError:
+            answer, why = None, ""
+        except ValueError as error:
+            answer, why = None, str(error)
         if answer is None:
-            raise self._lost(pipe)
+            raise MissingError(
+                f"{self.host} broke off: {_last(self._end(pipe)) or why or _SILENT}",
+                remedy=f"Try `ssh {shlex.quote(self.host)} true`, and again: a profile goes on where it ended.",
+            )
         if "error" in answer[0]:
             raise InputError(f"{self.name} could not run the model: {answer[0]['error']}")
         return answer[0]
@@ -112,11 +121,22 @@ class Ssh:
             [*self._command, _INSTALL.format(name=name)], input=archive, capture_output=True, check=False
         )
         if done.returncode:
-            raise self._unreachable(done.stderr)
+            raise self._unreachable(done.stderr or done.stdout)
         python = os.environ.get("AUTOMC_REMOTE_PYTHON", "python3")
         remote = f'exec {python} "$HOME/.cache/automc/{name}" serve --threads {self.threads}'
-        pipe = subprocess.PIPE
-        return subprocess.Popen([*self._command, remote], stdin=pipe, stdout=pipe, stderr=self._said)
+        ends = subprocess.PIPE
+        pipe = subprocess.Popen([*self._command, remote], stdin=ends, stdout=ends, stderr=self._said)
+        assert pipe.stdout is not None
+        heard = until_greeted(pipe.stdout)
+        if heard is None:
+            return pipe
+        told = self._end(pipe) or heard
+        if pipe.returncode == 255:
+            raise self._unreachable(told)
+        raise MissingError(
+            f"{self.host} cannot measure: {_last(told) or _SILENT}",
+            remedy="It needs Python 3.10 or later, numpy and onnxruntime; $AUTOMC_REMOTE_PYTHON names its Python.",
+        )
 
     @cached_property
     def _said(self) -> IO[bytes]:
@@ -132,21 +152,25 @@ class Ssh:
             raise MissingError(f"{command[0]!r} is not installed.", remedy="Install an ssh client.") from None
         return [*command, self.host]
 
-    def _lost(self, pipe: subprocess.Popen[bytes]) -> MissingError:
+    def _end(self, pipe: subprocess.Popen[bytes]) -> bytes:
+        """End a connection that is of no use; what the other side wrote to its stderr."""
         self.__dict__.pop("_pipe", None)
-        pipe.communicate()
+        assert pipe.stdin is not None
+        assert pipe.stdout is not None
+        with contextlib.suppress(OSError):
+            pipe.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            pipe.wait(_PATIENCE_S)
+        pipe.kill()
+        pipe.wait()
+        pipe.stdout.close()
         self._said.seek(0)
-        told = self._said.read()
-        if pipe.returncode == 255:
-            return self._unreachable(told)
-        return MissingError(
-            f"{self.host} cannot measure: {_last(told)}",
-            remedy="It needs Python 3.10 or later, numpy and onnxruntime; $AUTOMC_REMOTE_PYTHON names its Python.",
-        )
+        return self._said.read()
 
     def _unreachable(self, told: bytes) -> MissingError:
         return MissingError(
-            f"{self.host} cannot be reached: {_last(told)}", remedy=f"Try `ssh {shlex.quote(self.host)} true`."
+            f"{self.host} cannot be reached: {_last(told) or _SILENT}",
+            remedy=f"Try `ssh {shlex.quote(self.host)} true`.",
         )
 
 
@@ -162,4 +186,4 @@ def _array(values: Array) -> bytes:
 
 def _last(told: bytes) -> str:
     lines = told.decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it said nothing"
+    return lines[-1][:300] if lines else ""
