@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import getpass
 import json
 import os
@@ -97,6 +98,51 @@ def test_a_kit_needs_numpy_and_onnxruntime_alone(kit: Path, tmp_path: Path) -> N
     imported = {name.partition(".")[0] for name in done.stdout.split()}
     assert {"numpy", "onnxruntime"} <= imported
     assert not imported & {"click", "onnx", "rich", "scipy", "sklearn", "torch", "yaml"}
+
+
+def test_a_python_that_is_too_old_for_a_kit_says_so(kit: Path) -> None:
+    with zipfile.ZipFile(kit) as archive:
+        source = archive.read("__main__.py").decode()
+    ast.parse(source, feature_version=(3, 4))
+    script = f"import sys; sys.version_info = (3, 9, 18); exec({source!r})"
+    done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("This needs Python 3.10 or later; this one is 3.9.")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("--threads", "0"), 2, "0 threads cannot run anything. Use 1 or more."),
+        (("--out", "folder"), 4, "Cannot use folder: Is a directory. Give another --out, or free some space."),
+        (("--out", "file/x.jsonl"), 4, "Cannot use"),
+    ],
+)
+def test_what_a_kit_cannot_do_is_said_in_a_sentence(
+    arguments: tuple[str, ...], code: int, said: str, kit: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    done = run(kit, tmp_path, *arguments)
+    assert done.returncode == code
+    assert done.stderr.startswith(said)
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_kit_of_which_nothing_runs_there_says_why(kit: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(kit) as archive, zipfile.ZipFile(tmp_path / "newer.zip", "w") as newer:
+        for name in archive.namelist():
+            data = archive.read(name)
+            if name.startswith("candidates/"):
+                model = onnx.load_from_string(data)
+                model.ir_version = 99
+                data = model.SerializeToString()
+            newer.writestr(name, data)
+    done = run(tmp_path / "newer.zip", tmp_path)
+    assert done.returncode == 2
+    said = done.stderr.splitlines()[-1]
+    assert re.match(r"None of 9 candidates runs here: .*IR version.*pip install --upgrade onnxruntime", said)
 
 
 def test_a_kit_holds_no_weights_of_the_model(kit: Path) -> None:
@@ -295,7 +341,9 @@ def test_a_cache_that_cannot_be_written_is_said_before_anything_is_measured(
 def test_what_to_do_with_a_kit_can_be_copied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "ki t é.zip").touch()
     _say_kit(tmp_path / "ki t é.zip", as_json=False)
-    assert "&& python3 'ki t é.zip'" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "&& python3 'ki t é.zip'" in said
+    assert "Python 3.10 or later" in said
 
 
 def test_how_to_try_a_machine_can_be_copied(monkeypatch: pytest.MonkeyPatch) -> None:

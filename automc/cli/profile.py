@@ -169,7 +169,7 @@ def _say_kit(path: Path, *, as_json: bool) -> None:
     if as_json:
         print_json({"kit": str(path), "size_bytes": path.stat().st_size})
         return
-    stdout().print(f"Wrote {path} ({size_mb:.1f} MB). On the other machine:", soft_wrap=True)
+    stdout().print(f"Wrote {path} ({size_mb:.1f} MB). On the other machine, with Python 3.10 or later:", soft_wrap=True)
     stdout().print(f"  pip install numpy onnxruntime && python3 {shlex.quote(path.name)}", soft_wrap=True)
     stdout().print("Bring the file that it writes back and give it to `automc profile --from-kit FILE`.")
 

@@ -30,6 +30,7 @@ from automc.devices.lines import append_lines, read_lines
 from automc.devices.measure import COMPARING
 from automc.devices.places import assign
 from automc.devices.probes import Probe, run_probes
+from automc.errors import AutomcError, DiskError, InputError
 
 __all__ = ["main", "measure_kit", "receive", "send", "serve", "until_greeted"]
 
@@ -52,13 +53,28 @@ def main(arguments: Sequence[str], archive: Path) -> int:
     parser.add_argument("--time", type=float, default=200.0, metavar="SECONDS", help="for the whole models")
     parser.add_argument("--out", type=Path, default=Path(f"device-{platform.node() or 'here'}.jsonl"))
     given = parser.parse_args(arguments)
+    try:
+        return _run(given, archive)
+    except AutomcError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        sys.stderr.write(f"Cannot use{where}: {error.strerror or error}. Give another --out, or free some space.\n")
+        return DiskError.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("Broken off. Run this again: it goes on.\n")
+        return 130
+
+
+def _run(given: argparse.Namespace, archive: Path) -> int:
     with zipfile.ZipFile(archive) as kit:
         device = Cpu(given.threads, conv=lambda cin, cout: kit.read(f"convs/{cin}x{cout}.onnx"))
         if given.command == "serve":
             serve(device, sys.stdin.buffer, _own_stdout())
             return 0
         if not _is_of(device, given.out):
-            parser.error(f"{given.out} is of another machine, runtime or number of threads: give another --out")
+            raise InputError(f"{given.out} is of another machine, runtime or number of threads: give another --out.")
         measure_kit(device, kit, given.out, time_limit_s=given.time, say=_say)
     return 0
 
@@ -75,7 +91,12 @@ def _is_of(device: Cpu, path: Path) -> bool:
 def measure_kit(
     device: Cpu, kit: zipfile.ZipFile, out: Path, *, time_limit_s: float, say: Callable[[str], None]
 ) -> None:
-    """Append to `out` what the kit asks and what `out` does not hold yet."""
+    """Append to `out` what the kit asks and what `out` does not hold yet.
+
+    Raises:
+        InputError: none of the candidates runs here.
+        OSError: `out` cannot be written.
+    """
     manifest = json.loads(kit.read("kit.json"))
     subject = manifest["subject"]
     key = digest(device.key, subject)
@@ -125,8 +146,13 @@ def _probe(
 def _time_kernels(
     device: Cpu, kit: zipfile.ZipFile, manifest: Mapping[str, Any], key: str, done: set[str], out: Path, say: Callable[[str], None]
 ) -> dict[str, bytes]:  # fmt: skip
-    """Policy digest -> model of the candidates that run here; their kernels are timed and kept."""
+    """Policy digest -> model of the candidates that run here; their kernels are timed and kept.
+
+    Raises:
+        InputError: there are none.
+    """
     models: dict[str, bytes] = {}
+    first = ""
     inputs, candidates = _arrays(manifest["inputs"]), manifest["candidates"]
     for index, entry in enumerate(candidates):
         model = kit.read(entry["model"])
@@ -141,10 +167,17 @@ def _time_kernels(
                 append_lines(out, [("candidate", record)])
             models[entry["digest"]] = model
         except Exception as error:  # whatever the runtime raises on one model: the others are measured
-            record = {"key": key, "subject": manifest["subject"], "policy": entry["policy"], "reason": str(error)}
+            reason = str(error) or type(error).__name__
+            record = {"key": key, "subject": manifest["subject"], "policy": entry["policy"], "reason": reason}
             append_lines(out, [("failure", record)])
-            say(f"candidate {index + 1} does not run here: {str(error).splitlines()[0]}")
+            first = first or reason.splitlines()[0]
+            say(f"candidate {index + 1} does not run here: {reason.splitlines()[0]}")
         say(f"candidates: {index + 1} of {len(candidates)}")
+    if not models:
+        raise InputError(
+            f"None of {len(candidates)} candidates runs here: {first}",
+            remedy="A newer onnxruntime may run them (pip install --upgrade onnxruntime); give it another --out.",
+        )
     return models
 
 

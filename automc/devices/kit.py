@@ -26,6 +26,10 @@ _CODE = (
     "devices/watching.py",
 )  # fmt: skip
 _MAIN = """import sys
+
+if sys.version_info < (3, 10):
+    sys.exit("This needs Python 3.10 or later; this one is %d.%d. Another may be called python3.10 or python3.12." % sys.version_info[:2])
+
 from pathlib import Path
 
 try:
@@ -33,9 +37,10 @@ try:
 except ImportError as error:
     if (error.name or "").partition(".")[0] not in ("numpy", "onnxruntime"):
         raise
-    sys.exit(f"{error.name} is not installed here: pip install numpy onnxruntime")
+    sys.exit("%s is not installed here: pip install numpy onnxruntime" % error.name)
 sys.exit(main(sys.argv[1:], Path(sys.argv[0])))
 """
+"""What any Python can parse, so that one that is too old says so."""
 _PATTERN = 1024
 """Elements of a weight that are kept and repeated."""
 
