@@ -32,6 +32,7 @@ from automc.devices.probe import conv_model
 from automc.devices.probe_models import probe_set
 from automc.devices.ssh import Ssh
 from automc.errors import InputError, MissingError, UnknownNameError
+from automc.export.sparse import MASK, pack_zeros
 from automc.job import Silent
 from automc.offboard import emit_kit, import_file, unknown_target
 from automc.predict.device_file import DeviceFile, keep_device
@@ -145,15 +146,76 @@ def test_a_kit_of_which_nothing_runs_there_says_why(kit: Path, tmp_path: Path) -
     assert re.match(r"None of 9 candidates runs here: .*IR version.*pip install --upgrade onnxruntime", said)
 
 
+def values(model: bytes) -> dict[str, np.ndarray]:
+    """Initializer -> what it holds, of those that can be weights, codes or integer biases."""
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load_from_string(model).graph.initializer}
+    kinds = ("float32", "float16", "int2", "uint2", "int4", "uint4", "int8", "uint8", "int32")
+    return {name: array for name, array in tensors.items() if array.size > 1 and str(array.dtype) in kinds}
+
+
+def of_layers(model: bytes) -> set[str]:
+    """Names of initializers that say how codes are to be read."""
+    nodes = onnx.load_from_string(model).graph.node
+    return {n for node in nodes if node.op_type.endswith("quantizeLinear") or node.op_type == "QuantizeLinear" for n in node.input[1:]}  # fmt: skip
+
+
 def test_a_kit_holds_no_weights_of_the_model(kit: Path) -> None:
-    model = onnx.load_from_string(conv_model(64, 64))
-    whole, packed = (numpy_helper.to_array(m.graph.initializer[0]) for m in (model, onnx.load_from_string(patterned(conv_model(64, 64)))))  # fmt: skip
-    assert packed.shape == whole.shape
-    assert packed.dtype == whole.dtype
-    assert len(np.unique(packed)) <= 1024 < len(np.unique(whole))
-    assert kit.stat().st_size < 4e6
+    own = values(subject().dense_onnx)
     with zipfile.ZipFile(kit) as archive:
-        assert sum(name.startswith("candidates/") for name in archive.namelist()) == 9
+        candidates = [archive.read(name) for name in archive.namelist() if name.startswith("candidates/")]
+    assert len(candidates) == 9
+    assert kit.stat().st_size < 4e6
+    taken = np.concatenate([array.ravel() for array in own.values()])
+    for model in candidates:
+        for name, array in values(model).items():
+            if array.dtype == np.float32 and name not in of_layers(model):
+                assert np.isin(array, taken[taken != 0]).mean() < 0.01, name
+
+
+@pytest.mark.parametrize(
+    ("network", "space", "kinds"),
+    [
+        ("plain", "mixed", {"float32", "int32", "int4", "int8", "uint2", "uint4", "uint8"}),
+        ("plain", "sparse", {"float32"}),
+        ("mobile", "default", {"float32", "int8", "int32"}),
+    ],
+)
+def test_every_weight_of_any_size_is_a_pattern_and_the_model_still_runs(
+    network: str, space: str, kinds: set[str]
+) -> None:
+    given = Subject.of_batch(networks.make(network), (networks.images(2),), 1, unknown_target(), space)
+    build, offered = given.builder(), given.offered.space
+    inputs = [tensor.numpy() for tensor in given.example]
+    seen: set[str] = set()
+    for policy in offered.decode(offered.sample(6, np.random.default_rng(0))):
+        model = build(policy)
+        if space == "sparse":
+            model = pack_zeros(onnx.load_from_string(model)).SerializeToString()
+        sent = patterned(model)
+        assert sent == patterned(model)
+        before, after, stay = values(model), values(sent), of_layers(model)
+        for name, array in before.items():
+            assert (after[name].shape, after[name].dtype) == (array.shape, array.dtype)
+            whole = array.astype(np.float64).ravel()
+            if name in stay or name.endswith(MASK):
+                assert np.array_equal(after[name], array)
+            elif whole.any():
+                assert not np.array_equal(after[name], array), name
+                seen.add(str(array.dtype))
+        assert all(np.isfinite(output).all() for output in Cpu(1).session(sent).run(*inputs))
+    assert seen == kinds
+
+
+def test_a_pattern_has_the_size_of_what_it_stands_for_and_no_denormals() -> None:
+    model = onnx.load_from_string(conv_model(64, 64))
+    whole = numpy_helper.to_array(model.graph.initializer[0])
+    for factor in (1e-3, 1.0, 1e-30, 0.0):
+        model.graph.initializer[0].CopyFrom(numpy_helper.from_array(whole * np.float32(factor), "w"))
+        [packed] = values(patterned(model.SerializeToString())).values()
+        assert len(np.unique(packed)) <= 1024
+        spread = max(factor, 2.0**-20) if factor else 0.0
+        assert packed.std() == pytest.approx(spread, rel=0.5)
+        assert np.abs(packed).min() >= np.finfo(np.float32).tiny * bool(factor)
 
 
 def test_what_a_kit_measured_prices_the_model_here(returned: Path) -> None:
