@@ -71,13 +71,13 @@ class PredictorReport:
     """How far to trust the predicted latencies of this search. Errors are fractions (0.03 = 3 %).
 
     Attributes:
-        mape: mean absolute percentage error on whole models held out of the fit.
+        mape: mean absolute error on whole models held out of the fit, as a share of what was measured; None where none could be held out.
         kernel_mape: the same on kernels of no model learned from; None where every kernel is in several models.
         noise_floor: split-half repeatability of the measurements the errors are taken against.
         coverage: share of the dense latency that learned kernels explain; the rest is priced by a bound.
     """
 
-    mape: float
+    mape: float | None
     kernel_mape: float | None
     noise_floor: float
     kernels: int

@@ -133,7 +133,7 @@ def policy_map(summary: Summary) -> go.Figure:
 
 
 def predicted_vs_measured(summary: Summary) -> go.Figure:
-    """Predicted against measured latency of every measured model, on the band that the held-out error of the predictor spans."""
+    """Predicted against measured latency of every measured model, on the band that the held-out error of the predictor spans, if known."""
     models = [f for f in (summary.dense, *summary.finalists) if f.predicted_latency_s and f.cost.latency_s]
     measured = [f.cost.latency_s or 0.0 for f in models]
     factor, unit = _scale("latency_s", max(measured, default=1.0))
@@ -143,6 +143,8 @@ def predicted_vs_measured(summary: Summary) -> go.Figure:
         (summary.predictor.mape, "held-out error", "rgba(86,180,233,0.25)"),
         (summary.predictor.noise_floor, "noise floor", "rgba(0,0,0,0.18)"),
     ):
+        if share is None:
+            continue
         figure.add_scatter(
             x=[*ends, *reversed(ends)],
             y=[(1 - share) * ends[0], (1 - share) * ends[1], (1 + share) * ends[1], (1 + share) * ends[0]],

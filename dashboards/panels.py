@@ -96,7 +96,7 @@ def progress(summary: Summary, trials: Sequence[Trial]) -> None:
     with left:
         st.plotly_chart(figures.hypervolume(summary, trials), key="search")
     with right:
-        if summary.measured and math.isfinite(summary.predictor.mape):
+        if summary.measured and math.isfinite(summary.predictor.noise_floor):
             st.plotly_chart(figures.predicted_vs_measured(summary), key="predictions")
 
 

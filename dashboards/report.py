@@ -136,10 +136,10 @@ def _trust(summary: Summary) -> Iterator[str]:
         if chosen.noisy:
             yield page.paragraph("The machine was busy while this was measured: measure again before relying on it.")
     single = "" if report.kernel_mape is None else f", and by {100 * report.kernel_mape:.1f} % on single kernels ({report.kernels} in all)"  # fmt: skip
+    off = "an unknown share, as no model could be held out" if report.mape is None else f"{100 * report.mape:.1f} % on average on models that it had not seen ({report.models} in all)"  # fmt: skip
     yield page.paragraph(
         f"The measurements repeat to {100 * report.noise_floor:.1f} %. The predictor that led the search was off by "
-        f"{100 * report.mape:.1f} % on average on models that it had not seen ({report.models} in all){single}; "
-        f"{100 * report.coverage:.0f} % of the dense latency is in kernels that it learned."
+        f"{off}{single}; {100 * report.coverage:.0f} % of the dense latency is in kernels that it learned."
     )
 
 

@@ -234,6 +234,16 @@ def test_json_has_no_number_that_json_cannot_hold(
     assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["predictor"]["mape"] is None
 
 
+def test_an_error_that_nobody_knows_is_said_to_be_unknown(
+    ending: Callable[[Summary], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = dataclasses.replace(make_summary().predictor, mape=None, kernel_mape=None)
+    ending(dataclasses.replace(make_summary(), predictor=report))
+    assert main(["search"]) == 0
+    said = "off by an unknown share, as no model could be held out; the measurements themselves repeat to 1.2 %"
+    assert said in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_budget_that_the_dense_model_holds_is_said_plainly(
     ending: Callable[[Summary], None], capsys: pytest.CaptureFixture[str]
 ) -> None:

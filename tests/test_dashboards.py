@@ -137,6 +137,13 @@ def test_the_report_shows_what_limits_trust(summary: Summary) -> None:
         assert sentence not in quiet
 
 
+def test_an_error_of_the_predictor_that_nobody_knows_is_told_and_not_drawn() -> None:
+    summary = dataclasses.replace(SUMMARY, predictor=dataclasses.replace(SUMMARY.predictor, mape=None))
+    assert "off by an unknown share" in _text(render(summary, TRIALS, Path("runs/one")))
+    known, unknown = ({trace.name for trace in figures.predicted_vs_measured(s).data} for s in (SUMMARY, summary))
+    assert {name.split(":")[0] for name in known - unknown} == {"held-out error"}
+
+
 def test_the_report_has_a_table_for_every_figure() -> None:
     html = render(SUMMARY, TRIALS, Path("runs/one"))
     for section in html.split("<section>")[1:]:

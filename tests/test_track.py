@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +162,8 @@ def test_the_outcome_is_among_the_metrics(recorded: Recorded) -> None:
     assert metrics["best/test_score"] == SUMMARY.best.test
     assert metrics["dense/latency_ms"] == pytest.approx(100.4)
     assert metrics["predictor/noise_floor"] == 0.012
+    unknown = replace(SUMMARY, predictor=replace(SUMMARY.predictor, mape=None))
+    assert {**summary_metrics(unknown), "predictor/mape": 0.041} == summary_metrics(SUMMARY)
 
 
 def test_each_finalist_is_a_nested_run(recorded: Recorded) -> None:

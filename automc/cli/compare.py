@@ -89,7 +89,7 @@ _ROWS: tuple[tuple[str, Callable[[Summary], str]], ...] = (
     ("energy", lambda s: text.known(_chosen(s).cost, "energy_j")),
     ("size", lambda s: text.quantity("size_bytes", _chosen(s).cost.size_bytes)),
     ("MACs", lambda s: text.quantity("macs", _chosen(s).cost.macs)),
-    ("predictor's error", lambda s: f"{100 * s.predictor.mape:.1f} %"),
+    ("predictor's error", lambda s: text.error(s.predictor)),
     ("trials", lambda s: str(s.trials)),
     ("time in all", lambda s: text.duration(sum(s.seconds.values()))),
 )

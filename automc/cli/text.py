@@ -10,6 +10,7 @@ __all__ = [
     "NOTHING",
     "coverage",
     "duration",
+    "error",
     "errors",
     "interval",
     "known",
@@ -68,10 +69,16 @@ def relative(before: float | None, after: float | None) -> str:
     return f"{100 * (after / before - 1):+.0f} %"
 
 
+def error(report: PredictorReport) -> str:
+    """The predictor's error on whole models: 4.1 %, or unknown."""
+    return "unknown" if report.mape is None else f"{100 * report.mape:.1f} %"
+
+
 def errors(report: PredictorReport) -> str:
     """How far predictions are off what they did not learn from, beside how well that repeats."""
     kernels = "" if report.kernel_mape is None else f" and {100 * report.kernel_mape:.1f} % on held-out kernels"
-    models = f"off by {100 * report.mape:.1f} % on held-out models{kernels}"
+    known = f"off by {error(report)} on held-out models{kernels}"
+    models = "off by an unknown share, as no model could be held out" if report.mape is None else known
     return f"{models}; the measurements themselves repeat to {100 * report.noise_floor:.1f} %"
 
 

@@ -66,7 +66,7 @@ class LearnedPredictor:
         errors, kernel_errors = _held_out(samples, setting, model.kernel_model)
         report = PredictorReport(
             mape=_mape(errors),
-            kernel_mape=_mape(kernel_errors) if len(kernel_errors) else None,
+            kernel_mape=_mape(kernel_errors),
             noise_floor=profile.noise_floor,
             kernels=len(model.kernel_model.exact),
             models=len(samples.codes),
@@ -151,21 +151,23 @@ class LearnedPredictor:
         return Corrections.of(priced.layers_s, np.log(seconds / (self.pace * priced.latency_s)))
 
 
-def _mape(errors: Floats) -> float:
-    """Mean absolute percentage error of log ratios, as a fraction; 0 where nothing could be held out."""
-    return float(np.mean(np.abs(np.expm1(errors)))) if len(errors) else 0.0
+def _mape(errors: Floats) -> float | None:
+    """Mean absolute error as a share of what was measured, of logs of measured over predicted; None where nothing could be held out."""
+    return float(np.mean(np.abs(np.expm1(-errors)))) if len(errors) else None
 
 
 def _held_out(samples: Samples, setting: Setting, whole: KernelModel) -> tuple[Floats, Floats]:
     """Log of measured over predicted: of each model, and of kernels in no training model, predicted without them.
 
-    Only how smooth residuals are is taken from the `whole` model.
+    Only how smooth residuals are is taken from the `whole` model. Where there is a single model, nothing can be held out.
     """
     count = len(samples.codes)
     order = np.random.default_rng(0).permutation(count)
     folds = [fold.tolist() for fold in np.array_split(order, min(_FOLDS, count)) if len(fold)]
+    if len(folds) < 2:
+        return np.zeros(0), np.zeros(0)
     errors, kernel_errors = np.zeros(count), [np.zeros(0)]
-    for fold in folds if len(folds) > 1 else []:
+    for fold in folds:
         rest = sorted(set(range(count)) - set(fold))
         model = FittedModel(samples.take(rest), setting, whole)
         held = samples.take(fold)

@@ -122,12 +122,13 @@ def summary_metrics(summary: Summary) -> dict[str, float]:
         metrics["speedup"] = summary.dense.cost.latency_s / summary.best.cost.latency_s
     predictor = summary.predictor
     metrics |= {
-        "predictor/mape": predictor.mape,
         "predictor/noise_floor": predictor.noise_floor,
         "predictor/coverage": predictor.coverage,
         "trials": float(summary.trials),
         "seconds/in_all": sum(summary.seconds.values()),
     }
+    if predictor.mape is not None:
+        metrics["predictor/mape"] = predictor.mape
     if predictor.kernel_mape is not None:
         metrics["predictor/kernel_mape"] = predictor.kernel_mape
     return metrics | {f"seconds/{stage}": seconds for stage, seconds in summary.seconds.items()}
