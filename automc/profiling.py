@@ -90,9 +90,9 @@ def probe_device(device: Device, observer: Observer, *, again: bool = False) -> 
 
 
 def profile_subject(
-    subject: Subject, observer: Observer, *, time_limit_s: float = 200.0, wait_s: float = 0.0, seed: int = 0
-) -> tuple[Profile, PredictorReport]:
-    """All candidates of a subject that the time allows, measured or read, and how well they predict each other.
+    subject: Subject, observer: Observer, *, time_limit_s: float = 200.0, wait_s: float = 0.0, seed: int = 0, again: bool = False
+) -> tuple[Profile, PredictorReport]:  # fmt: skip
+    """All candidates of a subject that the time allows, measured or (unless `again`) read, and how well they predict each other.
 
     Raises:
         InputError: the model cannot be run on the example.
@@ -103,7 +103,7 @@ def profile_subject(
     offered, dense = subject.offered, subject.dense_onnx
     profile = profile_model(
         subject.device, subject.builder(), offered.graph, offered.space, arrays, dense,
-        time_limit_s=time_limit_s, seed=seed, observer=observer, complete=True, label=subject.label, wait_s=wait_s,
+        time_limit_s=time_limit_s, seed=seed, observer=observer, complete=True, again=again, label=subject.label, wait_s=wait_s,
     )  # fmt: skip
     _keep_energy(subject, profile, arrays, observer)
     observer.stage("fit the predictor", None)

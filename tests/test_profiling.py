@@ -124,6 +124,19 @@ def test_a_profile_that_is_broken_off_goes_on_and_a_search_measures_nothing_more
     assert path.stat().st_size == size
 
 
+def test_a_profile_that_is_taken_again_replaces_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    for limit in ("MAX_CANDIDATES", "MIN_CANDIDATES"):
+        monkeypatch.setattr(f"automc.predict.profile.{limit}", 3)
+    path = device_path(Cpu(1).key)
+    old, _ = profile_subject(subject(), Silent(), time_limit_s=2.0)
+    assert profile_subject(subject(), Silent(), time_limit_s=2.0)[0] == old
+    new, _ = profile_subject(subject(), Silent(), time_limit_s=2.0, again=True)
+    assert kinds(path).count("candidate") == 6
+    assert [candidate.policy for candidate in new.candidates] == [candidate.policy for candidate in old.candidates]
+    assert new.measurement != old.measurement
+    assert read_profile(path, old.key) == new
+
+
 class Slowed(Cpu):
     """A machine that has become three times as slow since it was profiled."""
 

@@ -51,7 +51,7 @@ def _shared_options(command: Any) -> Any:
 @click.option("--input", "shape", metavar="SHAPE", help="Shape of one input such as 3x224x224, in place of --data.")
 @click.option("--time", "limit", type=duration, default="200s", show_default=True, help="For the model's candidates.")
 @click.option("--wait", type=duration, default="30s", show_default=True, help="How long to wait for idle cores.")
-@click.option("--again", is_flag=True, help="Run the probes anew, also where they were answered before.")
+@click.option("--again", is_flag=True, help="Measure probes and candidates anew, not only what is missing.")
 @click.option("--probes-only", is_flag=True, help="Measure the device alone, with no model.")
 @click.option("--few", "shots", metavar="N", type=int, help=_FEW)
 @click.option("--emit-kit", "kit", metavar="FILE.zip", type=click.Path(path_type=Path), help=_KIT)
@@ -130,7 +130,9 @@ def _measure(
     report = None
     if subject is not None:
         seconds, waited = parse_duration(limit), parse_duration(wait)
-        _, report = profile_subject(subject, observer, time_limit_s=seconds, wait_s=waited, seed=fields["seed"])
+        _, report = profile_subject(
+            subject, observer, time_limit_s=seconds, wait_s=waited, seed=fields["seed"], again=again
+        )
     return find_device_file(device.key), report
 
 

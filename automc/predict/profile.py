@@ -109,6 +109,7 @@ def profile_model(
     seed: int = 0,
     observer: Observer = SILENT,
     complete: bool = False,
+    again: bool = False,
     label: str = "",
     wait_s: float = 0.0,
 ) -> Profile:
@@ -119,6 +120,7 @@ def profile_model(
 
     Args:
         complete: measure the candidates too that an earlier profile had no time for.
+        again: measure all of them anew, also where a profile is kept; the new one takes its place.
         label: what people call the model.
         wait_s: how long to wait for idle cores.
 
@@ -127,7 +129,7 @@ def profile_model(
     """
     key = profile_key(device, space, inputs, dense_onnx)
     path = device_path(device.key)
-    cached = read_profile(path, key, observer)
+    cached = None if again else read_profile(path, key, observer)
     if cached is not None and not complete:
         return cached
     policies = space.decode(stratified(space, MAX_CANDIDATES, seed))
@@ -135,7 +137,7 @@ def profile_model(
         return cached
     if not any(record["kind"] == "device" for record in records(path)):
         append(path, [("device", facts_of(device))], observer)  # also what is broken off has an owner
-    shelf = Shelf(read_candidates(path, key), path, key, observer)
+    shelf = Shelf({} if again else read_candidates(path, key), path, key, observer)
     profile = measure_policies(
         device, build, graph, policies, inputs, key,
         time_limit_s=time_limit_s, seed=seed, observer=observer, shelf=shelf, wait_s=wait_s,
