@@ -137,6 +137,21 @@ def test_a_profile_that_is_taken_again_replaces_the_one_before(monkeypatch: pyte
     assert read_profile(path, old.key) == new
 
 
+def test_a_shorter_profile_leaves_a_better_one_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("automc.predict.profile.MAX_CANDIDATES", 5)
+    monkeypatch.setattr("automc.predict.profile.MIN_CANDIDATES", 4)
+    better, _ = profile_subject(subject(), Silent(), time_limit_s=0.0)
+    monkeypatch.setattr("automc.predict.profile.MIN_CANDIDATES", 2)
+    said = Said()
+    assert profile_subject(subject(), said, time_limit_s=0.0)[0] == better
+    assert read_profile(device_path(Cpu(1).key), better.key) == better
+    told = "There was time for 2 candidates: the profile of 4 candidates from before is kept."
+    assert told in said.messages
+    shorter, _ = profile_subject(subject(), Silent(), time_limit_s=0.0, again=True)
+    assert len(shorter.candidates) == 2
+    assert read_profile(device_path(Cpu(1).key), better.key) == shorter
+
+
 class Slowed(Cpu):
     """A machine that has become three times as slow since it was profiled."""
 

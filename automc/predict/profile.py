@@ -119,7 +119,7 @@ def profile_model(
     space, where it is smaller). Candidates are kept as they are measured, so that a profile that was broken off goes on where it ended.
 
     Args:
-        complete: measure the candidates too that an earlier profile had no time for.
+        complete: measure the candidates too that an earlier profile had no time for; where there are fewer in the end, that one stays.
         again: measure all of them anew, also where a profile is kept; the new one takes its place.
         label: what people call the model.
         wait_s: how long to wait for idle cores.
@@ -142,6 +142,12 @@ def profile_model(
         device, build, graph, policies, inputs, key,
         time_limit_s=time_limit_s, seed=seed, observer=observer, shelf=shelf, wait_s=wait_s,
     )  # fmt: skip
+    if cached is not None and len(profile.candidates) < len(cached.candidates):
+        observer.message(
+            f"There was time for {len(profile.candidates)} candidates: the profile of {len(cached.candidates)} candidates from before is kept.",
+            "warning",
+        )
+        return cached
     profile = replace(profile, label=label)
     write_profile(path, profile, observer)
     return profile
