@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 
 from automc.cli.main import main
 from automc.clock import Clock
-from automc.devices.cpu import Cpu
+from automc.devices.cpu import Cpu, measured
 from automc.devices.device import NodeTime, device_path
 from automc.devices.measure import Measurement, Protocol, interleave
 from automc.devices.probe_models import probe_set
@@ -334,7 +335,8 @@ def looks(*shares: float) -> Iterator[dict[int, float]]:
     yield from ({0: share, 1: 0.1} for share in shares)
 
 
-def test_a_busy_machine_is_waited_for_and_then_said() -> None:
+def test_a_busy_machine_is_waited_for_and_then_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1}, raising=False)
     seconds = iter(range(100))
     clock = lambda: float(next(seconds))  # noqa: E731
     quiet_later = looks(0.1, 0.2, 0.9)
@@ -343,10 +345,26 @@ def test_a_busy_machine_is_waited_for_and_then_said() -> None:
     assert "busy with other work (90%)" in wait_until_quiet(3.0, look=lambda: {0: 0.1, 1: 0.1}, clock=clock)
     assert wait_until_quiet(3.0, threads=2, look=lambda: {0: 1.0, 1: 0.1}, clock=clock) != ""
     assert wait_until_quiet(3.0, look=dict, clock=clock) == ""
+    assert "busy with other work (90%)" in wait_until_quiet(3.0, look=lambda: {0: 0.1, 1: 0.1, 2: 1.0}, clock=clock)
+
+
+def test_as_many_cores_are_waited_for_as_there_are_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, set[int]]] = []
+
+    def note(timeout_s: float, threads: int) -> str:
+        seen.append((threads, os.sched_getaffinity(0)))
+        return ""
+
+    monkeypatch.setattr("automc.devices.measure.wait_until_quiet", note)
+    for threads in (1, 4):
+        measured({"m": lambda: None}, Protocol(rounds=2, wait_s=5.0), threads, 0)
+    assert seen == [(1, os.sched_getaffinity(0)), (4, os.sched_getaffinity(0))]  # before it is pinned to one of them
 
 
 def test_a_measurement_on_a_busy_machine_is_marked_noisy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("automc.devices.measure.wait_until_quiet", lambda timeout_s: f"busy for {timeout_s:g} s")
+    monkeypatch.setattr(
+        "automc.devices.measure.wait_until_quiet", lambda timeout_s, threads: f"busy for {timeout_s:g} s"
+    )
     calm = {"sentinel": lambda: 1e-3, "lock_dir": tmp_path, "pin": False}
     measured = interleave({"m": lambda: None}, Protocol(rounds=2, wait_s=5.0), **calm)  # type: ignore[arg-type]
     assert measured.noisy

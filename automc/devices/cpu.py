@@ -131,7 +131,7 @@ class OrtSession:
 def measured(runs: Mapping[str, Callable[[], object]], protocol: Protocol, threads: int, seed: int) -> Measurement:
     """The protocol on this processor. One thread runs in the calling thread: it can be pinned, and its processor time tells interruptions."""
     single: dict[str, Any] = {"pin": True, "cpu_clock": time.thread_time} if threads == 1 else {"pin": False}
-    return interleave(runs, protocol, seed=seed, lock_dir=cache_dir(), **single)
+    return interleave(runs, protocol, seed=seed, lock_dir=cache_dir(), threads=threads, **single)
 
 
 def checked(threads: int) -> int:

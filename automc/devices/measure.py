@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from automc.devices.exclusive import alone
+from automc.devices.exclusive import alone, pinned
 from automc.devices.quiet import wait_until_quiet
 
 __all__ = ["COMPARING", "SENTINEL_TOLERANCE", "Measurement", "Protocol", "fixed_work", "interleave"]
@@ -172,13 +173,15 @@ def interleave(
     seed: int = 0,
     lock_dir: Path | None = None,
     pin: bool = True,
+    threads: int = 1,
     sentinel: Callable[[], float] | None = None,
     clock: Callable[[], float] = time.perf_counter,
     cpu_clock: Callable[[], float] | None = None,
 ) -> Measurement:
     """Measure what `runs` names, interleaved, between runs of the sentinel.
 
-    Four models of 100 ms take about 6 s. `lock_dir` holds the lock that keeps other measurements away; None takes none.
+    Four models of 100 ms take about 6 s. `lock_dir` holds the lock that keeps other measurements away; None takes none, and waits for
+    nothing. `threads` cores are waited for, where that is asked for.
     `cpu_clock` is the processor time of the calling thread, for models that run in this thread alone: a run that took longer than that
     was interrupted by other work and is repeated once; if that is interrupted too, its processor time stands in, and `notes` say how often.
 
@@ -191,9 +194,10 @@ def interleave(
     rounds = _Rounds(runs, protocol, seed, probe, clock, cpu_clock)
     if lock_dir is None:
         return rounds.measure(())
-    with alone(lock_dir, pin=pin) as notes:
-        busy = wait_until_quiet(protocol.wait_s) if protocol.wait_s else ""
-        measured = rounds.measure((*notes, *filter(None, [busy])))
+    with alone(lock_dir, pin=False) as notes:
+        busy = wait_until_quiet(protocol.wait_s, threads) if protocol.wait_s else ""
+        with pinned() if pin else nullcontext("") as loose:  # on the core that idles now, of all that were looked at
+            measured = rounds.measure((*notes, *filter(None, [busy, loose])))
         return replace(measured, noisy=True) if busy else measured
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,16 +21,20 @@ def wait_until_quiet(
     look: Callable[[], Mapping[int, float]] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> str:
-    """Return "" once `threads` cores are idle, or after `timeout_s` a sentence that says how busy the machine was."""
+    """Return "" once `threads` of the cores that this process may use are idle, or after `timeout_s` a sentence that says how busy they were."""
     look = look or idle_shares
     begin = clock()
     while True:
-        shares = look()
+        shares = {core: share for core, share in look().items() if _may_use(core)}
         if not shares or sum(share >= _IDLE for share in shares.values()) >= min(threads, len(shares)):
             return ""
         if clock() - begin >= timeout_s:
             busy = 1.0 - sum(shares.values()) / len(shares)
             return f"the machine was busy with other work ({busy:.0%}) for the {timeout_s:g} s that were waited"
+
+
+def _may_use(core: int) -> bool:
+    return not hasattr(os, "sched_getaffinity") or core in os.sched_getaffinity(0)
 
 
 def idle_shares() -> dict[int, float]:
