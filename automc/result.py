@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from automc.policy import Policy
 from automc.trial import Cost, Source, Trial
 from automc.units import format_quantity
 
-__all__ = ["Certificate", "Finalist", "PredictorReport", "Summary", "has_interval"]
+__all__ = ["Certificate", "Finalist", "PredictorReport", "Summary", "has_interval", "measured_under"]
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,12 @@ class Finalist:
             divergence=data.get("divergence"),
             worth=data.get("worth"),
         )
+
+
+def measured_under(noisy: bool, notes: Sequence[str]) -> list[str]:
+    """What limits the trust in measured figures, in sentences for people: whether the machine was busy, and each note."""
+    busy = ["The machine was busy while this was measured: measure again before relying on it."] if noisy else []
+    return [*busy, *(f"{note[:1].upper()}{note[1:]}." for note in notes)]
 
 
 def has_interval(model: Finalist) -> bool:

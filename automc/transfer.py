@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from automc.devices.device import Device, device_path
-from automc.devices.measure import COMPARING
+from automc.devices.measure import COMPARING, Measurement
 from automc.errors import InputError
 from automc.narrow import Narrowing
 from automc.policy import Spec
@@ -28,6 +28,7 @@ from automc.predict.store import append, read_profile
 from automc.predict.targets import Recorded, device_measures
 from automc.profiling import Subject
 from automc.protocols import Observer
+from automc.result import measured_under
 from automc.space import Codes, Domain, SearchSpace
 
 __all__ = ["MIN_SHOTS", "Transfer", "transfer"]
@@ -48,6 +49,7 @@ class Transfer:
         error: root mean square leave-one-out error of the log latency.
         noise_floor: what the measurements repeat to.
         dense_s, low_s: the dense model as measured; the least predicted latency of a sampled policy.
+        noisy, notes: whether the machine was busy with other work, and what the protocol could not have; see `Measurement`.
     """
 
     label: str
@@ -57,6 +59,8 @@ class Transfer:
     noise_floor: float
     dense_s: float
     low_s: float
+    noisy: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def may_claim(self) -> bool:
@@ -64,7 +68,10 @@ class Transfer:
         return self.error <= CLAIMABLE
 
     def told(self) -> str:
-        """A sentence for people."""
+        """Sentences for people."""
+        return " ".join([self._told(), *measured_under(self.noisy, self.notes)])
+
+    def _told(self) -> str:
         start = (
             f"{self.label}: {self.shots} measurements and a prior of {len(self.known)} devices ({', '.join(self.known)})"
             f" predict each other to {100 * self.error:.1f} %, left out in turn (the measurements repeat to {100 * self.noise_floor:.1f} %)"
@@ -95,13 +102,17 @@ def transfer(subject: Subject, shots: int, observer: Observer, *, seed: int = 0,
             remedy="Run `automc profile` with the same model, input and space for other devices or --threads, or without --few for this one.",
         )
     codes = stratified(subject.offered.space, shots, seed)
-    latency_s, noise = _measured(subject, codes, observer, seed, wait_s)
+    measured = _measured(subject, codes, observer, seed, wait_s)
+    latency_s = np.array([measured.median_s(policy.digest) for policy in subject.offered.space.decode(codes)])
     observer.stage("fit the prior", None)
     known, describe = _prior(subject, profiles, seed)
     found = FewShot.fit(known, describe(codes), latency_s)
     sampled = found.predict(describe(_sampled(subject.offered.space, seed)))
     names = tuple(file.name for file, _, _ in profiles)
-    told = Transfer(subject.label, names, len(codes), found.error, noise, float(latency_s[0]), float(sampled.min()))
+    told = Transfer(
+        subject.label, names, len(codes), found.error, measured.noise_floor, float(latency_s[0]), float(sampled.min()),
+        measured.noisy, measured.notes,
+    )  # fmt: skip
     _keep(subject.device, subject.offered.space, codes, latency_s, told, observer)
     return told
 
@@ -124,7 +135,7 @@ def _known_profiles(subject: Subject) -> list[tuple[DeviceFile, Profile, SearchS
     return found
 
 
-def _measured(subject: Subject, codes: Codes, observer: Observer, seed: int, wait_s: float) -> tuple[Floats, float]:
+def _measured(subject: Subject, codes: Codes, observer: Observer, seed: int, wait_s: float) -> Measurement:
     build, policies = subject.builder(), subject.offered.space.decode(codes)
     observer.stage("measure the device", float(len(policies)))
     models = {}
@@ -132,8 +143,7 @@ def _measured(subject: Subject, codes: Codes, observer: Observer, seed: int, wai
         models[policy.digest] = build(policy)
         observer.advance()
     inputs = [tensor.numpy() for tensor in subject.example]
-    measurement = subject.device.measure(models, inputs, _ROUNDS, **COMPARING, seed=seed, wait_s=wait_s).steadied
-    return np.array([measurement.median_s(policy.digest) for policy in policies]), measurement.noise_floor
+    return subject.device.measure(models, inputs, _ROUNDS, **COMPARING, seed=seed, wait_s=wait_s).steadied
 
 
 def _prior(subject: Subject, profiles: Sequence[tuple[DeviceFile, Profile, SearchSpace]], seed: int) -> Any:

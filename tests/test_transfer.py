@@ -28,6 +28,9 @@ from automc.transfer import transfer
 class Kin(synthetic.ClosedFormDevice):
     """A device on which kernels take `work` times as long as on the closed-form one, and nodes cost `node_s` more."""
 
+    noisy = False
+    notes: tuple[str, ...] = ()
+
     def __init__(self, name: str, work: float, node_s: float, luck: float = 0.0) -> None:
         super().__init__(noise=0.002)
         self.name = self.key = name
@@ -46,7 +49,8 @@ class Kin(synthetic.ClosedFormDevice):
         rng = np.random.default_rng(0)
         totals = {name: sum(node.time_s for node in self.node_times(model, inputs)) for name, model in models.items()}
         lucky = {name: total * np.exp(rng.normal(0, self.luck)) for name, total in totals.items()}
-        return Measurement({name: tuple(t * np.exp(rng.normal(0, self.noise, rounds))) for name, t in lucky.items()})
+        values = {name: tuple(t * np.exp(rng.normal(0, self.noise, rounds))) for name, t in lucky.items()}
+        return Measurement(values, self.noisy, self.notes)
 
 
 def subject(device: Kin) -> Subject:
@@ -82,6 +86,19 @@ def test_a_device_like_none_may_not_be_claimed_of() -> None:
     told = transfer(subject(Kin("moody", 2.0, 8e-6, luck=0.5)), 10, Silent())
     assert not told.may_claim
     assert "nothing may be claimed" in told.told()
+
+
+@pytest.mark.usefixtures("known")
+def test_a_busy_machine_is_said_and_kept() -> None:
+    device = Kin("busy", 2.0, 8e-6)
+    device.noisy, device.notes = True, ("not pinned to a core",)
+    told = transfer(subject(device), 10, Silent())
+    assert (told.noisy, told.notes) == (device.noisy, device.notes)
+    said = "The machine was busy while this was measured: measure again before relying on it. Not pinned to a core."
+    assert told.told().endswith(said)
+    assert said in "\n".join(learned(find_device_file("busy")))
+    device.noisy, device.notes = False, ()
+    assert "busy" not in transfer(subject(device), 10, Silent()).told()
 
 
 def test_without_known_devices_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
