@@ -26,7 +26,7 @@ from automc.offer import Offer, offer
 from automc.policy import Policy
 from automc.predict.device_file import keep_device, probed
 from automc.predict.predictor import LearnedPredictor
-from automc.predict.profile import Profile, profile_model
+from automc.predict.profile import Profile, await_idle, profile_model
 from automc.predict.store import append, records
 from automc.prepare import exactly
 from automc.protocols import Observer
@@ -78,13 +78,15 @@ class Subject:
         return lambda policy: build_onnx(stitcher.apply(policy), self.example, reduce_range=reduce_range)
 
 
-def probe_device(device: Device, observer: Observer, *, again: bool = False) -> list[Probed]:
-    """What the probes say of a device; those that were answered before are read, unless `again`."""
+def probe_device(device: Device, observer: Observer, *, again: bool = False, wait_s: float = 0.0) -> list[Probed]:
+    """What the probes say of a device; those that were answered before are read, unless `again`. `wait_s`: how long to wait for idle cores."""
     path = device_path(device.key)
     known = {} if again else {(found.group, found.name): found for found in probed(path)}
     missing = [probe for probe in probe_set() if (probe.group, probe.name) not in known]
     if missing:
         observer.stage("probe the device", float(len(missing)))
+        for note in await_idle(device, lambda: missing[0].model, missing[0].arrays(), wait_s):
+            observer.message(f"Before the probes: {note}.", "warning")
         keep_device(path, device, missing, observer)
     return probed(path, observer)
 

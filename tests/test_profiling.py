@@ -361,6 +361,51 @@ def test_as_many_cores_are_waited_for_as_there_are_threads(monkeypatch: pytest.M
     assert seen == [(1, os.sched_getaffinity(0)), (4, os.sched_getaffinity(0))]  # before it is pinned to one of them
 
 
+class Watched(Cpu):
+    """Notes what is done in which order."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.done: list[str] = []
+
+    def measure(self, models: Any, *arguments: Any, **options: Any) -> Measurement:
+        measured = super().measure(models, *arguments, **options)
+        self.done.append(f"{len(models)} whole")
+        return measured
+
+    def node_times(self, *arguments: Any, **options: Any) -> list[NodeTime]:
+        self.done.append("kernels")
+        return super().node_times(*arguments, **options)
+
+
+@pytest.mark.parametrize("busy", ["", "busy with other work"])
+def test_kernels_and_probes_wait_too(busy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait(timeout_s: float, threads: int) -> str:
+        device.done.append(f"wait {timeout_s:g} s")
+        return busy if len(device.done) < 4 else ""
+
+    for limit in ("MAX_CANDIDATES", "MIN_CANDIDATES"):
+        monkeypatch.setattr(f"automc.predict.profile.{limit}", 2)
+    probes = [probe for probe in probe_set() if probe.group == "gemm"][:1]
+    monkeypatch.setattr("automc.profiling.probe_set", lambda: probes)
+    monkeypatch.setattr("automc.devices.measure.wait_until_quiet", wait)
+    device, said = Watched(), Said()
+    device.capabilities()  # which are felt out by kernels too
+    device.done = []
+    probe_device(device, said, wait_s=7.0)
+    assert device.done == ["wait 7 s", "1 whole", "kernels"]
+    assert ("Before the probes: busy with other work." in said.messages) == bool(busy)
+    device.done = []
+    profile, _ = profile_subject(replace(subject(), device=device), said, time_limit_s=0.0, wait_s=7.0)
+    assert device.done == ["wait 7 s", "1 whole", "kernels", "kernels", "wait 7 s", "2 whole"]
+    if busy:
+        assert profile.measurement.noisy
+    assert (busy in profile.measurement.notes) == bool(busy)
+    device.done = []
+    profile_subject(replace(subject(), device=device), said, time_limit_s=0.0, wait_s=7.0)
+    assert device.done == []
+
+
 def test_a_measurement_on_a_busy_machine_is_marked_noisy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "automc.devices.measure.wait_until_quiet", lambda timeout_s, threads: f"busy for {timeout_s:g} s"

@@ -126,10 +126,11 @@ def _measure(
     try_folder(devices_dir())
     device = open_device(fields["device"], fields["threads"])
     subject = None if bare else _subject(fields, dims, device)
-    probe_device(device, observer, again=again)
+    waited = parse_duration(wait)
+    probe_device(device, observer, again=again, wait_s=waited)
     report = None
     if subject is not None:
-        seconds, waited = parse_duration(limit), parse_duration(wait)
+        seconds = parse_duration(limit)
         _, report = profile_subject(
             subject, observer, time_limit_s=seconds, wait_s=waited, seed=fields["seed"], again=again
         )

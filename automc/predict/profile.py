@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ __all__ = [
     "Profile",
     "ProfiledModel",
     "Shelf",
+    "await_idle",
     "facts_of",
     "measure_policies",
     "now",
@@ -169,24 +171,48 @@ def measure_policies(
 ) -> Profile:
     """The policies' models, first kernel by kernel, then whole and interleaved; as many as the time allows.
 
-    What the `shelf` holds is not timed kernel by kernel again, and what is measured is put there.
+    What the `shelf` holds is not timed kernel by kernel again, and what is measured is put there. `wait_s`, which does not count as time,
+    is how long to wait for idle cores, before the kernels and before the whole models.
 
     Raises:
         AutomcError: none of them could be built; the reason is the first one's.
     """
-    begin = time.monotonic()
     observer.stage("profile the device", 2.0 * len(policies))
+    shelf = shelf or Shelf()
+    missing = next((policy for policy in policies if policy.digest not in shelf.known), None)
+    busy = await_idle(device, partial(build, missing), inputs, wait_s) if missing is not None else ()
+    begin = time.monotonic()
     deadline = begin + _BUILD_SHARE * time_limit_s
-    built, failed = _build(device, build, graph, policies, inputs, deadline, observer, shelf or Shelf())
+    built, failed = _build(device, build, graph, policies, inputs, deadline, observer, shelf)
     left = max(time_limit_s - (time.monotonic() - begin), 2.0)
     models = {candidate.policy.digest: model for candidate, model in built}
     options = {**COMPARING, "time_limit_s": left, "seed": seed, "wait_s": wait_s}
     measurement = device.measure(models, inputs, _ROUNDS, **options)
+    if busy:
+        notes = tuple(dict.fromkeys((*busy, *measurement.notes)))
+        measurement = replace(measurement, noisy=True, notes=notes)
     observer.advance(float(len(policies)))
     return Profile(
         key, device.key, {**device.environment(), "measured_at": now()}, device.capabilities(), len(inputs[0]),
         tuple(candidate for candidate, _ in built), measurement, time.monotonic() - begin, failed=failed,
     )  # fmt: skip
+
+
+def await_idle(device: Device, build: Callable[[], bytes], inputs: Sequence[Array], wait_s: float) -> tuple[str, ...]:
+    """Wait for idle cores wherever the device is, and time a model to know; sentences on what kept them busy, none where they are idle.
+
+    Raises:
+        MissingError: the device itself is not there.
+    """
+    if not wait_s:
+        return ()
+    try:
+        found = device.measure({"first": build()}, inputs, 1, retries=3, min_time_s=0.0, wait_s=wait_s)
+    except MissingError:
+        raise
+    except Exception:  # a model that cannot be built or run is said where it is measured
+        return ()
+    return (found.notes or ("the machine was busy",)) if found.noisy else ()
 
 
 def now() -> str:
