@@ -17,7 +17,7 @@ from automc.devices import cpu
 from automc.devices.cpu import Cpu
 from automc.devices.device import Capabilities, capabilities_path, digest
 from automc.devices.exclusive import locked, pinned
-from automc.devices.measure import Measurement, Protocol, fixed_work, interleave
+from automc.devices.measure import COMPARING, Measurement, Protocol, fixed_work, interleave
 from automc.devices.probe import conv_model, probe_blocks
 from automc.errors import InputError
 from automc.policy import LowRank, Policy, Prune, Quantize
@@ -156,8 +156,23 @@ def test_interrupted_runs_count_by_their_processor_time() -> None:
 
 def test_the_time_limit_ends_the_rounds() -> None:
     machine = Machine({"m": 1.0})
-    assert len(machine.measure(rounds=50, time_limit_s=6).rounds_s["m"]) in range(3, 7)
-    assert len(Machine({"m": 1.0}).measure(rounds=50, time_limit_s=0).rounds_s["m"]) == 3
+    assert len(machine.measure(rounds=50, time_limit_s=9).rounds_s["m"]) in range(7, 10)
+    assert len(Machine({"m": 1.0}).measure(rounds=50, time_limit_s=0).rounds_s["m"]) == 6
+    compared = Machine({"m": 1.0}).measure(rounds=8, time_limit_s=0, **COMPARING)
+    assert len(compared.rounds_s["m"]) == 3
+    assert compared.notes == ("only 3 of 8 rounds: the time limit of 0 s was reached",)
+    assert Machine({"m": 1.0}).measure(rounds=3, time_limit_s=0).notes == ()
+
+
+@pytest.mark.parametrize("rounds", [2, 3, 4, 5, 6, 7, 8, 9, 11, 12])
+def test_few_rounds_have_an_interval_that_keeps_its_claim(rounds: int) -> None:
+    rng = np.random.default_rng(rounds)
+    drawn = 100 + rng.normal(size=(600, rounds))
+    found = [Measurement({"m": tuple(values)}, seed=i).interval_s("m") for i, values in enumerate(drawn.tolist())]
+    assert (
+        np.mean([low <= 100 <= high for low, high in found]) > 0.92
+    )  # at a true 95 % less than that happens once in 1,000
+    assert all(low <= np.median(values) <= high for (low, high), values in zip(found, drawn, strict=True))
 
 
 def test_short_models_run_often_enough() -> None:
