@@ -8,6 +8,7 @@ import platform
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ import synthetic
 from automc.devices import cpu
 from automc.devices.cpu import Cpu
 from automc.devices.device import Capabilities, capabilities_path, digest
-from automc.devices.exclusive import locked, pinned
+from automc.devices.exclusive import Company, alone, locked, pinned
 from automc.devices.measure import COMPARING, Measurement, Protocol, fixed_work, interleave
 from automc.devices.probe import conv_model, probe_blocks
 from automc.errors import InputError
@@ -217,6 +218,18 @@ def test_a_place_that_cannot_hold_a_lock_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with locked(tmp_path / "file") as note:
         assert "no lock" in note
+    with alone(tmp_path / "file") as company:
+        assert company == Company((note,), noisy=False)
+
+
+def test_what_is_measured_beside_another_measurement_is_marked_noisy(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"sentinel": lambda: 1e-3, "lock_dir": tmp_path, "pin": False, "lock_timeout_s": 0.0}
+    with locked(tmp_path):
+        beside = interleave({"m": lambda: None}, Protocol(rounds=3, min_time_s=0.0), **options)
+    assert beside.noisy
+    assert beside.notes == ("another measurement held the lock for 0 s",)
+    after = interleave({"m": lambda: None}, Protocol(rounds=3, min_time_s=0.0), **options)
+    assert (after.noisy, after.notes) == (False, ())
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system cannot pin")

@@ -7,30 +7,52 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["alone", "locked", "pinned"]
+__all__ = ["LOCK_TIMEOUT_S", "Company", "alone", "locked", "pinned"]
+
+LOCK_TIMEOUT_S = 60.0
+"""How long a measurement waits for another one to end."""
 
 _POLL_S = 0.1
 _LOOK_S = 0.05
+_BESIDE = "another measurement"
+
+
+@dataclass(frozen=True)
+class Company:
+    """In what company something is measured.
+
+    Attributes:
+        notes: what could not be had.
+        noisy: another measurement goes on at the same time.
+    """
+
+    notes: tuple[str, ...]
+    noisy: bool
 
 
 @contextmanager
-def alone(directory: Path, *, pin: bool = True, lock_timeout_s: float = 60.0) -> Iterator[tuple[str, ...]]:
-    """Lock, pin and stop the garbage collector; yields sentences that say which of it was not possible."""
+def alone(directory: Path, *, pin: bool = True, lock_timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[Company]:
+    """Lock, pin and stop the garbage collector; yields which of it was not possible."""
     with ExitStack() as stack:
-        notes = [stack.enter_context(locked(directory, timeout_s=lock_timeout_s))]
+        lock = stack.enter_context(locked(directory, timeout_s=lock_timeout_s))
+        notes = [lock]
         if pin:
             notes.append(stack.enter_context(pinned()))
         if gc.isenabled():
             gc.disable()
             stack.callback(gc.enable)
-        yield tuple(note for note in notes if note)
+        yield Company(tuple(note for note in notes if note), lock.startswith(_BESIDE))
 
 
 @contextmanager
-def locked(directory: Path, *, timeout_s: float = 60.0) -> Iterator[str]:
-    """Hold the measuring lock of `directory`; yields "" or why it could not be had (the caller goes on, marked noisy)."""
+def locked(directory: Path, *, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[str]:
+    """Hold the measuring lock of `directory`; yields "" or why it could not be had.
+
+    The caller goes on, marked noisy where another one holds it, see `Company`; that there can be no lock here is a note alone.
+    """
     try:
         import fcntl
 
@@ -43,7 +65,7 @@ def locked(directory: Path, *, timeout_s: float = 60.0) -> Iterator[str]:
         deadline = time.monotonic() + timeout_s
         while not (held := _try_lock(handle)) and time.monotonic() < deadline:
             time.sleep(_POLL_S)
-        yield "" if held else f"another measurement held the lock for {timeout_s:g} s"
+        yield "" if held else f"{_BESIDE} held the lock for {timeout_s:g} s"
         if held:
             fcntl.flock(handle, fcntl.LOCK_UN)
     finally:

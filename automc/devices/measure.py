@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from automc.devices.exclusive import alone, pinned
+from automc.devices.exclusive import LOCK_TIMEOUT_S, alone, pinned
 from automc.devices.quiet import wait_until_quiet
 
 __all__ = ["COMPARING", "SENTINEL_TOLERANCE", "Measurement", "Protocol", "fixed_work", "interleave"]
@@ -54,7 +54,8 @@ class Measurement:
 
     Attributes:
         rounds_s: model name -> one value per round, the median of that round's runs, in seconds.
-        noisy: too many rounds were disturbed, so disturbed ones are among them.
+        noisy: too many rounds were disturbed, so disturbed ones are among them, or something else went on: no core was idle, or another
+            measurement held the lock.
         notes: what the protocol asks for and could not have (lock, pinning, rounds).
         sentinel_s: the sentinel between the visits, the discarded rounds included.
         beside_s: model name -> per round the sentinel beside that visit (geometric mean of the one before and the one after);
@@ -188,6 +189,7 @@ def interleave(
     *,
     seed: int = 0,
     lock_dir: Path | None = None,
+    lock_timeout_s: float = LOCK_TIMEOUT_S,
     pin: bool = True,
     threads: int = 1,
     sentinel: Callable[[], float] | None = None,
@@ -197,7 +199,7 @@ def interleave(
     """Measure what `runs` names, interleaved, between runs of the sentinel.
 
     Four models of 100 ms take about 6 s. `lock_dir` holds the lock that keeps other measurements away; None takes none, and waits for
-    nothing. `threads` cores are waited for, where that is asked for.
+    nothing. Where another one keeps it for `lock_timeout_s` the result is marked noisy. `threads` cores are waited for, where that is asked for.
     `cpu_clock` is the processor time of the calling thread, for models that run in this thread alone: a run that took longer than that
     was interrupted by other work and is repeated once; if that is interrupted too, its processor time stands in, and `notes` say how often.
 
@@ -210,11 +212,11 @@ def interleave(
     rounds = _Rounds(runs, protocol, seed, probe, clock, cpu_clock)
     if lock_dir is None:
         return rounds.measure(())
-    with alone(lock_dir, pin=False) as notes:
+    with alone(lock_dir, pin=False, lock_timeout_s=lock_timeout_s) as company:
         busy = wait_until_quiet(protocol.wait_s, threads) if protocol.wait_s else ""
         with pinned() if pin else nullcontext("") as loose:  # on the core that idles now, of all that were looked at
-            measured = rounds.measure((*notes, *filter(None, [busy, loose])))
-        return replace(measured, noisy=True) if busy else measured
+            measured = rounds.measure((*company.notes, *filter(None, [busy, loose])))
+        return replace(measured, noisy=True) if busy or company.noisy else measured
 
 
 def fixed_work(size: int = 1 << 15, repeats: int = 3, clock: Callable[[], float] = time.perf_counter) -> float:
