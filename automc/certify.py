@@ -167,6 +167,7 @@ class Certifier:
             stage=candidate.stage,
             before_recovery=candidate.before_recovery,
             noisy=measured.noisy,
+            notes=measured.notes,
             divergence=away,
             worth=self._judge.worth(validation, away),
         )

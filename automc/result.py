@@ -92,6 +92,7 @@ class Finalist:
     Scores are those of the exported model, run by the runtime; `validation` served the search, `test` nothing.
     `noisy`: the machine was busy while the latency was measured. `divergence`: from the dense model on held-out inputs.
     `worth`: what versions are chosen by, see `automc.evaluate.worth`; None takes the validation score.
+    `notes`: what the protocol asks for and could not have while the latency was measured (lock, pinning, rounds).
     """
 
     policy: Policy
@@ -105,6 +106,7 @@ class Finalist:
     noisy: bool = False
     divergence: float | None = None
     worth: float | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def merit(self) -> float:
@@ -137,6 +139,7 @@ class Finalist:
             "noisy": self.noisy,
             "divergence": self.divergence,
             "worth": self.worth,
+            "notes": list(self.notes),
         }
 
     @classmethod
@@ -155,6 +158,7 @@ class Finalist:
             noisy=data.get("noisy", False),
             divergence=data.get("divergence"),
             worth=data.get("worth"),
+            notes=tuple(data.get("notes", ())),
         )
 
 

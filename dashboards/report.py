@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 
 from automc.disk import write_atomic
 from automc.pareto import front
-from automc.result import Finalist, Summary, has_interval
+from automc.result import Finalist, Summary, has_interval, measured_under
 from automc.tables import Tables
 from automc.trial import Trial
 from automc.units import METRICS
@@ -133,8 +133,7 @@ def _trust(summary: Summary) -> Iterator[str]:
             f"with the dense model: {words.known('latency_s', chosen.cost.latency_s)}, and with 95 % confidence its median "
             f"lies within {words.interval(chosen.cost)}. The upper end of that interval decides whether a budget is held."
         )
-        if chosen.noisy:
-            yield page.paragraph("The machine was busy while this was measured: measure again before relying on it.")
+        yield from map(page.paragraph, measured_under(chosen.noisy, chosen.notes))
     single = "" if report.kernel_mape is None else f", and by {100 * report.kernel_mape:.1f} % on single kernels ({report.kernels} in all)"  # fmt: skip
     off = "an unknown share, as no model could be held out" if report.mape is None else f"{100 * report.mape:.1f} % on average on models that it had not seen ({report.models} in all)"  # fmt: skip
     yield page.paragraph(

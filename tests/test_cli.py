@@ -257,8 +257,9 @@ def test_what_limits_trust_in_the_result_is_said(
     reached: bool, ending: Callable[[Summary], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     summary = make_summary(reached=reached)
-    best = dataclasses.replace(summary.best, noisy=True) if summary.best else None
-    smallest = dataclasses.replace(summary.smallest, noisy=True) if summary.smallest else None
+    told: dict[str, Any] = {"noisy": True, "notes": ("only 6 of 12 rounds",)}
+    best = dataclasses.replace(summary.best, **told) if summary.best else None
+    smallest = dataclasses.replace(summary.smallest, **told) if summary.smallest else None
     note = "There is no [test] split."
     ending(summary)
     main(["search"])
@@ -266,7 +267,10 @@ def test_what_limits_trust_in_the_result_is_said(
     ending(dataclasses.replace(summary, best=best, smallest=smallest, notes=(note,)))
     main(["search"])
     shown = " ".join(capsys.readouterr().out.split())
-    assert "The machine was busy while this was measured: measure again before relying on it." in shown
+    assert (
+        "The machine was busy while this was measured: measure again before relying on it. Only 6 of 12 rounds."
+        in shown
+    )
     assert note in shown
 
 

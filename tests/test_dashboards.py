@@ -8,6 +8,7 @@ import re
 import xml.etree.ElementTree as ET
 from html import unescape
 from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go
 import pytest
@@ -128,11 +129,12 @@ NOTE = "There is no test split: the reported score is on samples that guided the
 @pytest.mark.parametrize("summary", [SUMMARY, MISSED])
 def test_the_report_shows_what_limits_trust(summary: Summary) -> None:
     quiet = _text(render(summary, TRIALS, Path("runs/one")))
-    best = dataclasses.replace(summary.best, noisy=True) if summary.best else None
-    smallest = dataclasses.replace(summary.smallest, noisy=True) if summary.smallest else None
+    told: dict[str, Any] = {"noisy": True, "notes": ("only 6 of 12 rounds",)}
+    best = dataclasses.replace(summary.best, **told) if summary.best else None
+    smallest = dataclasses.replace(summary.smallest, **told) if summary.smallest else None
     noisy = dataclasses.replace(summary, best=best, smallest=smallest, notes=(NOTE,))
     page = _text(render(noisy, TRIALS, Path("runs/one")))
-    for sentence in (NOTE, "The machine was busy while this was measured"):
+    for sentence in (NOTE, "The machine was busy while this was measured", "Only 6 of 12 rounds."):
         assert sentence in page
         assert sentence not in quiet
 

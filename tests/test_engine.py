@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import re
 from functools import lru_cache
@@ -21,6 +22,7 @@ import automc
 from automc.budget import Budget
 from automc.clock import Clock
 from automc.compression.quantize import requantize
+from automc.devices.cpu import Cpu
 from automc.errors import BudgetUnreachableError, InputError, RunConflictError
 from automc.evaluate.data import Data, TensorSplit
 from automc.evaluate.score import Score
@@ -31,6 +33,7 @@ from automc.recover import recover
 from automc.result import Summary
 from automc.rundir import RunDir
 
+NOTE = "not pinned to a core"
 OPTIONS = {"trials": 8, "recover": "2s", "tracking_uri": "", "batch_size": 64, "profile": "6s", "name": "run"}
 
 
@@ -74,8 +77,10 @@ def compress(folder: Path, **changes: object) -> automc.Compressed:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[automc.Compressed, Path]:
-    folder = tmp_path_factory.mktemp("runs")
-    return compress(folder), folder / "run"
+    folder, measure = tmp_path_factory.mktemp("runs"), Cpu.measure
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Cpu, "measure", lambda *args, **kw: dataclasses.replace(measure(*args, **kw), notes=(NOTE,)))
+        return compress(folder), folder / "run"
 
 
 def test_the_winner_holds_the_budget_as_measured_and_keeps_its_accuracy(
@@ -89,6 +94,8 @@ def test_the_winner_holds_the_budget_as_measured_and_keeps_its_accuracy(
     assert best.test is not None
     assert dense.test is not None
     assert best.test >= dense.test - 0.05
+    assert best.notes == (NOTE,)
+    assert result.certificate.environment["notes"] == NOTE
 
 
 def test_everything_is_on_disk(finished: tuple[automc.Compressed, Path]) -> None:

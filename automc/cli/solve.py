@@ -24,7 +24,7 @@ from automc.cli.report import print_json, stdout
 from automc.cli.screen import screen
 from automc.disk import dump, write_atomic
 from automc.errors import BudgetUnreachableError, InputError
-from automc.result import Finalist
+from automc.result import Finalist, measured_under
 from automc.rundir import RunDir
 from automc.solver import Answer
 from automc.units import METRIC_NAMES, METRICS, format_limit, format_quantity, format_value, parse_duration
@@ -205,8 +205,7 @@ def _lines(run: RunDir, known: Known, budget: Budget, resolved: Resolved) -> Ite
         yield f"Relax the budget to that, or search for it: `{run.again} --budget ... --name ...`."
         return
     yield f"Measured: {_costs(budget, best)}, {score} {text.score(score, best.validation)}; it holds {budget}."
-    if best.noisy:
-        yield "The machine was busy while this was measured: measure again before relying on it."
+    yield from measured_under(best.noisy, best.notes)
     if before is not None and before.validation > best.validation and len(before.policy):
         yield (
             f"A model measured during the search is better: {_costs(budget, before)}, {score} {text.score(score, before.validation)};"

@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 
 from automc.cli import text
-from automc.result import Finalist, Summary, has_interval
+from automc.result import Finalist, Summary, has_interval, measured_under
 from automc.units import format_limit, format_quantity
 
 __all__ = ["budget_lines", "heading", "result_table"]
@@ -48,8 +48,8 @@ def budget_lines(summary: Summary) -> list[str]:
     if not summary.measured:
         source = summary.dense.source()
         return [*lines, f"Latency and energy are {source}: nothing was measured on {summary.device}.", *summary.notes]
-    if chosen is not None and chosen.noisy:
-        lines.append("The machine was busy while this was measured: measure again before relying on it.")
+    if chosen is not None:
+        lines += measured_under(chosen.noisy, chosen.notes)
     report = summary.predictor
     lines.append(f"Predicted latencies are {text.errors(report)}.")
     return [*lines, *text.coverage(report), *summary.notes]
