@@ -16,6 +16,7 @@ from automc.compression.carriers import detach
 from automc.compression.quantize import float_model
 from automc.compression.recurrent import bake
 from automc.devices.energy import Energy
+from automc.devices.exclusive import overheard
 from automc.devices.measure import Measurement
 from automc.evaluate.running import Deployed
 from automc.evaluate.worth import Judge
@@ -82,13 +83,15 @@ class Certifier:
         self._judge = Judge(prepared.traced.model, prepared.data, prepared.score, logits=prepared.logits)
         self.dense: Finalist = self._dense()
         self._dense_energy: Energy | None = None
+        self._heard: list[str] = []
 
     def certify(self, candidates: Sequence[Candidate]) -> list[Certified | Failed]:
         """Measure candidates and the dense model in the same rounds, and score the exported files.
 
         A candidate that cannot be exported, measured or scored is reported as such, and costs the others nothing.
         """
-        self._dense_energy = self._energy_again()
+        with overheard() as self._heard:
+            self._dense_energy = self._energy_again()
         built: dict[str, tuple[Candidate, bytes]] = {}
         failed: list[Certified | Failed] = []
         for candidate in candidates:
@@ -153,7 +156,9 @@ class Certifier:
 
     def _certified(self, candidate: Candidate, name: str, onnx: bytes, measured: Measurement) -> Certified:
         limits = self._limits(measured)
-        cost = self._cost(candidate, onnx, measured, name)
+        with overheard() as heard:
+            cost = self._cost(candidate, onnx, measured, name)
+        measured = measured.disturbed([*self._heard, *heard])
         error = verify(self.prepared.device.session(onnx), candidate.model, self.prepared.example)
         validation, test = self.scores(onnx)
         holds, away = limits.holds(cost), self._judge.divergence(candidate.model)

@@ -19,6 +19,7 @@ from automc.compression.apply import Stitcher
 from automc.compression.criteria import FALLBACK, Pruning, fallbacks
 from automc.compression.evidence import Evidence
 from automc.devices.device import Device, cache_dir, digest
+from automc.devices.exclusive import overheard
 from automc.devices.simulated import Simulated
 from automc.errors import InputError
 from automc.evaluate.data import Data, gather
@@ -247,7 +248,8 @@ def _energy(
 def _watts(joules: Joules, dense_onnx: bytes, observer: Observer) -> float:
     """The power above idle by which policies are priced: that of the dense model, or the stated one."""
     observer.stage("measure the energy", None)
-    energy = joules.measure(dense_onnx)
+    with overheard() as heard:
+        energy = joules.measure(dense_onnx)
     if energy is None:
         assert joules.watts is not None
         observer.message(f"Energy is predicted as {joules.watts:g} W above idle, as stated, times the latency.")
@@ -256,6 +258,8 @@ def _watts(joules: Joules, dense_onnx: bytes, observer: Observer) -> float:
         f"Energy by {energy.meter}: {energy.idle_w:.1f} W idle, {energy.busy_w:.1f} W while the dense model runs,"
         f" windows of {energy.window_s:.1f} s; idle is subtracted."
     )
+    for note in heard:
+        observer.message(f"The energy may be off: {note}.", "warning")
     return max(energy.power_w, 1e-3)
 
 

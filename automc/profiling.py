@@ -16,6 +16,7 @@ from automc.compression.apply import Stitcher
 from automc.compression.criteria import Pruning
 from automc.devices.device import ON_GPU, ON_PROCESSOR, Array, Device, device_path
 from automc.devices.energy import find_meter
+from automc.devices.exclusive import overheard
 from automc.devices.probe_models import probe_set
 from automc.devices.probes import Probed
 from automc.export.floating import export_float
@@ -85,9 +86,10 @@ def probe_device(device: Device, observer: Observer, *, again: bool = False, wai
     missing = [probe for probe in probe_set() if (probe.group, probe.name) not in known]
     if missing:
         observer.stage("probe the device", float(len(missing)))
-        for note in await_idle(device, lambda: missing[0].model, missing[0].arrays(), wait_s):
-            observer.message(f"Before the probes: {note}.", "warning")
-        keep_device(path, device, missing, observer)
+        busy = await_idle(device, lambda: missing[0].model, missing[0].arrays(), wait_s)
+        with overheard() as heard:
+            keep_device(path, device, missing, observer)
+        _warn("The probes", [*busy, *heard], observer)
     return probed(path, observer)
 
 
@@ -113,6 +115,11 @@ def profile_subject(
     return profile, learned.report
 
 
+def _warn(what: str, notes: Sequence[str], observer: Observer) -> None:
+    if notes:
+        observer.message(f"{what} may be off: {'; '.join(notes)}.", "warning")
+
+
 def _keep_energy(subject: Subject, profile: Profile, arrays: list[Array], observer: Observer) -> None:
     """What the dense model takes by the machine's counters, once; where there are none, that is said."""
     path = device_path(subject.device.key)
@@ -124,6 +131,8 @@ def _keep_energy(subject: Subject, profile: Profile, arrays: list[Array], observ
         observer.message(why)
         return
     observer.stage("measure the energy", None)
-    energy = Joules(subject.device, arrays, meter, None).measure(subject.dense_onnx)
+    with overheard() as heard:
+        energy = Joules(subject.device, arrays, meter, None).measure(subject.dense_onnx)
+    _warn("The energy", heard, observer)
     assert energy is not None
     append(path, [("energy", {"key": profile.key, "label": subject.label, **energy.to_json()})], observer)

@@ -23,6 +23,7 @@ from automc.devices import energy
 from automc.devices.cpu import Cpu
 from automc.devices.device import device_path
 from automc.devices.energy import Energy, PowerCap, find_meter, measure_energy, stated_watts
+from automc.devices.exclusive import overhear
 from automc.errors import BudgetUnreachableError, InputError, RunConflictError
 from automc.faults import find_setting_faults
 from automc.job import Silent
@@ -230,14 +231,18 @@ def test_a_share_of_the_energy_is_of_what_the_counter_says_beside_the_finalists(
     package: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = itertools.chain([2.0, 2.0], itertools.repeat(1.0))  # the machine takes half as much from the search on
-    monkeypatch.setattr(
-        "automc.joules.measure_energy", lambda meter, run: Energy(next(told), 4.0, 10.0, 20, 5.0, "a counter")
-    )
+
+    def measure(meter: Any, run: Any) -> Energy:
+        overhear(["another measurement held the lock"])
+        return Energy(next(told), 4.0, 10.0, 20, 5.0, "a counter")
+
+    monkeypatch.setattr("automc.joules.measure_energy", measure)
     options = {**OPTIONS, "recover": "0", "trials": 2, "profile": "3s", "name": "counted"}
     with pytest.raises(BudgetUnreachableError):
         automc.compress(trained(), data=data(), runs=str(tmp_path / "runs"), budget="90%energy", **options)
     summary = RunDir(tmp_path / "runs" / "counted").summary()
     assert summary.limits["energy_j"] == pytest.approx(0.9)
+    assert all(f.noisy and "another measurement held the lock" in f.notes for f in summary.finalists)
     assert (summary.dense.cost.energy_j, summary.dense.cost.source["energy_j"]) == (1.0, "measured")
 
 

@@ -27,6 +27,7 @@ from automc.cli.main import main
 from automc.cli.profile import _say_kit
 from automc.devices.cpu import Cpu
 from automc.devices.device import device_path
+from automc.devices.exclusive import overheard
 from automc.devices.kit import agent_archive, patterned
 from automc.devices.probe import conv_model
 from automc.devices.probe_models import probe_set
@@ -504,7 +505,9 @@ def test_a_machine_behind_ssh_measures_like_this_one(host: str) -> None:
     assert there.capabilities() == here.capabilities()
     x = [np.ones((1, 64, 14, 14), np.float32)]
     model = conv_model(64, 64)
-    assert [node.op for node in there.node_times(model, x)] == [node.op for node in here.node_times(model, x)]
+    with overheard() as heard:
+        assert [node.op for node in there.node_times(model, x)] == [node.op for node in here.node_times(model, x)]
+    assert heard == []
     measured = there.measure({"one": model, "two": model}, x, rounds=3, time_limit_s=1.0)
     assert {len(rounds) for rounds in measured.rounds_s.values()} == {3}
     with pytest.raises(InputError, match="could not run the model"):

@@ -26,6 +26,7 @@ import numpy as np
 
 from automc.devices.cpu import Cpu
 from automc.devices.device import Array, digest
+from automc.devices.exclusive import overheard
 from automc.devices.lines import append_lines, read_lines
 from automc.devices.measure import COMPARING
 from automc.devices.places import assign
@@ -110,10 +111,11 @@ def measure_kit(
     append_lines(out, [("device", {**facts, "environment": {**environment, "measured_at": _now()}})])
     begin = time.monotonic()
     done = {_policy_key(line) for line in known if line["kind"] == "candidate" and line["key"] == key}
-    models = _time_kernels(device, kit, manifest, key, done, out, say)
+    with overheard() as heard:
+        models = _time_kernels(device, kit, manifest, key, done, out, say)
     say(f"measure {len(models)} models whole, interleaved")
     inputs = _arrays(manifest["inputs"])
-    measured = device.measure(models, inputs, _ROUNDS, **COMPARING, time_limit_s=time_limit_s)
+    measured = device.measure(models, inputs, _ROUNDS, **COMPARING, time_limit_s=time_limit_s).disturbed(heard)
     head = {
         **facts, "key": key, "subject": subject, "environment": {**environment, "measured_at": _now()}, "batch_size": manifest["batch_size"],
         "measurement": measured.to_json(), "seconds": time.monotonic() - begin, "candidates": len(models),
@@ -204,7 +206,9 @@ def _answer(device: Cpu, header: Mapping[str, Any], blobs: Sequence[bytes]) -> d
     inputs = [np.load(io.BytesIO(blob), allow_pickle=False) for blob in blobs[count:]]
     if asked == "nodes":
         [model] = models.values()
-        return {"nodes": [node.to_json() for node in device.node_times(model, inputs, header["repeats"])]}
+        with overheard() as heard:
+            nodes = device.node_times(model, inputs, header["repeats"])
+        return {"nodes": [node.to_json() for node in nodes], "heard": heard}
     return device.measure(models, inputs, header["rounds"], **header["options"]).to_json()
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["LOCK_TIMEOUT_S", "Company", "alone", "locked", "pinned"]
+__all__ = ["LOCK_TIMEOUT_S", "Company", "alone", "locked", "overhear", "overheard", "pinned"]
 
 LOCK_TIMEOUT_S = 60.0
 """How long a measurement waits for another one to end."""
@@ -18,6 +19,7 @@ LOCK_TIMEOUT_S = 60.0
 _POLL_S = 0.1
 _LOOK_S = 0.05
 _BESIDE = "another measurement"
+_HEARD: ContextVar[list[str] | None] = ContextVar("heard", default=None)
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,33 @@ def alone(directory: Path, *, pin: bool = True, lock_timeout_s: float = LOCK_TIM
     """Lock, pin and stop the garbage collector; yields which of it was not possible."""
     with ExitStack() as stack:
         lock = stack.enter_context(locked(directory, timeout_s=lock_timeout_s))
-        notes = [lock]
+        notes, beside = [lock], lock.startswith(_BESIDE)
+        if beside:
+            overhear([lock])
         if pin:
             notes.append(stack.enter_context(pinned()))
         if gc.isenabled():
             gc.disable()
             stack.callback(gc.enable)
-        yield Company(tuple(note for note in notes if note), lock.startswith(_BESIDE))
+        yield Company(tuple(note for note in notes if note), beside)
+
+
+@contextmanager
+def overheard() -> Iterator[list[str]]:
+    """What was said meanwhile of measurements beside those of this thread, once each; for those that cannot note it (kernels, energy)."""
+    heard: list[str] = []
+    token = _HEARD.set(heard)
+    try:
+        yield heard
+    finally:
+        _HEARD.reset(token)
+
+
+def overhear(notes: Iterable[str]) -> None:
+    """Tell `notes` to who listens with `overheard`."""
+    heard = _HEARD.get()
+    if heard is not None:
+        heard += [note for note in notes if note not in heard]
 
 
 @contextmanager

@@ -137,6 +137,10 @@ class Measurement:
             self.seed,
         )
 
+    def disturbed(self, notes: Sequence[str]) -> Measurement:
+        """The same, marked noisy by `notes` on what else went on, where there are any."""
+        return replace(self, noisy=True, notes=tuple(dict.fromkeys((*notes, *self.notes)))) if notes else self
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {

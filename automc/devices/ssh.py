@@ -18,6 +18,7 @@ import numpy as np
 from automc.devices.agent import receive, send, until_greeted
 from automc.devices.cpu import Cpu
 from automc.devices.device import Array, Capabilities, Model, NodeTime, Session, digest
+from automc.devices.exclusive import overhear
 from automc.devices.kit import agent_archive, patterned
 from automc.devices.measure import Measurement
 from automc.errors import InputError, MissingError
@@ -74,6 +75,7 @@ class Ssh:
         """The kernels of the optimised graph on the other machine."""
         header = {"ask": "nodes", "models": ["model"], "repeats": repeats}
         answer = self._ask(header, [_packed(model), *map(_array, inputs)])
+        overhear(answer["heard"])
         return [NodeTime.from_json(node) for node in answer["nodes"]]
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from automc import __version__
 from automc.devices.device import Array, Capabilities, Device, NodeTime, device_path, digest
+from automc.devices.exclusive import overheard
 from automc.devices.measure import COMPARING, Measurement
 from automc.errors import AutomcError, MissingError
 from automc.graph import LayerGraph
@@ -183,14 +184,13 @@ def measure_policies(
     busy = await_idle(device, partial(build, missing), inputs, wait_s) if missing is not None else ()
     begin = time.monotonic()
     deadline = begin + _BUILD_SHARE * time_limit_s
-    built, failed = _build(device, build, graph, policies, inputs, deadline, observer, shelf)
+    with overheard() as heard:
+        built, failed = _build(device, build, graph, policies, inputs, deadline, observer, shelf)
     left = max(time_limit_s - (time.monotonic() - begin), 2.0)
     models = {candidate.policy.digest: model for candidate, model in built}
     options = {**COMPARING, "time_limit_s": left, "seed": seed, "wait_s": wait_s}
     measurement = device.measure(models, inputs, _ROUNDS, **options)
-    if busy:
-        notes = tuple(dict.fromkeys((*busy, *measurement.notes)))
-        measurement = replace(measurement, noisy=True, notes=notes)
+    measurement = measurement.disturbed([*busy, *heard])
     observer.advance(float(len(policies)))
     return Profile(
         key, device.key, {**device.environment(), "measured_at": now()}, device.capabilities(), len(inputs[0]),
