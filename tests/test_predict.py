@@ -19,7 +19,9 @@ from automc.errors import AutomcError, InputError
 from automc.export.floating import export_float
 from automc.policy import LowRank, Policy, Prune, Quantize
 from automc.predict.attribute import attribute
+from automc.predict.glue import Glue
 from automc.predict.kriging import Kriging
+from automc.predict.nonnegative import nonnegative
 from automc.predict.predictor import LearnedPredictor
 from automc.predict.profile import Profile, profile_model
 from automc.predict.sampling import stratified
@@ -221,6 +223,17 @@ def test_the_error_is_a_share_of_what_was_measured(
     report = LearnedPredictor.fit(profile(synthetic.ClosedFormDevice()), GRAPH, SPACE, DENSE, synthetic.BATCH).report
     assert report.mape == pytest.approx(share)
     assert report.kernel_mape is None
+
+
+def test_a_model_with_nothing_between_its_layers_has_no_glue() -> None:
+    glue = Glue.fit(np.zeros((3, 4)), {"MatMul": np.ones(3)}, np.ones(3))
+    assert glue.predict(np.ones((2, 4))).tolist() == [0.0, 0.0]
+
+
+def test_weights_of_no_features_or_no_rows_are_none_or_zero() -> None:
+    assert nonnegative(np.zeros((5, 0)), np.ones(5)).shape == (0,)
+    assert nonnegative(np.zeros((0, 3)), np.ones(0)).tolist() == [0.0, 0.0, 0.0]
+    assert nonnegative(np.eye(2), np.array([2.0, -1.0])).tolist() == [2.0, 0.0]
 
 
 def test_the_order_and_number_of_codes_do_not_matter(predictor: LearnedPredictor) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import nnls
 
+from automc.predict.nonnegative import nonnegative
 from automc.predict.roofline import Floats
 
 __all__ = ["Calibration", "Corrections", "conformal"]
@@ -35,8 +35,7 @@ class Calibration:
         rows = terms * scale / latency_s[:, None]
         prior = _PRIOR_WEIGHT * np.sqrt(len(rows)) * np.eye(4)
         target = np.concatenate([np.ones(len(rows)), prior @ np.array([1.0, 1.0, 0.0, 0.0])])
-        solution, _ = nnls(np.vstack([rows, prior]), target)
-        return cls(solution * scale)
+        return cls(nonnegative(np.vstack([rows, prior]), target) * scale)
 
     def predict(self, terms: Floats) -> Floats:
         """(count,) seconds."""

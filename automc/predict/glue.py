@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from math import prod
 
 import numpy as np
-from scipy.optimize import nnls
 
 from automc.devices.device import NodeTime
-from automc.predict.profile import ProfiledModel
+from automc.predict.nonnegative import nonnegative
+from automc.predict.profile import Candidate, ProfiledModel
 from automc.predict.roofline import Floats
 
 __all__ = ["Glue", "operators_s"]
@@ -75,5 +75,5 @@ def _share(design: Floats, shares: Floats, totals_s: Floats, ridge: float = 1e-2
     rows = design / totals_s[:, None]
     size = np.maximum(np.linalg.norm(rows, axis=0), 1e-300)
     penalty = ridge * np.eye(design.shape[1])
-    solution, _ = nnls(np.vstack([rows / size, penalty]), np.concatenate([shares, np.zeros(design.shape[1])]))
-    return np.asarray(solution / size, dtype=np.float64)
+    target = np.concatenate([shares, np.zeros(design.shape[1])])
+    return nonnegative(np.vstack([rows / size, penalty]), target) / size

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
 from automc.predict.kernels import KINDS, Ints, Kernels, Layouts
+from automc.predict.nonnegative import nonnegative
 
 __all__ = ["FEATURES", "Floats", "Rooflines", "relative_nnls"]
 
@@ -110,8 +110,7 @@ def relative_nnls(design: Floats, target: Floats, ridge: float = 1e-3) -> Floats
     scaled = design / target[:, None]
     norms = np.maximum(np.linalg.norm(scaled, axis=0), 1e-300)
     rows = np.vstack([scaled / norms, ridge * np.eye(design.shape[1])])
-    solution, _ = nnls(rows, np.concatenate([np.ones(len(target)), np.zeros(design.shape[1])]))
-    return np.asarray(solution / norms, dtype=np.float64)
+    return nonnegative(rows, np.concatenate([np.ones(len(target)), np.zeros(design.shape[1])])) / norms
 
 
 def _groups(kernels: Kernels) -> Ints:

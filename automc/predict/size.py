@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import nnls
 
+from automc.predict.nonnegative import nonnegative
 from automc.predict.roofline import Floats
 
 __all__ = ["SizeModel"]
@@ -22,8 +22,7 @@ class SizeModel:
     def fit(cls, weight_bytes: Floats, counts: Floats, sizes: Floats) -> SizeModel:
         """From built candidates: (models,) bytes of weights, (models, 3) counts of those parts, (models,) bytes in all."""
         left = np.maximum(sizes - weight_bytes, 0.0)
-        solution, _ = nnls(_design(counts), left)
-        return cls(np.asarray(solution, dtype=np.float64))
+        return cls(nonnegative(_design(counts), left))
 
     def predict(self, weight_bytes: Floats, counts: Floats) -> Floats:
         """(count,) bytes."""
