@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from automc.devices.device import Array, Device, Model, cache_dir
+from automc.devices.cpu import runner, warmed
+from automc.devices.device import Array, Device, Model, Runner
 from automc.devices.energy import WATTS, Energy, Meter, find_meter, measure_energy, stated_watts
-from automc.devices.exclusive import alone
 from automc.devices.simulated import Simulated
 from automc.errors import InputError
 from automc.trial import Cost
@@ -72,9 +73,13 @@ class Joules:
         """What the counter says of a model, alone on the machine for two windows; None without a counter."""
         if self.meter is None:
             return None
-        session = self.device.session(model)
-        with alone(cache_dir()):
-            return measure_energy(self.meter, lambda: session.run(*self.inputs))
+        with self._running(model) as run:
+            return measure_energy(self.meter, run)
+
+    def _running(self, model: Model) -> AbstractContextManager[Callable[[], object]]:
+        if isinstance(self.device, Runner):
+            return self.device.running(model, self.inputs)
+        return warmed(runner(self.device.session(model), self.inputs), pin=False)
 
     def told(self, cost: Cost, model: Model) -> Cost:
         """The cost with its energy: measured, or the stated power times the latency, which is a prediction."""

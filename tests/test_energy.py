@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -11,7 +12,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import networks
+import numpy as np
 import pytest
+import torch
 import yaml
 from test_engine import OPTIONS, data, trained
 
@@ -24,6 +27,8 @@ from automc.devices.cpu import Cpu
 from automc.devices.device import device_path
 from automc.devices.energy import Energy, PowerCap, find_meter, measure_energy, stated_watts
 from automc.devices.exclusive import overhear
+from automc.devices.probe import conv_model
+from automc.devices.torch import Torch, TorchSession
 from automc.errors import BudgetUnreachableError, InputError, RunConflictError
 from automc.faults import find_setting_faults
 from automc.job import Silent
@@ -249,10 +254,41 @@ def test_a_share_of_the_energy_is_of_what_the_counter_says_beside_the_finalists(
 def test_a_counter_makes_the_energy_measured(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
     told = Energy(0.75, 4.0, 10.0, 20, 5.0, "a counter")
     monkeypatch.setattr("automc.joules.measure_energy", lambda meter, run: told)
-    joules = Joules.of(Cpu(1), [])
+    joules = Joules.of(Cpu(1), [networks.images(1).numpy()])
     subject = Subject.of_batch(networks.make("plain"), (networks.images(1),), 1, Cpu(1))
     cost = joules.told(automc.Cost(latency_s=0.1), subject.dense_onnx)
     assert (cost.energy_j, cost.source["energy_j"]) == (0.75, "measured")
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_the_counter_is_read_around_is_what_the_device_times(
+    package: Package, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    seen: list[tuple[int, int]] = []
+    run_session = TorchSession.run
+
+    def run(session: TorchSession, *inputs: Any) -> list[Any]:
+        seen.append((torch.get_num_threads(), len(os.sched_getaffinity(0))))
+        return run_session(session, *inputs)
+
+    def measured(meter: object, run: Any) -> Energy:
+        warm.append(len(seen))
+        run()
+        return Energy(0.75, 4.0, 10.0, 1, 5.0, "a counter")
+
+    warm: list[int] = []
+    monkeypatch.setattr(TorchSession, "run", run)
+    monkeypatch.setattr("automc.joules.measure_energy", measured)
+    before, cores = torch.get_num_threads(), len(os.sched_getaffinity(0))
+    torch.set_num_threads(3 - threads)
+    try:
+        joules = Joules.of(Torch(threads), [np.ones((1, 8, 14, 14), np.float32)])
+        joules.measure(conv_model(8, 8))
+        assert torch.get_num_threads() == 3 - threads
+    finally:
+        torch.set_num_threads(before)
+    assert warm[0] > 0
+    assert seen[-1] == (threads, 1 if threads == 1 else cores)
 
 
 def test_a_profile_keeps_the_energy_and_says_it(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:

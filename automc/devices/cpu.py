@@ -7,7 +7,8 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -34,11 +35,14 @@ from automc.errors import InputError
 
 __all__ = [
     "Cpu", "OrtSession", "alternate", "cached_blocks", "checked", "facts", "has_vnni", "key_of", "measured", "quickest", "runner",
+    "warmed",
 ]  # fmt: skip
 
 _PROVIDERS = ["CPUExecutionProvider"]
 _CAPABILITIES_SCHEMA = 1
 _SYSTEM = Path("/sys")
+_WARMING = 2
+"""Runs before a counter is read."""
 
 
 class Cpu:
@@ -86,6 +90,10 @@ class Cpu:
         """Whole models, interleaved, each on the same batch; `options` are those of `measure.Protocol`."""
         runs = {name: runner(self.session(model), inputs) for name, model in models.items()}
         return measured(runs, Protocol(rounds=rounds, **options), self.threads, seed)
+
+    def running(self, model: Model, inputs: Sequence[Array]) -> AbstractContextManager[Callable[[], object]]:
+        """What runs a model once, warm and alone on the machine."""
+        return warmed(runner(self.session(model), inputs), pin=self.threads == 1)
 
     def node_times(self, model: Model, inputs: Sequence[Array], repeats: int = 5) -> list[NodeTime]:
         """The kernels of ONNX Runtime's optimised graph; what it costs to time them is taken out by as many runs without."""
@@ -225,6 +233,15 @@ def _cpuinfo() -> list[str]:
 def runner(session: Session, inputs: Sequence[Array]) -> Callable[[], object]:
     """What runs a session once."""
     return lambda: session.run(*inputs)
+
+
+@contextmanager
+def warmed(run: Callable[[], object], *, pin: bool) -> Iterator[Callable[[], object]]:
+    """What runs a model once, after some runs that warm it up, alone on the machine."""
+    with alone(cache_dir(), pin=pin):
+        for _ in range(_WARMING):
+            run()
+        yield run
 
 
 def _until_quiet(run: Callable[[], object], repeats: int) -> None:

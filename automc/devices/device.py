@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
@@ -21,6 +22,7 @@ __all__ = [
     "Device",
     "Model",
     "NodeTime",
+    "Runner",
     "Session",
     "Tensor",
     "cache_dir",
@@ -140,6 +142,15 @@ class Device(Protocol):
 
     def node_times(self, model: Model, inputs: Sequence[Array], repeats: int = 5) -> list[NodeTime]:
         """The kernels of the optimised graph, in the order in which they ran."""
+        ...
+
+
+@runtime_checkable
+class Runner(Protocol):
+    """A device that also hands out what it times, so that a counter can be read around it."""
+
+    def running(self, model: Model, inputs: Sequence[Array]) -> AbstractContextManager[Callable[[], object]]:
+        """What runs a model once as `Device.measure` times it: warm, with the device's threads, and alone on the machine."""
         ...
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from automc.devices.cpu import (
     key_of,
     measured,
     runner,
+    warmed,
 )  # fmt: skip
 from automc.devices.device import Array, Capabilities, Model, NodeTime, Tensor, cache_dir
 from automc.devices.exclusive import alone
@@ -88,6 +90,10 @@ class OpenVino:
         """Whole models, interleaved, each on the same batch; `options` are those of `measure.Protocol`."""
         runs = {name: runner(self.session(model), inputs) for name, model in models.items()}
         return measured(runs, Protocol(rounds=rounds, **options), self.threads, seed)
+
+    def running(self, model: Model, inputs: Sequence[Array]) -> AbstractContextManager[Callable[[], object]]:
+        """What runs a model once, warm and alone on the machine."""
+        return warmed(runner(self.session(model), inputs), pin=self.threads == 1)
 
     def node_times(self, model: Model, inputs: Sequence[Array], repeats: int = 5) -> list[NodeTime]:
         """The kernels of OpenVINO's optimised graph, each with its mean over at least `repeats` runs after one to warm up.

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor as TorchTensor
 
-from automc.devices.cpu import cached_blocks, checked, facts, key_of, measured, quickest, runner
+from automc.devices.cpu import cached_blocks, checked, facts, key_of, measured, quickest, runner, warmed
 from automc.devices.device import Array, Capabilities, Model, NodeTime, Tensor, cache_dir
 from automc.devices.exclusive import alone
 from automc.devices.measure import Measurement, Protocol
@@ -95,12 +95,14 @@ class Torch:
         self, models: Mapping[str, Model], inputs: Sequence[Array], rounds: int = 12, *, seed: int = 0, **options: Any
     ) -> Measurement:
         """Whole models, interleaved, each on the same batch; `options` are those of `measure.Protocol`."""
-        with _threads(self.threads):
-            sessions = {name: self.session(model) for name, model in models.items()}
-            for session in sessions.values():
-                session.run(*inputs)  # what is compiled is compiled before anything is timed
-            runs = {name: runner(session, inputs) for name, session in sessions.items()}
+        with self._runs(models, inputs) as runs:
             return measured(runs, Protocol(rounds=rounds, **options), self.threads, seed)
+
+    @contextmanager
+    def running(self, model: Model, inputs: Sequence[Array]) -> Iterator[Callable[[], object]]:
+        """What runs a model once, warm, with the device's threads and alone on the machine."""
+        with self._runs({"model": model}, inputs) as runs, warmed(runs["model"], pin=self.threads == 1) as run:
+            yield run
 
     def node_times(self, model: Model, inputs: Sequence[Array], repeats: int = 5) -> list[NodeTime]:
         """The operators of the program, run eagerly, each with the mean of its quickest quarter of `repeats` runs after one to warm up."""
@@ -113,6 +115,15 @@ class Torch:
                 times.append(np.diff(ends))
         seconds = [quickest(list(column)) for column in np.array(times[1:]).T]
         return in_shape(session, given, seconds)
+
+    @contextmanager
+    def _runs(self, models: Mapping[str, Model], inputs: Sequence[Array]) -> Iterator[dict[str, Callable[[], object]]]:
+        """Model -> what runs it once; the device's threads are PyTorch's meanwhile."""
+        with _threads(self.threads):
+            sessions = {name: self.session(model) for name, model in models.items()}
+            for session in sessions.values():
+                session.run(*inputs)  # what is compiled is compiled before anything is timed
+            yield {name: runner(session, inputs) for name, session in sessions.items()}
 
 
 def in_shape(session: TorchSession, given: Sequence[TorchTensor], seconds: Sequence[float]) -> list[NodeTime]:

@@ -6,14 +6,15 @@ Event times are those of the GPU's own clock, so that what the processor does me
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
 import torch
 
-from automc.devices.cpu import cached_blocks, facts, key_of, quickest
+from automc.devices.cpu import cached_blocks, facts, key_of, quickest, warmed
 from automc.devices.device import Array, Capabilities, Model, NodeTime, cache_dir
 from automc.devices.exclusive import alone
 from automc.devices.measure import Measurement, Protocol, interleave
@@ -99,6 +100,18 @@ class TorchCuda:
                 clock=clock,
                 sentinel=partial(_fixed_work, clock),
             )
+
+    @contextmanager
+    def running(self, model: Model, inputs: Sequence[Array]) -> Iterator[Callable[[], object]]:
+        """What runs a model once, to its end, on a batch that is on the GPU already; warm and alone on the machine."""
+        run = self._runner(model, inputs)
+
+        def to_the_end() -> None:
+            run()
+            torch.cuda.synchronize()
+
+        with torch.inference_mode(), warmed(to_the_end, pin=False):
+            yield to_the_end
 
     def node_times(self, model: Model, inputs: Sequence[Array], repeats: int = 5) -> list[NodeTime]:
         """The operators of the program, run eagerly, an event after each; the mean of the quickest quarter of `repeats` runs."""
