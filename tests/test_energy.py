@@ -103,6 +103,48 @@ def test_counters_that_wrap_are_made_up_for(tmp_path: Path) -> None:
     assert meter.joules() == pytest.approx(48.0)
 
 
+def zone(folder: Path, name: str | None) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "energy_uj").write_text("0\n")
+    (folder / "max_energy_range_uj").write_text("262143328850\n")
+    if name:
+        (folder / "name").write_text(f"{name}\n")
+    return folder
+
+
+def counted(zones: dict[str, str | None], joules: dict[str, float], powercap: Path) -> tuple[str, float]:
+    for folder, name in zones.items():
+        zone(powercap / folder, name)
+    meter, why = find_meter()
+    assert meter is not None, why
+    for folder, value in joules.items():
+        (powercap / folder / "energy_uj").write_text(f"{int(1e6 * value)}\n")
+    return meter.name, meter.joules()
+
+
+def test_a_package_counts_once_whatever_else_counts_it(tmp_path: Path) -> None:
+    zones: dict[str, str | None] = {
+        "intel-rapl:0": "package-0",
+        "intel-rapl:1": "package-1",
+        "intel-rapl:2": "psys",
+        "intel-rapl-mmio:0": "package-0",
+    }
+    joules = {"intel-rapl:0": 10.0, "intel-rapl:1": 4.0, "intel-rapl:2": 20.0, "intel-rapl-mmio:0": 10.0}
+    assert counted(zones, joules, tmp_path / "powercap") == ("powercap, 2 package(s)", pytest.approx(14.0))
+
+
+def test_the_second_driver_counts_a_package_that_the_first_does_not_tell(tmp_path: Path) -> None:
+    zones: dict[str, str | None] = {"intel-rapl-mmio:0": "package-0", "intel-rapl:0": "psys"}
+    joules = {"intel-rapl-mmio:0": 10.0, "intel-rapl:0": 15.0}
+    assert counted(zones, joules, tmp_path / "powercap") == ("powercap, 1 package(s)", pytest.approx(10.0))
+
+
+@pytest.mark.parametrize("name", ["psys", None])
+def test_a_machine_without_packages_is_counted_by_what_it_has(tmp_path: Path, name: str | None) -> None:
+    told = counted({"intel-rapl:0": name}, {"intel-rapl:0": 15.0}, tmp_path / "powercap")
+    assert told[1] == pytest.approx(15.0)
+
+
 def test_a_machine_without_counters_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     meter, why = find_meter()
     assert meter is None

@@ -1,7 +1,7 @@
 """Joules of an inference: the machine's own counters over windows of at least five seconds, idle power subtracted.
 
 Counters: Linux powercap (Intel RAPL; AMD offers the same zones) in /sys/class/powercap/intel-rapl:N, kernel documentation
-power/powercap/powercap; NVIDIA's total energy counter through NVML, where pynvml can be imported. Both count the whole package, so that what
+power/powercap/powercap, of which the packages count: psys holds them too, and intel-rapl-mmio tells them once more; NVIDIA's total energy counter through NVML, where pynvml can be imported. Both count the whole package, so that what
 else runs meanwhile is counted too. Where there is no counter, a stated power stands in, and the figure is a prediction.
 """
 
@@ -119,7 +119,7 @@ def find_meter(device: str = "cpu") -> tuple[Meter | None, str]:
         return _find_gpu_meter()
     if device not in ON_PROCESSOR:
         return None, f"{device} has no counters of energy here."
-    zones = sorted(zone for zone in POWERCAP.glob("*rapl:*") if zone.name.count(":") == 1)
+    zones = _zones()
     if not zones:
         return None, f"Energy cannot be measured: this machine has no counters in {POWERCAP}."
     try:
@@ -131,6 +131,23 @@ def find_meter(device: str = "cpu") -> tuple[Meter | None, str]:
         )
     except (OSError, ValueError) as error:
         return None, f"Energy cannot be measured: {error}."
+
+
+def _zones() -> list[Path]:
+    """The zones whose sum is what the processors take: packages, each as one driver tells it; where none is a package, all by their names."""
+    found = [zone for zone in POWERCAP.glob("*rapl*:*") if zone.name.count(":") == 1]
+    by_name: dict[str, Path] = {}
+    for zone in sorted(found, key=lambda zone: ("mmio" in zone.name, zone.name)):
+        by_name.setdefault(_zone_name(zone), zone)
+    return [zone for name, zone in by_name.items() if name.startswith("package-")] or list(by_name.values())
+
+
+def _zone_name(zone: Path) -> str:
+    """What a zone says it is, such as "package-0"; its folder's name where it says nothing."""
+    try:
+        return (zone / "name").read_text().strip()
+    except OSError:
+        return zone.name
 
 
 def _find_gpu_meter() -> tuple[Meter | None, str]:
