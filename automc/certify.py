@@ -193,7 +193,9 @@ class Certifier:
             energy_j=cost.energy_j,
             energy_source=cost.source.get("energy_j"),
             dense_energy_j=self._dense_now(measured).energy_j,
-            watts=None if self.prepared.joules is None or self.prepared.joules.meter else self.prepared.joules.watts,
+            watts=self.prepared.joules.watts
+            if self.prepared.joules and cost.source.get("energy_j") == "predicted"
+            else None,
         )
         return Certified(candidate, finalist, certificate, onnx)
 

@@ -48,7 +48,7 @@ class Joules:
 
     Attributes:
         meter: the counter, None where a stated power stands in.
-        watts: above idle, stated; None until `of` has run where there is a meter.
+        watts: above idle, stated; None where none is.
     """
 
     device: Device
@@ -70,11 +70,12 @@ class Joules:
         return cls(device, inputs, meter, watts)
 
     def measure(self, model: Model) -> Energy | None:
-        """What the counter says of a model, alone on the machine for two windows; None without a counter."""
+        """What the counter says of a model, alone on the machine for two windows; None without a counter, and where it says nothing clear."""
         if self.meter is None:
             return None
         with self._running(model) as run:
-            return measure_energy(self.meter, run)
+            energy = measure_energy(self.meter, run)
+        return energy if energy.is_clear else None
 
     def _running(self, model: Model) -> AbstractContextManager[Callable[[], object]]:
         if isinstance(self.device, Runner):
@@ -82,12 +83,38 @@ class Joules:
         return warmed(runner(self.device.session(model), self.inputs), pin=False)
 
     def told(self, cost: Cost, model: Model) -> Cost:
-        """The cost with its energy: measured, or the stated power times the latency, which is a prediction."""
+        """The cost with its energy: measured, or the stated power times the latency, which is a prediction.
+
+        Raises:
+            InputError: the counter says nothing clear, and no power is stated.
+        """
         energy = self.measure(model)
         return self.stated(cost) if energy is None else cost.with_energy(energy.joules, "measured")
 
     def stated(self, cost: Cost) -> Cost:
-        """The cost with its energy as the stated power times its latency."""
-        assert self.watts is not None
+        """The cost with its energy as the stated power times its latency.
+
+        Raises:
+            InputError: no power is stated.
+        """
         assert cost.latency_s is not None
-        return cost.with_energy(self.watts * cost.latency_s, "predicted")
+        return cost.with_energy(self.stated_w() * cost.latency_s, "predicted")
+
+    def stated_w(self) -> float:
+        """The stated power above idle, in watts.
+
+        Raises:
+            InputError: none is stated.
+        """
+        if self.watts is None:
+            raise InputError(
+                self.unclear,
+                remedy=f"Leave the machine to itself, or state the power above idle that an inference takes: {WATTS}=12.5.",
+            )
+        return self.watts
+
+    @property
+    def unclear(self) -> str:
+        """A sentence on a counter that says nothing clear."""
+        counter = "No counter" if self.meter is None else self.meter.name
+        return f"Energy cannot be measured: {counter} shows no more power while the model runs than while the machine idles."

@@ -241,26 +241,32 @@ def _energy(
     """The predictor with energy where the budget limits it, and how that is known; None where it need not be, or is simulated."""
     if not budget or not budget.limit("energy_j") or not isinstance(predictor, LearnedPredictor):
         return predictor, None
-    joules = Joules.of(device, arrays)
-    return replace(predictor, watts=_watts(joules, dense_onnx, observer)), joules
+    watts, joules = _watts(Joules.of(device, arrays), dense_onnx, observer)
+    return replace(predictor, watts=watts), joules
 
 
-def _watts(joules: Joules, dense_onnx: bytes, observer: Observer) -> float:
-    """The power above idle by which policies are priced: that of the dense model, or the stated one."""
+def _watts(joules: Joules, dense_onnx: bytes, observer: Observer) -> tuple[float, Joules]:
+    """The power above idle by which policies are priced, that of the dense model or the stated one, and how energy is known from here on.
+
+    Raises:
+        InputError: the counter says nothing clear of the dense model, and no power is stated.
+    """
     observer.stage("measure the energy", None)
     with overheard() as heard:
         energy = joules.measure(dense_onnx)
     if energy is None:
-        assert joules.watts is not None
-        observer.message(f"Energy is predicted as {joules.watts:g} W above idle, as stated, times the latency.")
-        return joules.watts
+        watts = joules.stated_w()
+        if joules.meter is not None:
+            observer.message(joules.unclear, "warning")
+        observer.message(f"Energy is predicted as {watts:g} W above idle, as stated, times the latency.")
+        return watts, replace(joules, meter=None)
     observer.message(
         f"Energy by {energy.meter}: {energy.idle_w:.1f} W idle, {energy.busy_w:.1f} W while the dense model runs,"
         f" windows of {energy.window_s:.1f} s; idle is subtracted."
     )
     for note in heard:
         observer.message(f"The energy may be off: {note}.", "warning")
-    return max(energy.power_w, 1e-3)
+    return energy.power_w, joules
 
 
 def _builder(device: Device, example: Sequence[Tensor]) -> Callable[[nn.Module], bytes]:

@@ -131,8 +131,11 @@ def _keep_energy(subject: Subject, profile: Profile, arrays: list[Array], observ
         observer.message(why)
         return
     observer.stage("measure the energy", None)
+    joules = Joules(subject.device, arrays, meter, None)
     with overheard() as heard:
-        energy = Joules(subject.device, arrays, meter, None).measure(subject.dense_onnx)
+        energy = joules.measure(subject.dense_onnx)
     _warn("The energy", heard, observer)
-    assert energy is not None
+    if energy is None:
+        observer.message(joules.unclear, "warning")
+        return
     append(path, [("energy", {"key": profile.key, "label": subject.label, **energy.to_json()})], observer)

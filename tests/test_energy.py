@@ -35,6 +35,7 @@ from automc.job import Silent
 from automc.joules import Joules
 from automc.predict.device_file import DeviceFile
 from automc.predict.words import learned
+from automc.prepare import _watts
 from automc.profiling import Subject, profile_subject
 from automc.recipe import Job
 from automc.resolve import certify_budget
@@ -46,6 +47,7 @@ class Package:
 
     def __init__(self, folder: Path, wrap_uj: int = 10**12) -> None:
         self.now, self.uj, self.wrap_uj = 0.0, 0.0, wrap_uj
+        self.idle_w = [4.0]
         self.zone = folder / "intel-rapl:0"
         self.zone.mkdir(parents=True)
         (self.zone / "max_energy_range_uj").write_text(f"{wrap_uj}\n")
@@ -54,7 +56,7 @@ class Package:
         self._spend(0.0, 0.0)
 
     def sleep(self, seconds: float) -> None:
-        self._spend(seconds, 4.0)
+        self._spend(seconds, self.idle_w.pop(0) if len(self.idle_w) > 1 else self.idle_w[0])
 
     def run(self) -> None:
         self._spend(0.25, 10.0)
@@ -91,6 +93,48 @@ def test_idle_power_is_subtracted(package: Package) -> None:
     assert found.meter == "powercap, 1 package(s)"
     with pytest.raises(InputError, match="too short"):
         measure(package, window_s=1.0)
+
+
+def test_windows_that_do_not_differ_are_taken_once_more(package: Package) -> None:
+    package.idle_w = [12.0, 4.0]
+    found = measure(package)
+    assert found.is_clear
+    assert found.joules == pytest.approx(1.5)
+    package.idle_w = [12.0, 9.95, 4.0]
+    assert not measure(package).is_clear
+    assert package.idle_w == [4.0]
+
+
+@pytest.mark.parametrize(
+    "still", [Energy(0.0, 0.0, 0.0, 20, 5.0, "a counter"), Energy(0.0, 10.0, 9.0, 20, 5.0, "a counter")]
+)
+def test_a_counter_that_says_nothing_measures_nothing(
+    package: Package, monkeypatch: pytest.MonkeyPatch, still: Energy
+) -> None:
+    monkeypatch.setattr("automc.joules.measure_energy", lambda meter, run: still)
+    model, inputs = conv_model(8, 8), [np.ones((1, 8, 14, 14), np.float32)]
+    cost = automc.Cost(latency_s=0.1)
+    joules = Joules.of(Cpu(1), inputs)
+    for ask in (lambda: joules.told(cost, model), lambda: _watts(joules, model, Silent())):
+        with pytest.raises(InputError, match=r"powercap, 1 package\(s\) shows no more power .*AUTOMC_WATTS=12.5"):
+            ask()
+    monkeypatch.setenv(energy.WATTS, "8")
+    joules = Joules.of(Cpu(1), inputs)
+    told = joules.told(cost, model)
+    assert (told.energy_j, told.source["energy_j"]) == (pytest.approx(0.8), "predicted")
+    watts, after = _watts(joules, model, Silent())
+    assert (watts, after.meter) == (8.0, None)
+
+
+def test_a_profile_keeps_no_energy_of_a_counter_that_says_nothing(
+    package: Package, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for limit in ("MAX_CANDIDATES", "MIN_CANDIDATES"):
+        monkeypatch.setattr(f"automc.predict.profile.{limit}", 4)
+    monkeypatch.setattr("automc.joules.measure_energy", lambda meter, run: Energy(0.0, 0.0, 0.0, 20, 5.0, "a counter"))
+    subject = Subject.of_batch(networks.make("plain"), (networks.images(1),), 1, Cpu(1), label="plain")
+    profile_subject(subject, Silent(), time_limit_s=2.0)
+    assert '"energy"' not in device_path(subject.device.key).read_text()
 
 
 def test_counters_that_wrap_are_made_up_for(tmp_path: Path) -> None:
