@@ -100,7 +100,7 @@ def _is_priced(cost: Cost) -> bool:
 
 def _to_hold(metric: str, cost: Cost) -> float | None:
     """What a budget is held against."""
-    return cost.latency_upper_s if metric == "latency_s" and _is_priced(cost) else cost.get(metric)
+    return cost.upper(metric) if _is_priced(cost) else cost.get(metric)
 
 
 def _times(value: float | None, ratio: float) -> float | None:

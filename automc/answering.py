@@ -124,7 +124,7 @@ class Known:
         assert self.tables is not None
         loss = float(summed(self.tables.loss, self.tables.codes(finalist.policy)))
         cost = finalist.cost
-        costs = {m: v for m in METRICS if (v := cost.latency_upper_s if m == "latency_s" else cost.get(m)) is not None}
+        costs = {m: v for m in METRICS if (v := cost.upper(m)) is not None}
         return Answer(finalist.policy, costs, loss, 0)
 
     def curve(self, metric: str, others: Mapping[str, float]) -> list[Point]:

@@ -83,7 +83,7 @@ class Budget:
         return Budget(tuple(_resolve(limit, dense) for limit in self.limits))
 
     def holds(self, cost: Cost) -> bool:
-        """Whether every limit holds; latency by the upper end of its interval. Unknown figures do not hold."""
+        """Whether every limit holds; latency, and energy predicted by it, by the upper end of its interval. Unknown figures do not hold."""
         return self.violation(cost) <= 0.0
 
     def violation(self, cost: Cost) -> float:
@@ -145,5 +145,5 @@ def _known(cost: Cost) -> Iterable[str]:
 def _excess(limit: Limit, cost: Cost) -> float:
     if limit.relative:
         raise ValueError("resolve the budget against the dense model's cost first")
-    value = cost.latency_upper_s if limit.metric == "latency_s" else cost.get(limit.metric)
+    value = cost.upper(limit.metric)
     return math.inf if value is None else value / limit.value - 1.0

@@ -185,7 +185,7 @@ def _states(known: Known, budget: Budget, cost: Cost, together: Mapping[str, flo
     binding = budget.binding(cost).metric
     states = []
     for limit in budget:
-        value = cost.latency_upper_s if limit.metric == "latency_s" else cost.get(limit.metric)
+        value = cost.upper(limit.metric)
         tight = value is not None and value > (1.0 - _BINDS) * limit.value
         alone = smallest(tables, {limit.metric: 1e-9 * limit.value})
         least = _least(known, limit.metric, alone.costs[limit.metric] if alone else None)

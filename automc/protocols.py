@@ -64,7 +64,7 @@ class Costs:
         )
 
     def array(self, metric: str, *, upper: bool = True) -> NDArray[np.float64]:
-        """(count,) values of a metric; for latency the upper end of the interval unless `upper` is False.
+        """(count,) values of a metric; for latency, and energy predicted by it, the upper end of the interval unless `upper` is False.
 
         Raises:
             KeyError: the metric is unknown, or this device has no model of it.
@@ -73,12 +73,19 @@ class Costs:
             "latency_s": self.latency_high_s if upper else self.latency_s,
             "size_bytes": self.size_bytes,
             "macs": self.macs,
-            "energy_j": self.energy_j,
+            "energy_j": self._energy_high_j if upper else self.energy_j,
         }
         values = arrays[metric]
         if values is None:
             raise KeyError(metric)
         return values
+
+    @property
+    def _energy_high_j(self) -> NDArray[np.float64] | None:
+        if self.energy_j is None or self.source != "predicted":
+            return self.energy_j
+        known = self.latency_s > 0
+        return self.energy_j * np.divide(self.latency_high_s, self.latency_s, out=np.ones(len(self)), where=known)
 
     def violation(self, budget: Budget) -> NDArray[np.float64]:
         """(count,) largest of value / limit - 1 over the limits of a resolved budget; 0 or below holds it."""

@@ -22,7 +22,7 @@ class Certificate:
         limits: the resolved budget, metric -> limit in SI units.
         latency_s: median over rounds of the round medians, of one batch.
         latency_interval_s: bootstrap 95 % interval of that median.
-        holds: every limit holds, latency by the upper end of its interval.
+        holds: every limit holds, latency by the upper end of its interval, and predicted energy by the energy of that.
         noise_floor: split-half repeatability of the rounds, as a fraction.
         rounds_s: model name -> the median of each round; "dense" is the uncompressed model.
         environment: processor, runtime and version, threads, operating system, time.
@@ -222,11 +222,12 @@ class Summary:
     def promise(self, model: Finalist, sure: str = "") -> str:
         """The limits, each with how the model's figure is known: "50.0 ms as measured and 30.0 mJ as predicted".
 
-        `sure` is said after a latency that has an interval.
+        `sure` is said after a latency that has an interval, and after energy that is predicted by it.
         """
         known: dict[str, list[str]] = {}
         for metric, limit in self.limits.items():
-            spread = sure if metric == "latency_s" and has_interval(model) else ""
+            spans = metric == "latency_s" or (metric == "energy_j" and model.source(metric) == "predicted")
+            spread = sure if spans and has_interval(model) else ""
             known.setdefault(f"as {model.source(metric)}{spread}", []).append(format_quantity(metric, limit))
         return " and ".join(f"{' and '.join(limits)} {how}" for how, limits in known.items())
 

@@ -47,6 +47,21 @@ class Cost:
         """The upper end of the latency interval, or the latency itself where no interval is known."""
         return self.latency_interval_s[1] if self.latency_interval_s else self.latency_s
 
+    def upper(self, metric: str) -> float | None:
+        """What a limit on one of METRICS is held against: the upper end of the latency's interval, the value of others.
+
+        A predicted energy is a power times the latency, so it has the upper end that the latency has.
+
+        Raises:
+            KeyError: `metric` is not one of METRICS.
+        """
+        value = self.get(metric)
+        if metric == "latency_s":
+            return self.latency_upper_s
+        if metric == "energy_j" and value is not None and self.source.get(metric) == "predicted":
+            return value * (self.latency_upper_s or 0.0) / self.latency_s if self.latency_s else value
+        return value
+
     def with_measured_latency(self, median_s: float, interval_s: tuple[float, float]) -> Cost:
         """The same cost with its latency replaced by a measurement."""
         source: dict[str, Source] = {**self.source, "latency_s": "measured"}

@@ -112,6 +112,6 @@ def _nearest(summary: Summary) -> str:
     if summary.smallest is None:
         return ""
     cost = summary.smallest.cost
-    upper = {metric: cost.latency_upper_s if metric == "latency_s" else cost.get(metric) for metric in summary.limits}
+    upper = {metric: cost.upper(metric) for metric in summary.limits}
     costs = " and ".join("–" if value is None else format_limit(metric, value) for metric, value in upper.items())
     return f" The nearest that was {summary.smallest.source()} needs {costs}: relax the budget to that, or widen the search space."

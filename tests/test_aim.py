@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -71,3 +73,16 @@ def test_what_is_only_predicted_corrects_nothing_and_leaves_room_for_its_interva
     assert costs[0].source["latency_s"] == "predicted"
     assert predictor.predict(np.array([[0]])).latency_s[0] == pytest.approx(0.1)
     assert aim.ratio["latency_s"] == pytest.approx(1.1)
+
+
+def test_energy_that_is_predicted_by_the_latency_leaves_room_for_its_interval() -> None:
+    class Powered(Straight):
+        def predict(self, codes: Codes) -> Costs:
+            costs = super().predict(codes)
+            return replace(costs, energy_j=10.0 * costs.latency_s)
+
+    cost = Powered().predict(SPACE.encode([policy(8)]))[0]
+    aim = learn_aim(Powered(), SPACE, [(policy(8), cost)], latest=1)[1]  # type: ignore[arg-type]
+    assert aim.ratio["energy_j"] == pytest.approx(1.1)
+    seen = Expected(Powered(), aim).predict(np.array([[1]]))
+    assert seen.array("energy_j") == pytest.approx(seen.array("energy_j", upper=False))

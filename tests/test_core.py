@@ -12,6 +12,7 @@ from automc.budget import Budget
 from automc.errors import BudgetSyntaxError, InputError, UnknownNameError
 from automc.pareto import front, hypervolume, knee
 from automc.policy import LowRank, Policy, Prune, Quantize
+from automc.protocols import Costs
 from automc.space import Domain, SearchSpace, summed
 from automc.trial import Cost, Trial
 from automc.units import METRICS, format_limit, format_quantity, parse_duration, parse_quantity
@@ -97,6 +98,15 @@ def test_a_budget_holds_by_the_upper_end_of_the_interval_and_never_by_the_unknow
     budget = Budget.parse("50ms", "1MB")
     assert budget.holds(Cost(latency_s=0.049, latency_interval_s=(0.048, 0.05), size_bytes=1e6))
     assert not budget.holds(Cost(latency_s=0.049, latency_interval_s=(0.048, 0.051), size_bytes=1e6))
+    cost, budget = Cost(latency_s=0.049, latency_interval_s=(0.048, 0.051)), Budget.parse("500mJ")
+    assert budget.holds(cost.with_energy(0.49, "measured"))
+    assert not budget.holds(cost.with_energy(0.49, "predicted"))  # 10 W for up to 51 ms
+    assert budget.holds(cost.with_energy(0.48, "predicted"))
+    assert budget.violation(cost.with_energy(0.49, "predicted")) == pytest.approx(0.02)
+    costs = Costs(*(np.array([value]) for value in (0.049, 0.048, 0.051, 1e6, 1e6, 0.49)))
+    assert costs.violation(budget) == pytest.approx(budget.violation(costs[0]))
+    assert costs.violation(budget) == pytest.approx([0.02])
+    assert replace(costs, source="simulated").violation(budget) == pytest.approx([-0.02])
     assert not budget.holds(Cost(latency_s=0.01))
 
 

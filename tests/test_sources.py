@@ -89,7 +89,8 @@ def test_each_limit_carries_its_own_source() -> None:
     best = dataclasses.replace(summary.best, cost=joules)
     both = dataclasses.replace(summary, limits={"latency_s": 0.05, "energy_j": 0.03, "size_bytes": 1e6}, best=best)
     assert (
-        both.promise(best, ", surely") == "50.0 ms as measured, surely and 30.0 mJ as predicted and 1.00 MB as measured"
+        both.promise(best, ", surely")
+        == "50.0 ms as measured, surely and 30.0 mJ as predicted, surely and 1.00 MB as measured"
     )
     assert any("30.0 mJ as predicted" in line for line in budget_lines(both))
 

@@ -105,11 +105,7 @@ def _unreachable(summary: Summary, limits: str) -> Iterator[str]:
     exceeded = [
         f"{format_limit(metric, value)} instead of {format_quantity(metric, limit)}"
         for metric, limit in summary.limits.items()
-        if (value := _upper(summary.smallest, metric)) is not None and value > limit
+        if (value := summary.smallest.cost.upper(metric)) is not None and value > limit
     ]
     yield f"The nearest takes {' and '.join(exceeded)}." if exceeded else "The nearest was not certified."
     yield "Relax the budget to that, allow more --trials, or choose a wider --space."
-
-
-def _upper(finalist: Finalist, metric: str) -> float | None:
-    return finalist.cost.latency_upper_s if metric == "latency_s" else finalist.cost.get(metric)
