@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from automc.evaluate.worth import Judge
 from automc.export.verify import verify
 from automc.macs import count_macs
 from automc.policy import Policy
+from automc.predict.profile import now, told_of
 from automc.predict.targets import device_measures
 from automc.prepare import Prepared
 from automc.result import Certificate, Finalist
@@ -102,16 +102,14 @@ class Certifier:
         if not built:
             return failed
         models = {"dense": self.prepared.dense_onnx, **{name: onnx for name, (_, onnx) in built.items()}}
-        measured = self._rounds(models, {name: candidate.policy for name, (candidate, _) in built.items()})
-        decided = settled(measured, list(built), self._latency_limit, partial(self._again, models))
+        decided: Mapping[str, Measurement | None] = dict.fromkeys(built)
+        if device_measures(self.prepared.device):
+            measured = self._rounds(models)
+            decided = settled(measured, list(built), self._latency_limit, partial(self._again, models))
         return [*failed, *(self._try(c, name, onnx, decided[name]) for name, (c, onnx) in built.items())]
 
-    def _rounds(self, models: Mapping[str, bytes], policies: Mapping[str, Policy]) -> Measurement:
-        """Measured rounds, or what was priced where the device cannot be measured from here."""
-        if device_measures(self.prepared.device):
-            return self.prepared.device.measure(models, [t.numpy() for t in self.prepared.example], seed=self.seed)
-        prices = {name: self._price(policies.get(name, Policy())).latency_s or 0.0 for name in models}
-        return Measurement({name: (price,) * 2 for name, price in prices.items()}, notes=("not measured, priced",))
+    def _rounds(self, models: Mapping[str, bytes]) -> Measurement:
+        return self.prepared.device.measure(models, [t.numpy() for t in self.prepared.example], seed=self.seed)
 
     def _again(self, models: Mapping[str, bytes], names: Sequence[str], time: int) -> Measurement:
         chosen = {name: models[name] for name in ("dense", *names)}
@@ -129,7 +127,7 @@ class Certifier:
         self.prepared.device.session(onnx)
         return onnx
 
-    def _try(self, candidate: Candidate, name: str, onnx: bytes, measured: Measurement) -> Certified | Failed:
+    def _try(self, candidate: Candidate, name: str, onnx: bytes, measured: Measurement | None) -> Certified | Failed:
         try:
             return self._certified(candidate, name, onnx, measured)
         except Exception as error:
@@ -140,25 +138,28 @@ class Certifier:
         limit, joules = self.budget.limit("energy_j"), self.prepared.joules
         return joules.measure(self.prepared.dense_onnx) if joules and limit and limit.relative else None
 
-    def _limits(self, measured: Measurement) -> Budget:
+    def _limits(self, measured: Measurement | None) -> Budget:
         """The budget in absolute values; shares of the dense model's cost are of what was measured beside the finalists."""
         return self.budget.resolve(self._dense_now(measured))
 
-    def _dense_now(self, measured: Measurement) -> Cost:
-        """The dense model's cost by some rounds; its energy by the counter just before them, or by their latency."""
+    def _dense_now(self, measured: Measurement | None) -> Cost:
+        """The dense model's cost by some rounds, its energy by the counter just before them or by their latency; as priced without rounds."""
         cost, joules = self.dense.cost, self.prepared.joules
-        if not device_measures(self.prepared.device):
+        if measured is None:
             return cost
         cost = cost.with_measured_latency(measured.median_s("dense"), measured.interval_s("dense"))
         if self._dense_energy is not None:
             return cost.with_energy(self._dense_energy.joules, "measured")
         return cost if joules is None or joules.meter is not None else joules.stated(cost)
 
-    def _certified(self, candidate: Candidate, name: str, onnx: bytes, measured: Measurement) -> Certified:
-        limits = self._limits(measured)
+    def _certified(self, candidate: Candidate, name: str, onnx: bytes, measured: Measurement | None) -> Certified:
+        """A candidate by the rounds that it was measured in, or as priced where nothing can be measured from here."""
+        limits, dense = self._limits(measured), self._dense_now(measured)
         with overheard() as heard:
             cost = self._cost(candidate, onnx, measured, name)
-        measured = measured.disturbed([*self._heard, *heard])
+        if measured is not None:
+            measured = measured.disturbed([*self._heard, *heard])
+        (latency_s, interval_s), (dense_s, dense_interval_s) = _latency(cost), _latency(dense)
         error = verify(self.prepared.device.session(onnx), candidate.model, self.prepared.example)
         validation, test = self.scores(onnx)
         holds, away = limits.holds(cost), self._judge.divergence(candidate.model)
@@ -171,42 +172,42 @@ class Certifier:
             holds=holds,
             stage=candidate.stage,
             before_recovery=candidate.before_recovery,
-            noisy=measured.noisy,
-            notes=measured.notes,
+            noisy=measured is not None and measured.noisy,
+            notes=measured.notes if measured is not None else (),
             divergence=away,
             worth=self._judge.worth(validation, away),
         )
         certificate = Certificate(
             limits={limit.metric: limit.value for limit in limits},
             batch_size=self.batch_size,
-            latency_s=measured.median_s(name),
-            latency_interval_s=measured.interval_s(name),
-            dense_latency_s=measured.median_s("dense"),
-            dense_latency_interval_s=measured.interval_s("dense"),
+            latency_s=latency_s,
+            latency_interval_s=interval_s,
+            dense_latency_s=dense_s,
+            dense_latency_interval_s=dense_interval_s,
             size_bytes=len(onnx),
             holds=holds,
-            noise_floor=measured.noise_floor,
+            noise_floor=measured.noise_floor if measured else self.prepared.predictor.report.noise_floor,
             environment=self._environment(measured),
             export_error=error,
-            rounds_s={key: measured.rounds_s[key] for key in (name, "dense")},
+            rounds_s={key: measured.rounds_s[key] for key in (name, "dense")} if measured else {},
             source=cost.source["latency_s"],
             energy_j=cost.energy_j,
             energy_source=cost.source.get("energy_j"),
-            dense_energy_j=self._dense_now(measured).energy_j,
+            dense_energy_j=dense.energy_j,
             watts=self.prepared.joules.watts
             if self.prepared.joules and cost.source.get("energy_j") == "predicted"
             else None,
         )
         return Certified(candidate, finalist, certificate, onnx)
 
-    def _environment(self, measured: Measurement) -> Mapping[str, str]:
-        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        state = {"noisy": str(measured.noisy).lower(), "notes": "; ".join(measured.notes), "measured_at": now}
+    def _environment(self, measured: Measurement | None) -> Mapping[str, str]:
+        """The device, and how and when it was measured: in some rounds now, or in the profile that prices it."""
+        state = self.prepared.predictor.origin if measured is None else told_of(measured, now())
         return {**self.prepared.device.environment(), **state}
 
-    def _cost(self, candidate: Candidate, onnx: bytes, measured: Measurement, name: str) -> Cost:
+    def _cost(self, candidate: Candidate, onnx: bytes, measured: Measurement | None, name: str) -> Cost:
         size_bytes, macs = float(len(onnx)), _macs(candidate.model, self.prepared)
-        if not device_measures(self.prepared.device):
+        if measured is None:
             priced = self._price(candidate.policy)
             return replace(priced, size_bytes=size_bytes, macs=macs, source={**priced.source, **_COUNTED})
         median_s, interval_s = measured.median_s(name), measured.interval_s(name)
@@ -240,6 +241,12 @@ class Certifier:
         return Finalist(
             Policy(), measured, predicted.latency_s, validation, test, holds, "dense", divergence=0.0, worth=worth
         )
+
+
+def _latency(cost: Cost) -> tuple[float, tuple[float, float]]:
+    """The latency of a cost and its interval, as wide as nothing where there is none."""
+    latency_s = cost.latency_s or 0.0
+    return latency_s, cost.latency_interval_s or (latency_s, latency_s)
 
 
 def settled(

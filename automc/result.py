@@ -20,12 +20,12 @@ class Certificate:
 
     Attributes:
         limits: the resolved budget, metric -> limit in SI units.
-        latency_s: median over rounds of the round medians, of one batch.
-        latency_interval_s: bootstrap 95 % interval of that median.
+        latency_s: median over rounds of the round medians, of one batch; as priced where it was not measured, as all that follows.
+        latency_interval_s: bootstrap 95 % interval of that median; the interval of the prediction.
         holds: every limit holds, latency by the upper end of its interval, and predicted energy by the energy of that.
-        noise_floor: split-half repeatability of the rounds, as a fraction.
-        rounds_s: model name -> the median of each round; "dense" is the uncompressed model.
-        environment: processor, runtime and version, threads, operating system, time.
+        noise_floor: split-half repeatability of the rounds, or of those of the profile that prices the model, as a fraction.
+        rounds_s: model name -> the median of each round; "dense" is the uncompressed model. Empty where nothing was measured.
+        environment: processor, runtime and version, threads, operating system; how and when it was measured, or the profile was.
         export_error: relative root mean square error of the exported model's outputs against the PyTorch model's.
         source: how the latency is known: "measured", or "predicted" or "simulated" where the device is not at hand.
         energy_j: of one batch, None where the device tells none.

@@ -3,12 +3,98 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, ClassVar, cast
 
-from automc.certify import MOST_REPEATS, settled
+import numpy as np
+import pytest
+import torch
+
+from automc.budget import Budget
+from automc.certify import MOST_REPEATS, Candidate, Certified, Certifier, settled
 from automc.devices.measure import Measurement
+from automc.devices.probe import conv_model
+from automc.devices.unmeasured import Unmeasured
+from automc.errors import MissingError
+from automc.policy import Policy, Prune
+from automc.prepare import Prepared
+from automc.protocols import Costs
+from automc.result import Certificate, Finalist
+from automc.space import Codes, Domain, SearchSpace
+from automc.trial import Cost
 
 DENSE = (0.100,) * 12
 UNSURE = tuple(0.048 + 0.0005 * i for i in range(12))
+
+
+class Bare(Certifier):
+    """Models are their files, and score 1."""
+
+    def __init__(self, device: Any, dense: bytes, predictor: Any = None) -> None:
+        prepared = SimpleNamespace(
+            device=device, dense_onnx=dense, example=(torch.ones(1, 8, 14, 14),), build=lambda model: model,
+            predictor=predictor, space=SPACE, joules=None,
+        )  # fmt: skip
+        self.prepared, self.budget, self.batch_size, self.seed = cast(Prepared, prepared), Budget.parse("80%"), 1, 0
+        self._judge = cast(Any, SimpleNamespace(divergence=lambda model: 0.0, worth=lambda score, away: score))
+        self._dense_energy = None
+        cost = Cost(latency_s=0.1) if predictor is None else predictor.predict(SPACE.dense[None])[0]
+        self.dense = Finalist(Policy(), cost, None, 1.0, None, False, "dense")
+
+    def scores(self, onnx: bytes) -> tuple[float, float | None]:
+        return 1.0, None
+
+
+SPACE = SearchSpace((Domain("a", "prune", (None, Prune(4), Prune(6))),))
+
+
+def candidate(keep: int, model: bytes) -> Candidate:
+    return Candidate(Policy.of([("a", Prune(keep))]), cast(Any, model))
+
+
+@pytest.fixture
+def unverified(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("automc.certify.verify", lambda *arguments: 0.0)
+    monkeypatch.setattr("automc.certify._macs", lambda *arguments: 1.0)
+
+
+class Elsewhere(Unmeasured):
+    """A machine that is not at hand."""
+
+    threads = 1
+
+    def absent(self) -> MissingError:
+        return MissingError("not at hand")
+
+    def environment(self) -> dict[str, str]:
+        return {"processor": "another"}
+
+
+class Priced:
+    """0.1 s less 0.03 s per code, within a tenth, by a noisy profile of another day."""
+
+    report = SimpleNamespace(noise_floor=0.02)
+    origin: ClassVar = {
+        "noisy": "true",
+        "notes": "not measured, priced by a profile",
+        "measured_at": "2026-01-01T00:00:00",
+    }
+
+    def predict(self, codes: Codes) -> Costs:
+        seconds = 0.1 - 0.03 * codes.sum(1).astype(np.float64)
+        return Costs(seconds, 0.9 * seconds, 1.1 * seconds, seconds, seconds)
+
+
+def test_what_cannot_be_measured_is_certified_as_what_it_is_a_prediction(unverified: None) -> None:
+    [found] = Bare(Elsewhere(), conv_model(8, 8), Priced()).certify([candidate(4, conv_model(8, 8))])
+    assert isinstance(found, Certified)
+    told = found.certificate
+    assert (told.source, told.holds, told.rounds_s, told.noise_floor) == ("predicted", True, {}, 0.02)
+    assert (told.latency_s, *told.latency_interval_s) == pytest.approx((0.07, 0.063, 0.077))
+    assert (told.dense_latency_s, *told.dense_latency_interval_s) == pytest.approx((0.1, 0.09, 0.11))
+    assert told.environment == {"processor": "another", **Priced.origin}
+    assert Certificate.from_json(told.to_json()) == told
+    assert not found.finalist.noisy
 
 
 def rounds(noisy: bool = False, **models: Sequence[float]) -> Measurement:

@@ -251,6 +251,12 @@ def test_codes_of_another_space_are_refused(predictor: LearnedPredictor) -> None
         predictor.corrected([(Policy.of([("a", Prune(5))]), 1.0)])
 
 
+def test_a_predictor_tells_how_and_when_its_profile_was_measured(predictor: LearnedPredictor) -> None:
+    assert predictor.origin["noisy"] == "false"
+    assert predictor.origin["notes"] == "not measured, priced by a profile"
+    assert predictor.origin["measured_at"].startswith("20")
+
+
 def test_a_second_profile_measures_nothing(tmp_path: Path) -> None:
     device, listener = synthetic.ClosedFormDevice(), Listener()
     first = profile(device, listener)

@@ -199,6 +199,8 @@ def test_what_was_found_is_said_to_be_simulated(searched: tuple[automc.Compresse
     certificate = result.certificate
     assert (certificate.source, certificate.energy_j) == ("simulated", best.cost.energy_j)
     assert certificate.environment["processor"] == "simulated"
+    assert (certificate.rounds_s, certificate.environment["notes"]) == ({}, "not measured, simulated")
+    assert not {"measured_at", "noisy"} & certificate.environment.keys()
     assert certificate.export_error < 1e-3
     lines = budget_lines(result.summary)
     assert any("as simulated." in line for line in lines)

@@ -201,10 +201,10 @@ def _lines(run: RunDir, known: Known, budget: Budget, resolved: Resolved) -> Ite
     best, before = resolved.best, known.measured(budget)
     if best is None:
         assert resolved.nearest is not None
-        yield f"Nothing held {budget} as measured; the nearest takes {_costs(budget, resolved.nearest)}."
+        yield f"Nothing held {budget} as {resolved.nearest.source()}; the nearest takes {_costs(budget, resolved.nearest)}."
         yield f"Relax the budget to that, or search for it: `{run.again} --budget ... --name ...`."
         return
-    yield f"Measured: {_costs(budget, best)}, {score} {text.score(score, best.validation)}; it holds {budget}."
+    yield f"{best.source().capitalize()}: {_costs(budget, best)}, {score} {text.score(score, best.validation)}; it holds {budget}."
     yield from measured_under(best.noisy, best.notes)
     if before is not None and before.validation > best.validation and len(before.policy):
         yield (

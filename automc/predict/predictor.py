@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -15,7 +15,7 @@ from automc.predict.calibration import Corrections, conformal
 from automc.predict.kernel_model import KernelModel, distinct
 from automc.predict.kernels import Layouts
 from automc.predict.model import FittedModel, Samples, Setting
-from automc.predict.profile import Profile
+from automc.predict.profile import Profile, told_of
 from automc.predict.roofline import Floats
 from automc.protocols import Costs
 from automc.result import PredictorReport
@@ -39,6 +39,7 @@ class LearnedPredictor:
         watts: above idle, which times the latency is the energy; None where energy is not asked for.
         dense_s: what the dense model took when the device was profiled; None where it was not measured then.
         pace: how many times as long as then models take; see `paced`.
+        origin: how and when the profile was measured, as certificates say it.
     """
 
     model: FittedModel
@@ -49,6 +50,7 @@ class LearnedPredictor:
     watts: float | None = None
     dense_s: float | None = None
     pace: float = 1.0
+    origin: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def fit(
@@ -73,7 +75,9 @@ class LearnedPredictor:
             coverage=_coverage(model),
         )
         dense_s = next((profile.latency_s(c) for c in profile.candidates if not len(c.policy)), None)
-        return cls(model, report, max(conformal(errors), profile.noise_floor), dense_s=dense_s)
+        told = told_of(profile.measurement, profile.environment.get("measured_at", ""))
+        origin = {**told, "notes": "; ".join(filter(None, ["not measured, priced by a profile", told["notes"]]))}
+        return cls(model, report, max(conformal(errors), profile.noise_floor), dense_s=dense_s, origin=origin)
 
     def predict(self, codes: Codes) -> Costs:
         """Costs of (count, domains) codes."""

@@ -45,6 +45,7 @@ __all__ = [
     "profile_key",
     "profile_model",
     "subject",
+    "told_of",
 ]
 
 MAX_CANDIDATES = 48
@@ -218,6 +219,11 @@ def await_idle(device: Device, build: Callable[[], bytes], inputs: Sequence[Arra
 def now() -> str:
     """The time of a measurement, as it stands in records."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def told_of(measured: Measurement, measured_at: str) -> dict[str, str]:
+    """How and when something was measured, as certificates say it."""
+    return {"noisy": str(measured.noisy).lower(), "notes": "; ".join(measured.notes), "measured_at": measured_at}
 
 
 def facts_of(device: Device) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeAlias
@@ -59,6 +59,11 @@ class SimulatedPredictor:
     def report(self) -> PredictorReport:
         """Nothing was measured, so nothing is off."""
         return PredictorReport(mape=0.0, kernel_mape=0.0, noise_floor=0.0, kernels=0, models=0)
+
+    @property
+    def origin(self) -> Mapping[str, str]:
+        """That nothing was measured, as certificates say it."""
+        return {"notes": "not measured, simulated"}
 
     def predict(self, codes: Codes) -> Costs:
         """Costs of (count, domains) codes, every figure simulated."""
