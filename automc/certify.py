@@ -89,6 +89,9 @@ class Certifier:
         """Measure candidates and the dense model in the same rounds, and score the exported files.
 
         A candidate that cannot be exported, measured or scored is reported as such, and costs the others nothing.
+
+        Raises:
+            Exception: the dense model cannot be measured.
         """
         with overheard() as self._heard:
             self._dense_energy = self._energy_again()
@@ -102,11 +105,32 @@ class Certifier:
         if not built:
             return failed
         models = {"dense": self.prepared.dense_onnx, **{name: onnx for name, (_, onnx) in built.items()}}
-        decided: Mapping[str, Measurement | None] = dict.fromkeys(built)
+        decided: Mapping[str, Measurement | str | None] = dict.fromkeys(built)
         if device_measures(self.prepared.device):
-            measured = self._rounds(models)
-            decided = settled(measured, list(built), self._latency_limit, partial(self._again, models))
+            decided = self._measured(models)
         return [*failed, *(self._try(c, name, onnx, decided[name]) for name, (c, onnx) in built.items())]
+
+    def _measured(self, models: Mapping[str, bytes]) -> dict[str, Measurement | str]:
+        """Model -> its rounds and the dense model's; where not all can be measured, each by itself, and why one cannot.
+
+        Raises:
+            Exception: the dense model cannot be measured either.
+        """
+        names = [name for name in models if name != "dense"]
+        try:
+            return {**self._settled(models, names)}
+        except Exception:
+            self._rounds({"dense": models["dense"]})
+        found: dict[str, Measurement | str] = {}
+        for name in names:
+            try:
+                found |= self._settled({"dense": models["dense"], name: models[name]}, [name])
+            except Exception as error:
+                found[name] = f"{type(error).__name__}: {error}"
+        return found
+
+    def _settled(self, models: Mapping[str, bytes], names: Sequence[str]) -> dict[str, Measurement]:
+        return settled(self._rounds(models), names, self._latency_limit, partial(self._again, models))
 
     def _rounds(self, models: Mapping[str, bytes]) -> Measurement:
         return self.prepared.device.measure(models, [t.numpy() for t in self.prepared.example], seed=self.seed)
@@ -127,7 +151,11 @@ class Certifier:
         self.prepared.device.session(onnx)
         return onnx
 
-    def _try(self, candidate: Candidate, name: str, onnx: bytes, measured: Measurement | None) -> Certified | Failed:
+    def _try(
+        self, candidate: Candidate, name: str, onnx: bytes, measured: Measurement | str | None
+    ) -> Certified | Failed:
+        if isinstance(measured, str):
+            return Failed(candidate, measured)
         try:
             return self._certified(candidate, name, onnx, measured)
         except Exception as error:

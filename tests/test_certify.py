@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from automc.budget import Budget
-from automc.certify import MOST_REPEATS, Candidate, Certified, Certifier, settled
+from automc.certify import MOST_REPEATS, Candidate, Certified, Certifier, Failed, settled
+from automc.devices.cpu import Cpu
 from automc.devices.measure import Measurement
 from automc.devices.probe import conv_model
 from automc.devices.unmeasured import Unmeasured
@@ -95,6 +96,45 @@ def test_what_cannot_be_measured_is_certified_as_what_it_is_a_prediction(unverif
     assert told.environment == {"processor": "another", **Priced.origin}
     assert Certificate.from_json(told.to_json()) == told
     assert not found.finalist.noisy
+
+
+class Picky(Cpu):
+    """Fails where it measures what it loads."""
+
+    def __init__(self, refused: bytes) -> None:
+        super().__init__(1)
+        self.refused, self.calls = refused, 0
+
+    def measure(self, models: Any, inputs: Any, rounds: int = 12, **options: Any) -> Measurement:
+        self.calls += 1
+        if self.refused in models.values():
+            raise RuntimeError("no kernel")
+        values = {name: (0.1 if name == "dense" else 0.05,) * rounds for name in models}
+        return Measurement(values)
+
+
+def test_a_finalist_that_cannot_be_measured_costs_the_others_nothing(unverified: None) -> None:
+    good, better, bad, dense = conv_model(8, 8), conv_model(8, 24), conv_model(8, 16), conv_model(8, 32)
+    tried = [candidate(4, good), candidate(6, bad), candidate(2, better)]
+    first, failed, last = Bare(Picky(bad), dense).certify(tried)
+    assert isinstance(failed, Failed)
+    assert (failed.candidate, failed.reason) == (tried[1], "RuntimeError: no kernel")
+    for found in (first, last):
+        assert isinstance(found, Certified)
+        assert (found.certificate.latency_s, found.finalist.holds) == (0.05, True)
+
+
+def test_all_that_can_be_measured_is_measured_at_once(unverified: None) -> None:
+    device = Picky(b"")
+    found = Bare(device, conv_model(8, 8)).certify([candidate(4, conv_model(8, 16)), candidate(6, conv_model(8, 24))])
+    assert device.calls == 1
+    assert all(isinstance(one, Certified) for one in found)
+
+
+def test_a_dense_model_that_cannot_be_measured_ends_the_search(unverified: None) -> None:
+    dense = conv_model(8, 8)
+    with pytest.raises(RuntimeError, match="no kernel"):
+        Bare(Picky(dense), dense).certify([candidate(4, conv_model(8, 16))])
 
 
 def rounds(noisy: bool = False, **models: Sequence[float]) -> Measurement:
