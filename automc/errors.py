@@ -28,6 +28,7 @@ __all__ = [
     "PluginError",
     "RunConflictError",
     "UnknownNameError",
+    "first_line",
 ]
 
 
@@ -54,6 +55,12 @@ def _ended(message: str) -> str:
     """The message with a full stop, which what it quotes of other libraries often lacks, so that a remedy can follow."""
     last = message.rstrip().rstrip("'\"`)")[-1:]
     return message if last in tuple(".!?:,;\u2026") else f"{message.rstrip()}."
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its kind where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 class InputError(AutomcError):

@@ -85,6 +85,16 @@ def test_probes_are_answered_once_and_kept(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(kinds(device_path(device.key))) == 2 * (len(few) + 1)
 
 
+def test_a_refusal_without_a_word_is_told_by_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise NotImplementedError
+
+    device = Cpu(1)
+    monkeypatch.setattr(device, "node_times", refuse)
+    [found] = run_probes(device, [Probe("layer", "any", b"", (("float32", (1, 8)),), 1.0)])
+    assert (found.seconds, found.error) == (None, "NotImplementedError")
+
+
 def test_a_model_that_the_runtime_refuses_is_an_answer() -> None:
     broken = Probe("gemm", "fp8", b"not a model", (("float32", (2, 2)),), 1.0)
     [found] = run_probes(Cpu(1), [broken])

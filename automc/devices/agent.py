@@ -31,7 +31,7 @@ from automc.devices.lines import append_lines, read_lines
 from automc.devices.measure import COMPARING
 from automc.devices.places import assign
 from automc.devices.probes import Probe, run_probes
-from automc.errors import AutomcError, DiskError, InputError
+from automc.errors import AutomcError, DiskError, InputError, first_line
 
 __all__ = ["main", "measure_kit", "receive", "send", "serve", "until_greeted"]
 
@@ -172,8 +172,8 @@ def _time_kernels(
             reason = str(error) or type(error).__name__
             record = {"key": key, "subject": manifest["subject"], "policy": entry["policy"], "reason": reason}
             append_lines(out, [("failure", record)])
-            first = first or reason.splitlines()[0]
-            say(f"candidate {index + 1} does not run here: {reason.splitlines()[0]}")
+            first = first or first_line(error)
+            say(f"candidate {index + 1} does not run here: {first_line(error)}")
         say(f"candidates: {index + 1} of {len(candidates)}")
     if not models:
         raise InputError(

@@ -184,4 +184,4 @@ def _version() -> str:
 
 
 def _last(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1]
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from automc.devices.device import Array, Device, NodeTime
-from automc.errors import MissingError
+from automc.errors import MissingError, first_line
 
 __all__ = ["Probe", "Probed", "run_probes"]
 
@@ -81,7 +81,7 @@ def run_probes(device: Device, probes: Sequence[Probe], advance: Callable[[], No
         except MissingError:  # the device itself is not there
             raise
         except Exception as refused:  # each runtime has errors of its own
-            seconds, error = None, str(refused).splitlines()[0][:200]
+            seconds, error = None, first_line(refused)[:200]
         found.append(Probed(probe.group, probe.name, probe.work, seconds, error))
         advance()
     return found

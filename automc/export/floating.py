@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from automc.calling import input_names
-from automc.errors import AutomcError
+from automc.errors import AutomcError, first_line
 from automc.outputs import Outputs, flat_outputs
 
 __all__ = ["OPSET", "export_float", "layer_of", "quiet"]
@@ -57,8 +57,8 @@ def export_float(model: nn.Module, example: Sequence[Tensor], *, editable: bool 
                 return program.model_proto
             except Exception as second:
                 raise AutomcError(
-                    f"The model cannot be exported to ONNX: {str(second).splitlines()[0]} "
-                    f"(the TorchScript exporter: {str(first).splitlines()[0]}).",
+                    f"The model cannot be exported to ONNX: {first_line(second)} "
+                    f"(the TorchScript exporter: {first_line(first)}).",
                     remedy="Replace the operator that ONNX does not know, or wrap the model without it.",
                 ) from second
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from automc.calling import input_names
-from automc.errors import AutomcError
+from automc.errors import AutomcError, first_line
 from automc.export.verify import FLOAT_TOLERANCE, relative_error
 from automc.outputs import Outputs, flat_outputs
 
@@ -38,7 +38,7 @@ def build_pt2(model: nn.Module, example: Sequence[Tensor]) -> bytes:
                 program = torch.export.export(model, args, kwargs, strict=False)
         except Exception as error:
             raise AutomcError(
-                f"torch.export cannot express the model: {str(error).splitlines()[0]}.", remedy="Export it as ONNX."
+                f"torch.export cannot express the model: {first_line(error)}.", remedy="Export it as ONNX."
             ) from error
         _store_empty_tensors_alone(program)
         torch.export.save(program, buffer)
