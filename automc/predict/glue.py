@@ -16,7 +16,7 @@ import numpy as np
 
 from automc.devices.device import NodeTime
 from automc.predict.nonnegative import nonnegative
-from automc.predict.profile import Candidate, ProfiledModel
+from automc.predict.profile import ProfiledModel
 from automc.predict.roofline import Floats
 
 __all__ = ["Glue", "operators_s"]
