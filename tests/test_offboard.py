@@ -434,6 +434,7 @@ def test_what_the_shell_there_prints_first_is_passed_over(tmp_path: Path, monkey
     ("serving", "said"),
     [
         ("echo Your account has expired; exit 1", "pi cannot measure: Your account has expired"),
+        ("printf 'No\\033 way'; exit 1", "pi cannot measure: No way"),
         ("echo no route >&2; exit 255", "pi cannot be reached: no route"),
         ("head -c 70000 /dev/zero | tr '\\0' x", "pi cannot measure: xxx"),
         (f"printf '{_HELLO}'; exit 255", "pi broke off: it said nothing"),
@@ -451,6 +452,13 @@ def test_an_answer_that_is_none_or_is_cut_off_is_said(
 ) -> None:
     _shell(monkeypatch, tmp_path, f'case "$*" in *serve*) {serving};; esac')
     with pytest.raises(MissingError, match=re.escape(said)):
+        Ssh("pi").environment()
+
+
+def test_a_machine_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("automc.devices.ssh._ANSWER_S", 1.0)
+    _shell(monkeypatch, tmp_path, 'case "$*" in *serve*) exec cat >/dev/null;; esac')
+    with pytest.raises(MissingError, match="pi cannot measure: it said nothing"):
         Ssh("pi").environment()
 
 

@@ -8,6 +8,7 @@ import os
 import shlex
 import subprocess
 import tempfile
+import threading
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -27,6 +28,8 @@ __all__ = ["Ssh"]
 
 _INSTALL = 'mkdir -p "$HOME/.cache/automc" && f="$HOME/.cache/automc/{name}" && {{ test -s "$f" || {{ cat > "$f.$$" && mv "$f.$$" "$f"; }}; }}'
 _SILENT = "it said nothing"
+_ANSWER_S = 180.0
+"""How long the other machine may take to load what measures; a slow one takes half a minute."""
 _PATIENCE_S = 5.0
 """How long a connection that is of no use may take to end by itself."""
 
@@ -129,7 +132,10 @@ class Ssh:
         ends = subprocess.PIPE
         pipe = subprocess.Popen([*self._command, remote], stdin=ends, stdout=ends, stderr=self._said)
         assert pipe.stdout is not None
+        patience = threading.Timer(_ANSWER_S, pipe.kill)
+        patience.start()
         heard = until_greeted(pipe.stdout)
+        patience.cancel()
         if heard is None:
             return pipe
         told = self._end(pipe) or heard
@@ -188,4 +194,4 @@ def _array(values: Array) -> bytes:
 
 def _last(told: bytes) -> str:
     lines = told.decode(errors="replace").strip().splitlines()
-    return lines[-1][:300] if lines else ""
+    return "".join(filter(str.isprintable, lines[-1][:300])) if lines else ""
