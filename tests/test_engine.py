@@ -187,6 +187,24 @@ def test_trials_can_be_watched_and_a_search_broken_off_keeps_its_record(tmp_path
     assert [trial.policy for trial in RunDir(tmp_path / "run").trials()] == [trial.policy for trial in first]
 
 
+def right(model: nn.Module, loader: Any) -> float:
+    """Accuracy as people write it who score on any device."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.to(device).eval()
+    found = [(model(x.to(device)).argmax(1) == y.to(device)).float() for x, y in loader]
+    model.train(was_training)
+    assert not was_training
+    return float(torch.cat(found).mean())
+
+
+def test_a_score_function_may_ask_the_model_where_it_is(tmp_path: Path) -> None:
+    result = compress(tmp_path, evaluate=right, recover="0", trials=4)
+    deployed = result.summary.best
+    assert deployed is not None
+    assert deployed.validation == pytest.approx(right(result.model, data().validation), abs=0.02)
+
+
 def test_a_budget_beyond_reach_says_the_smallest_found(tmp_path: Path) -> None:
     with pytest.raises(BudgetUnreachableError, match=r"Nothing held 1% .*the nearest takes") as caught:
         compress(tmp_path, budget="1%", recover="0", trials=4)

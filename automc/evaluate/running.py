@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from automc.devices.device import Session
-from automc.evaluate.runtime import Builder
+from automc.evaluate.runtime import Builder, StandIn
 from automc.evaluate.score import Score
 from automc.outputs import Outputs
 from automc.policy import Policy
@@ -35,7 +35,7 @@ class Stitched:
             return float(self.score(self.builder.apply(policy), self.split))
 
 
-class Deployed(nn.Module):
+class Deployed(StandIn):
     """An exported model of fixed batch size as a module, so that any score function can run what will be deployed.
 
     Args:
@@ -62,4 +62,5 @@ class Deployed(nn.Module):
 
     def _batch(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         filled = [t if len(t) == self.batch_size else t[torch.arange(self.batch_size) % len(t)] for t in inputs]
-        return [torch.from_numpy(array) for array in self.session.run(*(t.numpy() for t in filled))]
+        arrays = self.session.run(*(t.cpu().numpy() for t in filled))
+        return [torch.from_numpy(array).to(inputs[0].device) for array in arrays]

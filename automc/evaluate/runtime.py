@@ -14,7 +14,7 @@ from automc.devices.cpu import OrtSession
 from automc.export.template import Template
 from automc.policy import Policy
 
-__all__ = ["Builder", "Running", "Runtime", "leaves"]
+__all__ = ["Builder", "Running", "Runtime", "StandIn", "leaves"]
 
 
 class Builder(Protocol):
@@ -25,8 +25,20 @@ class Builder(Protocol):
         ...
 
 
-class Running(nn.Module):
-    """An ONNX model as a module without parameters, for any number of samples; several outputs come as a tuple."""
+class StandIn(nn.Module):
+    """Runs elsewhere what is scored, as a module in evaluation mode. Outputs come back to where the inputs are.
+
+    It has one empty parameter: score functions ask the first one for the device and the type to give inputs in.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.place = nn.Parameter(torch.empty(0), requires_grad=False)
+        self.eval()
+
+
+class Running(StandIn):
+    """An ONNX model as a module, for any number of samples; several outputs come as a tuple."""
 
     def __init__(self, proto: onnx.ModelProto) -> None:
         super().__init__()
@@ -39,7 +51,8 @@ class Running(nn.Module):
         self.session = OrtSession(proto.SerializeToString(), options)
 
     def forward(self, *inputs: Tensor) -> Any:
-        outputs = tuple(torch.from_numpy(array) for array in self.session.run(*(t.cpu().numpy() for t in inputs)))
+        arrays = self.session.run(*(t.cpu().numpy() for t in inputs))
+        outputs = tuple(torch.from_numpy(array).to(inputs[0].device) for array in arrays)
         return outputs[0] if len(outputs) == 1 else outputs
 
 
