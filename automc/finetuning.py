@@ -30,7 +30,7 @@ from automc.result import Finalist, Summary
 from automc.rundir import RunDir
 from automc.track.mlflow import MARKER, upload
 from automc.training import curves
-from automc.units import parse_duration
+from automc.units import parse_duration, seconds_as_text
 from automc.weights import unpack
 
 __all__ = ["Tuned", "finetune"]
@@ -59,7 +59,7 @@ def finetune(
     *,
     point: str = "best",
     epochs: int | None = None,
-    time: str | None = None,
+    time: str | float | None = None,
     runs: str = "runs",
     model: nn.Module | None = None,
     data: Any = None,
@@ -74,7 +74,7 @@ def finetune(
     Args:
         point: "best", "knee", or the number of a trial.
         epochs: of the longest training; 10 where no `time` is given either.
-        time: for all trainings together, such as "10m".
+        time: for all trainings together, such as "10m", or seconds.
         model, data, evaluate: what the run was made with, where that was given in Python.
         options: the other fields of Effort: trainings, workers, address, frozen, hints, attention.
 
@@ -176,7 +176,7 @@ def _refusal(old: Finalist, new: Finalist) -> str:
     return ""
 
 
-def _effort(epochs: int | None, time: str | None, options: dict[str, Any]) -> Effort:
+def _effort(epochs: int | None, time: str | float | None, options: dict[str, Any]) -> Effort:
     known = {field.name for field in dataclasses.fields(Effort)} - {"epochs", "seconds", "seed"}
     for option in options:
         if option not in known:
@@ -189,7 +189,7 @@ def _effort(epochs: int | None, time: str | None, options: dict[str, Any]) -> Ef
         if value is not None and value < 1:
             raise InputError(f"{option} is {value}.", remedy="Give 1 or more.")
     try:
-        seconds = None if time is None else parse_duration(time)
+        seconds = None if time is None else parse_duration(str(seconds_as_text(time)))
     except ValueError:
         raise InputError(f"time {time!r} is not a duration.", remedy="Write 90s, 10m or 1h.") from None
     if seconds is not None and seconds <= 0:

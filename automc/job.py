@@ -101,7 +101,7 @@ def _python(model: nn.Module | str | None, data: Any, options: dict[str, Any]) -
         if name not in known:
             raise InputError(f"There is no option {name!r}.", remedy=f"Options: {', '.join(sorted(known))}.")
     job = Job(
-        budget=(budget,) if isinstance(budget, str) else tuple(budget),
+        budget=budget,
         model=model if isinstance(model, str) else None,
         data=data if isinstance(data, str) else None,
         evaluate=evaluate if isinstance(evaluate, str) else None,

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import os
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from typing import Any, Literal
+
+from automc.errors import InputError
+from automc.units import seconds_as_text
 
 __all__ = ["Job"]
+
+_DURATIONS = ("timeout", "recover", "profile", "trial_timeout")
+_SEVERAL = ("budget", "objective")
 
 
 @dataclass(frozen=True)
@@ -18,8 +26,8 @@ class Job:
         criterion: which channels are pruned first: "obs", which also refits the layers that read them, "fisher", which weighs
             their errors by what they cost, or a criterion of the literature ("l1", "l2", "bn", "taylor", "fpgm", "apoz", "lamp", "random"),
             followed by the same refit.
-        timeout, recover, profile: durations such as "10m": of the whole search, of fine-tuning ("0" is off), and of measuring
-            the device the first time.
+        timeout, recover, profile: durations such as "10m", or seconds: of the whole search, of fine-tuning (0 is off), and of
+            measuring the device the first time.
         fidelity: "on" tells candidates apart by short distillations in a part of that time, "auto" where the winner lost much.
         finetune_epochs: of the winner at the end, by several trainings side by side; 0 is off.
         warm_start: a run whose policies are tried first, or a JSON or YAML file with a policy of another tool.
@@ -34,6 +42,9 @@ class Job:
         mlflow_trials: which trials get an MLflow run of their own besides the measured models.
         register: name in MLflow's model registry for the best models; None registers none.
         made_in: folder in which relative paths are looked for where they are not there from the current one.
+
+    Raises:
+        InputError: a field holds another type than it should; names the field. Seconds become durations, and one limit several.
     """
 
     budget: tuple[str, ...] = ("50ms",)
@@ -68,3 +79,31 @@ class Job:
     mlflow_trials: Literal["front", "all"] = "front"
     register: str | None = None
     made_in: str | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = _as_written(field.name, str(field.type).split(" | "), getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+
+
+def _as_written(name: str, types: list[str], value: Any) -> Any:
+    """What a field holds of a value given in Python: text, whole numbers and tuples of texts where these are meant."""
+    if value is None and "None" in types:
+        return None
+    if name in _DURATIONS:
+        return _checked(name, seconds_as_text(value), str, "Write 90s, 10m or 1h, or give seconds; 0 is off.")
+    if name in _SEVERAL:
+        several = (value,) if isinstance(value, str) or not isinstance(value, (tuple, list)) else value
+        example = "50ms, 60% or 2MB" if name == "budget" else "latency, size or macs"
+        return tuple(_checked(name, each, str, f"Write {example}.") for each in several)
+    if types[0] == "str":
+        return _checked(name, os.fspath(value) if isinstance(value, os.PathLike) else value, str, "Give a text.")
+    if types == ["int"] or types == ["int", "None"]:
+        return int(_checked(name, value, Integral, "Give a whole number."))
+    return float(_checked(name, value, Real, "Give a number.")) if types == ["float"] else value
+
+
+def _checked(name: str, value: Any, expected: type, remedy: str) -> Any:
+    if isinstance(value, bool) or not isinstance(value, expected):
+        raise InputError(f"{name} is {value!r}.", remedy=remedy)
+    return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from numbers import Real
 
 __all__ = [
     "METRIC_NAMES",
@@ -13,6 +14,7 @@ __all__ = [
     "format_value",
     "parse_duration",
     "parse_quantity",
+    "seconds_as_text",
 ]
 
 METRICS = ("latency_s", "energy_j", "size_bytes", "macs")
@@ -85,6 +87,11 @@ def parse_duration(text: str) -> float:
     if metric != "latency_s" or not 0 <= seconds < float("inf"):
         raise ValueError(f"{text!r} is not a duration")
     return seconds
+
+
+def seconds_as_text(value: object) -> object:
+    """A duration for `parse_duration`: seconds as text, anything else as it is."""
+    return f"{value}s" if isinstance(value, Real) and not isinstance(value, bool) else value
 
 
 def format_quantity(metric: str, value: float) -> str:

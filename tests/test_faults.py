@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,40 @@ def test_each_setting_that_is_wrong_is_one_fault(sound: dict[str, Any], change: 
     assert len(faults) == 1
     assert message in faults[0]
     assert faults[0].exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"budget": 50}, "budget is 50. Write 50ms, 60% or 2MB"),
+        ({"budget": ("50ms", 60)}, "budget is 60."),
+        ({"objective": 1}, "objective is 1. Write latency"),
+        ({"trials": "2"}, "trials is '2'. Give a whole number"),
+        ({"trials": True}, "trials is True"),
+        ({"batch_size": 1.5}, "batch_size is 1.5"),
+        ({"worker_cpus": "4"}, "worker_cpus is '4'. Give a number"),
+        ({"recover": None}, "recover is None. Write 90s, 10m or 1h, or give seconds"),
+        ({"agent": 3}, "agent is 3. Give a text"),
+    ],
+)
+def test_a_setting_of_another_type_is_named(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        Job(**change)
+
+
+def test_what_is_natural_in_python_is_taken(tmp_path: Path) -> None:
+    job = Job(recover=0, timeout=60, profile=2.5, budget="50%", trials=np.int64(3), runs=tmp_path, objective=["size"])  # type: ignore[arg-type]
+    assert job == Job(
+        recover="0s",
+        timeout="60s",
+        profile="2.5s",
+        budget=("50%",),
+        trials=3,
+        runs=str(tmp_path),
+        objective=("size",),
+    )
+    assert find_setting_faults(job) == []
+    assert find_setting_faults(Job(recover=-1)) == ["recover '-1s' is not a duration. Write 90s, 10m or 1h; 0 is off."]  # type: ignore[arg-type]
 
 
 def test_the_settings_are_checked_without_loading_anything(sound: dict[str, Any]) -> None:

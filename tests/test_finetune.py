@@ -162,6 +162,7 @@ def test_a_trial_of_the_search_is_tuned_without_labels_or_training_samples(runs:
         ({"workers": 999, "address": "127.0.0.1:6379"}, "999 workers of 1 CPUs need 999, and the Ray cluster has 1"),
         ({"time": "4MB"}, "not a duration"),
         ({"time": "0"}, "no time"),
+        ({"time": 0}, "no time"),
         ({"rate": 1}, "There is no option 'rate'"),
         (
             {"model": nn.Sequential(nn.Flatten(), nn.Linear(432, 5))},
