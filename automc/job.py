@@ -19,7 +19,7 @@ from automc.runner import Run
 from automc.task import Task
 from automc.trial import Trial
 
-__all__ = ["Compressed", "Job", "Silent", "compress", "run", "search"]
+__all__ = ["Compressed", "Job", "Silent", "compress", "run", "search", "unreachable"]
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,12 @@ def compress(model: nn.Module | str | None = None, *, data: Any = None, **option
 
 
 def unreachable(summary: Summary) -> str:
-    """One sentence: what was asked, and the smallest that was found."""
+    """One sentence: what was asked, and what the smallest that was found takes of it."""
     asked = " and ".join(summary.budget)
-    smallest = summary.smallest
-    if smallest is None or smallest.cost.latency_s is None:
+    if summary.smallest is None:
         return f"Nothing that was measured holds {asked}."
-    found = f"{1e3 * smallest.cost.latency_s:.1f} ms and {(smallest.cost.size_bytes or 0) / 1e6:.2f} MB"
-    return f"Nothing held {asked} as measured; the nearest takes {found}."
+    nearest = f"; the nearest takes {summary.exceeded}" if summary.exceeded else ""
+    return f"Nothing held {asked} as measured{nearest}."
 
 
 def _python(model: nn.Module | str | None, data: Any, options: dict[str, Any]) -> Run:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from automc.policy import Policy
 from automc.trial import Cost, Source, Trial
-from automc.units import format_quantity
+from automc.units import format_limit, format_quantity
 
 __all__ = ["Certificate", "Finalist", "PredictorReport", "Summary", "has_interval", "measured_under"]
 
@@ -230,6 +230,16 @@ class Summary:
             spread = sure if spans and has_interval(model) else ""
             known.setdefault(f"as {model.source(metric)}{spread}", []).append(format_quantity(metric, limit))
         return " and ".join(f"{' and '.join(limits)} {how}" for how, limits in known.items())
+
+    @property
+    def exceeded(self) -> str:
+        """What the smallest found takes of each limit that it exceeds: "54.2 ms instead of 50.0 ms"; empty where it exceeds none."""
+        taken = {} if self.smallest is None else {m: self.smallest.cost.upper(m) for m in self.limits}
+        return " and ".join(
+            f"{format_limit(metric, value)} instead of {format_quantity(metric, limit)}"
+            for metric, limit in self.limits.items()
+            if (value := taken.get(metric)) is not None and value > limit
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -18,6 +18,7 @@ from automc.dashboards.answers import answers
 from automc.dashboards.provisional import read
 from automc.dashboards.report import render
 from automc.dashboards.svg import pareto_svg
+from automc.job import unreachable
 from automc.progress import Reference
 from automc.result import Finalist, Summary
 from automc.trial import Cost, Source, Trial
@@ -110,6 +111,11 @@ def test_what_the_nearest_takes_is_enough_when_it_is_given_as_the_budget() -> No
     summary = dataclasses.replace(summary, smallest=dataclasses.replace(summary.smallest, cost=cost))
     assert "The nearest takes 54.2 ms instead of 50.0 ms." in budget_lines(summary)
     assert "needs 54.2 ms: relax the budget to that" in words.verdict(summary)
+    assert unreachable(summary).endswith("as measured; the nearest takes 54.2 ms instead of 50.0 ms.")
+    small = dataclasses.replace(cost, latency_s=6.205e-5, latency_interval_s=None, size_bytes=9_361.0)
+    summary = dataclasses.replace(summary, smallest=dataclasses.replace(summary.smallest, cost=small))
+    summary = dataclasses.replace(summary, limits={"latency_s": 5e-5, "size_bytes": 9e3})
+    assert "takes 62.1 µs instead of 50.0 µs and 9.37 kB instead of 9.00 kB" in unreachable(summary)
 
 
 def _as_trials(summary: Summary) -> list[Trial]:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from automc.cli import text
 from automc.result import Finalist, Summary, has_interval, measured_under
-from automc.units import format_limit, format_quantity
+from automc.units import format_quantity
 
 __all__ = ["budget_lines", "heading", "result_table"]
 
@@ -102,10 +102,5 @@ def _unreachable(summary: Summary, limits: str) -> Iterator[str]:
     yield f"Nothing that was {nearest.source()} holds the budget of {summary.promise(nearest) or limits}."
     if summary.smallest is None:
         return
-    exceeded = [
-        f"{format_limit(metric, value)} instead of {format_quantity(metric, limit)}"
-        for metric, limit in summary.limits.items()
-        if (value := summary.smallest.cost.upper(metric)) is not None and value > limit
-    ]
-    yield f"The nearest takes {' and '.join(exceeded)}." if exceeded else "The nearest was not certified."
+    yield f"The nearest takes {summary.exceeded}." if summary.exceeded else "The nearest was not certified."
     yield "Relax the budget to that, allow more --trials, or choose a wider --space."
