@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from automc.budget import Budget, Limit
 from automc.errors import InputError
 from automc.progress import Reference
-from automc.result import Finalist, Summary
+from automc.result import Finalist, Summary, winner_of
 from automc.rundir import RunDir
 from automc.solver import Answer, smallest, solve
 from automc.space import summed
@@ -47,17 +47,20 @@ class Known:
         reference: the dense model, the run's own limits and the name of its score.
         finalists: what was measured.
         tables: None where the search has not got that far.
+        best: the winner within the run's own limits; None where nothing holds them, or the search has not ended.
     """
 
     reference: Reference
     finalists: Sequence[Finalist]
     trials: Sequence[Trial]
     tables: Tables | None
+    best: Finalist | None = None
 
     @classmethod
     def of(cls, summary: Summary, trials: Sequence[Trial], tables: Tables | None) -> Known:
         """What a finished search, or one described by a summary so far, knows."""
-        return cls(Reference(summary.dense, summary.limits, summary.score_name), summary.finalists, trials, tables)
+        reference = Reference(summary.dense, summary.limits, summary.score_name)
+        return cls(reference, summary.finalists, trials, tables, summary.best)
 
     @classmethod
     def read(cls, run: RunDir) -> Known:
@@ -79,9 +82,12 @@ class Known:
         return cls(progress.reference, (), trials, tables)
 
     def measured(self, budget: Budget) -> Finalist | None:
-        """The measured model of best score that holds a resolved budget; the dense one counts."""
-        holding = [f for f in (*self.finalists, self.reference.dense) if budget.holds(f.cost)]
-        return max(holding, key=lambda f: f.validation, default=None)
+        """The best measured model that holds a resolved budget, see `winner_of`; the dense one counts."""
+        if self.best is not None and limits_of(budget) == self.reference.limits:
+            return self.best
+        dense = self.reference.dense
+        holding = [f for f in (*self.finalists, dense) if budget.holds(f.cost)]
+        return winner_of(holding, dense, dense_holds=budget.holds(dense.cost))
 
     def tried(self, budget: Budget) -> Trial | None:
         """The trial of best score whose predicted cost holds a resolved budget, wherever its interval ends: it is yet to be measured."""

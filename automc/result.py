@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from automc.budget import Budget
 from automc.policy import Policy
 from automc.trial import Cost, Source, Trial
 from automc.units import format_limit, format_quantity
 
-__all__ = ["Certificate", "Finalist", "PredictorReport", "Summary", "has_interval", "measured_under"]
+__all__ = [
+    "Certificate",
+    "Finalist",
+    "PredictorReport",
+    "Summary",
+    "has_interval",
+    "is_tolerable",
+    "measured_under",
+    "winner_of",
+]
+
+TOLERATED_LOSS = 0.005
+"""Where the dense model already holds the budget, the winner is the fastest that loses no more than this share of its score."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +187,26 @@ def has_interval(model: Finalist) -> bool:
     return model.source() != "simulated" and model.cost.latency_interval_s is not None
 
 
+def is_tolerable(score: float, dense: Finalist) -> bool:
+    """Whether a score is as good as the dense model's, or loses so little that being faster is worth it."""
+    return score >= dense.validation - TOLERATED_LOSS * abs(dense.validation)
+
+
+def winner_of(holding: Sequence[Finalist], dense: Finalist, *, dense_holds: bool) -> Finalist | None:
+    """Of measured models that hold a budget, the one to hand over: what is worth most, the faster of equals.
+
+    Where the dense model holds it too, the fastest of those that lose little.
+    """
+    enough = [f for f in holding if is_tolerable(f.validation, dense)] if dense_holds else []
+    return min(enough, key=_latency_s, default=None) or max(
+        holding, key=lambda f: (f.merit, -_latency_s(f)), default=None
+    )
+
+
+def _latency_s(finalist: Finalist) -> float:
+    return math.inf if finalist.cost.latency_s is None else finalist.cost.latency_s
+
+
 @dataclass(frozen=True)
 class Summary:
     """The result of a search in one record (`runs/<name>/summary.json`).
@@ -230,6 +264,13 @@ class Summary:
             spread = sure if spans and has_interval(model) else ""
             known.setdefault(f"as {model.source(metric)}{spread}", []).append(format_quantity(metric, limit))
         return " and ".join(f"{' and '.join(limits)} {how}" for how, limits in known.items())
+
+    def within(self, budget: Budget) -> Finalist | None:
+        """The best measured model within a resolved budget: of the run's own the winner; None where nothing measured holds it."""
+        if self.best is not None and {limit.metric: limit.value for limit in budget} == self.limits:
+            return self.best
+        holding = [f for f in self.finalists if budget.holds(f.cost)]
+        return winner_of(holding, self.dense, dense_holds=budget.holds(self.dense.cost))
 
     @property
     def exceeded(self) -> str:

@@ -15,15 +15,13 @@ from automc.fidelity import FEWEST, MOST, Promise
 from automc.policy import Policy
 from automc.predict.simulated import Pricer
 from automc.prepare import Prepared
-from automc.result import Finalist
+from automc.result import Finalist, is_tolerable, winner_of
 from automc.space import summed
 from automc.trial import Cost, Trial
 
 __all__ = ["Standing"]
 
 FINALISTS = 3
-TOLERATED_LOSS = 0.005
-"""Where the dense model already holds the budget, the winner is the fastest that loses no more than this share of its score."""
 NOTICEABLE = 0.002
 """A difference, as a share of the dense score, worth another round of measuring."""
 STRAIN = 0.05
@@ -63,10 +61,8 @@ class Standing:
     def best(self) -> Certified | None:
         """The winner so far: of what holds the budget as measured, what is worth most; the faster of equals."""
         holding = [c for c in self.certified if c.finalist.holds]
-        if self.dense.holds:
-            enough = [c for c in holding if self._is_tolerable(c.finalist.validation)]
-            return min(enough, key=_latency_s, default=None) or max(holding, key=_merit, default=None)
-        return max(holding, key=_merit, default=None)
+        best = winner_of([c.finalist for c in holding], self.dense, dense_holds=self.dense.holds)
+        return next((c for c in holding if c.finalist is best), None)
 
     @property
     def smallest(self) -> Certified | None:
@@ -104,7 +100,7 @@ class Standing:
         full = [t for t in likely if t.samples is None]
         ranked = sorted(full, key=lambda t: (-t.merit, self.loss(t.policy)))
         if self.dense.holds:
-            ranked.sort(key=lambda t: (not self._is_tolerable(_score(t)), t.cost.latency_s or np.inf))
+            ranked.sort(key=lambda t: (not is_tolerable(_score(t), self.dense), t.cost.latency_s or np.inf))
         if self.certified and self.best is None:
             return self._candidates([gentlest, min(likely, key=lambda t: self.limits.violation(t.cost)), *ranked])
         return self._candidates([*ranked[: FINALISTS - 1], gentlest, *ranked[FINALISTS - 1 :]])
@@ -149,9 +145,6 @@ class Standing:
     def is_likely(self, trial: Trial) -> bool:
         """Whether the trial is expected to hold the budget; measuring it will tell."""
         return self.aim.holds(self.limits, trial.cost)
-
-    def _is_tolerable(self, score: float) -> bool:
-        return score >= self.dense.validation - TOLERATED_LOSS * abs(self.dense.validation)
 
     def loss(self, policy: Policy) -> float:
         """Sum of the losses of the policy's single choices: a better guide to the recovered score than the score before."""
@@ -204,7 +197,7 @@ class Standing:
         ]
         if self.dense.holds:
             fast = 0.95 * best.certificate.latency_s
-            return any(self._is_tolerable(_score(t)) and (t.cost.latency_s or np.inf) < fast for t in left)
+            return any(is_tolerable(_score(t), self.dense) and (t.cost.latency_s or np.inf) < fast for t in left)
         searched = [t.merit for t in self.done if self.explicit(t.policy) == best.candidate.policy]
         if best.candidate.stage == "finalist" and searched:  # what both were worth in the search is on one scale
             return any(t.merit > max(searched) + NOTICEABLE * abs(self.dense.validation) for t in left)
@@ -231,10 +224,6 @@ class Standing:
 
 def _score(trial: Trial) -> float:
     return -np.inf if trial.score is None else trial.score
-
-
-def _latency_s(certified: Certified) -> float:
-    return certified.certificate.latency_s
 
 
 def _merit(certified: Certified) -> tuple[float, float]:

@@ -17,9 +17,11 @@ from records import make_summary, make_tables, make_trials, write_run
 from automc.answering import Known, expected_score
 from automc.budget import Budget
 from automc.cli.main import main
+from automc.export.run import chosen
 from automc.job import Silent
 from automc.policy import Policy, Quantize
 from automc.resolve import certify_budget
+from automc.result import Finalist
 from automc.rundir import RunDir
 from automc.trial import Cost, Trial
 
@@ -96,6 +98,45 @@ def test_a_measured_model_is_the_answer_where_the_tables_know_none(
     assert "automc export --run one --budget 1ms" in shown
     assert main(["solve", "--run", "one", "--budget", "0.5ms", "--no-certify"]) == 3
     assert "950" in " ".join(capsys.readouterr().err.split())
+
+
+def _finalist(latency_s: float, score: float, worth: float | None = None, digest: int = 0) -> Finalist:
+    cost = Cost(latency_s, None, 5e5, 1e6, (latency_s, latency_s), {"latency_s": "measured"})
+    return Finalist(TRIALS[digest].policy, cost, None, score, None, True, "finalist", worth=worth)
+
+
+DENSE_AGAIN = dataclasses.replace(SUMMARY.dense, stage="finalist")
+
+
+@pytest.mark.parametrize(
+    ("budget", "finalists", "winner", "expected"),
+    [
+        ("60ms", [_finalist(0.05, 0.98, 0.95), _finalist(0.05, 0.97, 0.96, 1)], None, 1),
+        ("60ms", [_finalist(0.05, 0.98), _finalist(0.03, 0.98, digest=1), _finalist(0.04, 0.98, digest=2)], None, 1),
+        ("1s", [DENSE_AGAIN, _finalist(0.05, 0.991), _finalist(0.03, 0.99), _finalist(0.01, 0.9)], None, 2),
+        ("50ms", [_finalist(0.04, 0.98), _finalist(0.03, 0.99, digest=1)], 0, 0),
+        ("60ms", [_finalist(0.04, 0.98), _finalist(0.03, 0.99, digest=1)], 0, 1),
+    ],
+    ids=["worth", "equals", "dense-holds", "own", "not-own"],
+)
+def test_the_best_within_a_budget_is_what_a_search_for_it_would_choose(
+    budget: str, finalists: list[Finalist], winner: int | None, expected: int
+) -> None:
+    best = None if winner is None else finalists[winner]
+    summary = dataclasses.replace(SUMMARY, finalists=tuple(finalists), best=best)
+    assert chosen(summary, budget, at_knee=False) is finalists[expected]
+    limits = Budget.parse(budget).resolve(summary.dense.cost)
+    assert Known.of(summary, TRIALS, None).measured(limits) is finalists[expected]
+
+
+def test_a_faster_model_is_told_of_where_the_dense_one_does(
+    recorded: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded.write_summary(dataclasses.replace(SUMMARY, finalists=(DENSE_AGAIN, _finalist(0.03, 0.99))))
+    assert main(["solve", "--run", "one", "--budget", "1s"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "30.0 ms" in shown
+    assert "a faster one: `automc export --run one --budget 1s` writes the model" in shown
 
 
 def test_a_trial_counts_by_what_it_is_expected_to_take(recorded: RunDir) -> None:

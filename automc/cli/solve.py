@@ -161,14 +161,15 @@ def _write_answer(run: RunDir, texts: Sequence[str], answer: Answer) -> dict[str
 
 
 def _unmeasured(run: RunDir, known: Known, budget: Budget, texts: Sequence[str], answer: Answer, path: str) -> str:
+    asked = shlex.quote(texts[0]) if len(texts) == 1 else "..."
+    command = f"`automc export --run {shlex.quote(run.name)} --budget {asked}`"
     if not len(answer.policy):
-        return f"The dense model holds {' and '.join(texts)}: nothing has to be compressed."
+        told = f"The dense model holds {' and '.join(texts)}: nothing has to be compressed."
+        measured = known.measured(budget)
+        faster = measured is not None and len(measured.policy)
+        return f"{told} The search measured a faster one: {command} writes the model." if faster else told
     if _is_measured(known, budget, answer):
-        asked = shlex.quote(texts[0]) if len(texts) == 1 else "..."
-        return (
-            f"Measured during the search: `automc export --run {shlex.quote(run.name)} --budget {asked}` writes the model."
-            f" Wrote {path}"
-        )
+        return f"Measured during the search: {command} writes the model. Wrote {path}"
     return f"Not measured. Wrote {path}"
 
 
@@ -206,7 +207,7 @@ def _lines(run: RunDir, known: Known, budget: Budget, resolved: Resolved) -> Ite
         return
     yield f"{best.source().capitalize()}: {_costs(budget, best)}, {score} {text.score(score, best.validation)}; it holds {budget}."
     yield from measured_under(best.noisy, best.notes)
-    if before is not None and before.validation > best.validation and len(before.policy):
+    if before is not None and before.merit > best.merit and len(before.policy):
         yield (
             f"A model measured during the search is better: {_costs(budget, before)}, {score} {text.score(score, before.validation)};"
             " `automc export --budget` writes it."

@@ -23,7 +23,8 @@ def export_run(run_dir: Path, *, budget: str | None, knee: bool, format: str, ou
     """Copy a measured model of a finished run, or its policy, into the folder `out`; returns the file written.
 
     Args:
-        budget: the best finalist that holds this budget as measured, instead of the run's own.
+        budget: the finalist that holds this budget as measured and is worth most, or, where the dense model holds it, the fastest of
+            those that lose little; instead of the run's own.
         knee: the finalist where more of what the run limits stops buying score, instead of the winner.
         format: one of FORMATS. A pt2 file exists for the winner only; for TensorRT an ONNX file is written and, beside it, the script
             that builds the engine, which is returned.
@@ -79,11 +80,11 @@ def chosen(summary: Summary, budget: str | None, at_knee: bool) -> Finalist:
         points = [Trial(i, f.policy, f.cost, f.validation) for i, f in enumerate(measured)]
         return measured[knee(points, *summary.limits).number]
     limits = Budget.parse(budget or "").resolve(summary.dense.cost)
-    holding = [f for f in measured if limits.holds(f.cost)]
-    if not holding:
+    best = summary.within(limits)
+    if best is None:
         known = ", ".join(format_quantity("latency_s", f.cost.latency_s or 0.0) for f in measured)
         raise InputError(
             f"No measured model of this run holds {budget} (they take {known}).",
             remedy=f"Search again with --budget {budget}.",
         )
-    return max(holding, key=lambda f: f.validation)
+    return best
