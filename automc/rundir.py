@@ -150,6 +150,11 @@ class RunDir:
         """Whether a run was started here."""
         return (self.path / "config.yaml").is_file()
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether a search has ended here; one that goes on with it may be under way."""
+        return (self.path / "summary.json").is_file()
+
     def config(self) -> dict[str, Any]:
         """What `create` was given, as plain values.
 

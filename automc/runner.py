@@ -67,6 +67,8 @@ class Run:
         self.summary: Summary | None = None
         self.best: Certified | None = None
         self._kept = 0
+        self._written: Certified | None = None
+        self._replaces = True
         self.device = open_device(job.device, job.threads)
         registry.load("agent", job.agent)
         registry.load("space", job.space)
@@ -82,6 +84,7 @@ class Run:
         path = Path(self.job.runs) / self.name
         is_new, unusable = not path.exists(), False
         folder = RunDir.create(path, self._config())
+        self._replaces = not folder.is_finished  # what an earlier search handed over stays until this one has ended
         self.observer = noting = Noting(self.observer, folder)
         tracker = self._tracker(folder)
         try:
@@ -99,9 +102,9 @@ class Run:
                 shutil.rmtree(path)  # a folder without a search would only bar its name
 
     def _search(self, folder: RunDir, tracker: Tracker, noting: Noting, executors: Executors) -> Iterator[Trial]:
-        clock = Clock()
+        clock, tables = Clock(), self._tables(folder)
         prepared = prepare_job(
-            self.job, self.task, self.device, self.observer, clock, quiet=executors.wait, tables=self._tables(folder)
+            self.job, self.task, self.device, self.observer, clock, quiet=executors.wait, tables=tables
         )
         if self.job.trial_timeout is not None and self.task.parallel is None:
             self.observer.message(
@@ -121,7 +124,8 @@ class Run:
         self._doubt(prepared, engine.dense.validation)
         tracker.set_reference(engine.dense.cost, engine.dense.validation, limits)
         noting.reference(Reference(engine.dense, limits, self.task.score.name))
-        folder.write_tables(tabulate(prepared, prepared.predictor, [Policy()]))
+        if self._replaces or tables is None:
+            folder.write_tables(tabulate(prepared, prepared.predictor, [Policy()]))
         for trial in known:
             tracker.log(trial)
             noting.trial(trial)
@@ -134,8 +138,10 @@ class Run:
         engine.record, engine.keep = record, lambda: self._keep(folder, engine)
         try:
             yield from engine.trials()
+            self._replaces = True
         finally:
-            folder.write_front(engine.standing.front, self.task.settings.metrics)
+            if self._replaces:
+                folder.write_front(engine.standing.front, self.task.settings.metrics)
         folder.add_trainings(curves(folder.checkpoints))
         shutil.rmtree(folder.checkpoints, ignore_errors=True)
         self._hand_over(folder, tracker, engine, prepared, clock)
@@ -185,19 +191,21 @@ class Run:
         return starts
 
     def _keep(self, folder: RunDir, engine: Engine, pt2: bytes | None = None) -> None:
-        """Put every measured model on disk, and the best so far where people look for it."""
+        """Put every measured model on disk, and the best so far where people look for it, unless an earlier search's is there."""
         for certified in engine.standing.certified[self._kept :]:
             folder.write_model(certified.finalist, certified.onnx, pack(certified.candidate.model))
         self._kept = len(engine.standing.certified)
-        best = engine.standing.best
+        self.best = best = engine.standing.best
+        if not self._replaces:
+            return
         if best is None:
             folder.best.clear()
-        elif best is not self.best or pt2 is not None:
+        elif best is not self._written or pt2 is not None:
             folder.best.write(
                 best.finalist, best.onnx, best.certificate, model_digest=self.model_digest, device_digest=self.device.key,
                 predicted=best.candidate.predicted, pt2=pt2,
             )  # fmt: skip
-        self.best = best
+        self._written = best
 
     def _hand_over(self, folder: RunDir, tracker: Tracker, engine: Engine, prepared: Prepared, clock: Clock) -> None:
         """Write the models, the summary and the report, and tell the tracker."""

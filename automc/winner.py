@@ -64,6 +64,18 @@ class Winner:
         """
         self._remove("policy.json", "certificate.json", "model.onnx", "model.pt2")
 
+    def is_of(self, finalist: Finalist) -> bool:
+        """Whether the folder holds this very model, as it was measured then; of one policy there may be several.
+
+        Raises:
+            InputError: policy.json is of another version.
+        """
+        path = self.folder / "policy.json"
+        if not path.is_file():
+            return False
+        kept = decoded(path, read_json(path), lambda data: (Policy.from_json(data), Cost.from_json(data["measured"])))
+        return kept == (finalist.policy, finalist.cost)
+
     def policy(self) -> Policy:
         """What `write` was given.
 

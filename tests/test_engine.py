@@ -162,7 +162,11 @@ def test_a_finished_search_is_not_searched_again(
     before = [trial for trial in RunDir(folder).trials() if trial.stage == "search"]
     scores = before_recovery(finished[0].summary)
     monkeypatch.delattr("automc.prepare.sensitivities")  # the losses of single choices are those of the first attempt
-    again = before_recovery(compress(folder.parent, recover="0").summary)
+    result = compress(folder.parent, recover="0")
+    assert result.summary.best is not None
+    assert RunDir(folder).best.is_of(result.summary.best)
+    assert result.onnx == (folder / "best" / "model.onnx").read_bytes()
+    again = before_recovery(result.summary)
     assert again
     assert again.items() <= scores.items()
     after = [trial for trial in RunDir(folder).trials() if trial.stage == "search"]
@@ -203,6 +207,21 @@ def test_a_score_function_may_ask_the_model_where_it_is(tmp_path: Path) -> None:
     deployed = result.summary.best
     assert deployed is not None
     assert deployed.validation == pytest.approx(right(result.model, data().validation), abs=0.02)
+
+
+def test_what_was_handed_over_stays_until_a_search_that_goes_on_has_ended(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    done = compress(tmp_path, budget="10s", recover="0", trials=4)
+    record = ("best/model.onnx", "best/policy.json", "front.json", "summary.json", "tables.json")
+    before = {name: (run_dir / name).read_bytes() for name in record}
+    again: Any = automc.search(
+        trained(), data=data(), runs=str(tmp_path), **{**OPTIONS, "budget": "10s", "recover": "0", "trials": 8}
+    )
+    next(again)  # the dense model, which holds the budget and is measured first
+    again.close()
+    assert {name: (run_dir / name).read_bytes() for name in record} == before
+    taken = export_run(run_dir, budget=None, knee=False, format="onnx", out=tmp_path)
+    assert taken.read_bytes() == done.onnx
 
 
 def test_a_budget_beyond_reach_says_the_smallest_found(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from records import make_certificate, make_summary, make_trials
 from automc import disk
 from automc.disk import try_folder, write_atomic
 from automc.errors import DiskError, InputError, RunConflictError, UnknownNameError
+from automc.export.run import export_run
 from automc.rundir import RunDir, runs_in
 
 CONFIG = {"model": "demo", "data": "digits", "budget": ["50ms"], "space": "default", "seed": 0, "trials": 60}
@@ -149,6 +150,21 @@ def test_finalists_are_kept_before_and_after_recovery(run: RunDir) -> None:
     run.write_model(before, b"before")
     run.write_model(replace(recovered, stage="recovered"), b"after")
     assert run.model_path(before).read_bytes() == b"before"
+
+
+def test_another_model_in_the_folder_of_the_winner_is_not_exported_as_it(run: RunDir, tmp_path: Path) -> None:
+    summary = make_summary()
+    assert summary.best is not None
+    run.write_summary(summary)
+    run.write_model(summary.best, b"winner")
+    before = replace(summary.best, cost=summary.dense.cost)
+    for other in (summary.dense, before):
+        run.best.write(other, b"other", make_certificate(summary), model_digest="m1", device_digest="d1", pt2=b"other")
+        assert export_run(run.path, budget=None, knee=False, format="onnx", out=tmp_path).read_bytes() == b"winner"
+        with pytest.raises(InputError, match="kept no pt2 file"):
+            export_run(run.path, budget=None, knee=False, format="pt2", out=tmp_path)
+    run.best.write(summary.best, b"best", make_certificate(summary), model_digest="m1", device_digest="d1")
+    assert export_run(run.path, budget=None, knee=False, format="onnx", out=tmp_path).read_bytes() == b"best"
 
 
 def test_the_files_of_an_earlier_winner_go_with_it(run: RunDir) -> None:

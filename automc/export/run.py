@@ -43,11 +43,11 @@ def export_run(run_dir: Path, *, budget: str | None, knee: bool, format: str, ou
         data = {**finalist.policy.to_json(), "measured": finalist.cost.to_json(), "validation": finalist.validation}
         return write_atomic(out / f"{stem}.policy.json", json.dumps(data, indent=1) + "\n")
     kind = "onnx" if format == "tensorrt" else format
-    source = run.model_path(finalist)
-    if finalist == summary.best:
-        source = run.path / "best" / f"model.{kind}"
-    elif format == "pt2":
+    if format == "pt2" and finalist != summary.best:
         raise InputError("A pt2 file was kept for the winner only.", remedy="Export this one with --format onnx.")
+    source = run.model_path(finalist).with_suffix(f".{kind}")
+    if finalist == summary.best and run.best.is_of(finalist):
+        source = run.best.folder / f"model.{kind}"
     if not source.is_file():
         raise InputError(f"The run {run.name!r} kept no {kind} file of this model.", remedy="Run the search again.")
     if format == "tensorrt":
