@@ -30,6 +30,7 @@ from automc.predict.bottleneck import bottleneck
 from automc.predict.predictor import LearnedPredictor
 from automc.prepare import Prepared
 from automc.protocols import Agent, Evaluator, Executor, Observer, Scored
+from automc.recipe import Fidelity
 from automc.recover import recover, refine_within
 from automc.result import Finalist
 from automc.standing import Standing
@@ -69,7 +70,7 @@ class Settings:
     deadline: float | None = None
     timeout_s: float = np.inf
     finetune_epochs: int = 0
-    fidelity: str = "auto"
+    fidelity: Fidelity = "auto"
     workers: int = 1
     ray_address: str | None = None
     seed: int = 0

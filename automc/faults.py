@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from automc.budget import Budget
 from automc.compression.criteria import Pruning
@@ -18,7 +18,7 @@ from automc.evaluate.models import load_model
 from automc.evaluate.score import load_score
 from automc.execute.parallel import Parallel, check_room, local_cpus
 from automc.predict.targets import device_names, is_device, tells_energy, why_no_energy
-from automc.recipe import Job
+from automc.recipe import Fidelity, Job, RecordedTrials
 from automc.registry import load, names
 from automc.units import METRIC_NAMES, parse_duration
 from automc.warm import find_start
@@ -28,7 +28,6 @@ __all__ = ["check_budget", "find_faults", "find_setting_faults", "raise_faults"]
 _T = TypeVar("_T")
 _READING_BATCH = 64
 _OTHER_BUDGETS = "latency (50ms), size (4MB) or MACs (20MMACs)"
-_FIDELITIES = ("auto", "on", "off")
 
 
 def find_faults(job: Job) -> list[Fault]:
@@ -50,18 +49,19 @@ def find_setting_faults(job: Job) -> list[Fault]:
     for kind, plug_in in (("agent", job.agent), ("space", job.space)):
         if plug_in not in names(kind):
             faults.append(Fault.of(UnknownNameError(kind, plug_in, names(kind))))
-    if job.mlflow_trials not in ("front", "all"):
-        faults.append(Fault(f"There is no choice {job.mlflow_trials!r} of MLflow trials.", "Choose front or all."))
+    if job.mlflow_trials not in get_args(RecordedTrials):
+        remedy = f"Give {' or '.join(get_args(RecordedTrials))}."
+        faults.append(Fault(f"--mlflow-trials is {job.mlflow_trials!r}.", remedy))
     _try(faults, lambda: Pruning(job.criterion))
     if job.agent in names("agent"):
         _try(faults, lambda: load("agent", job.agent))  # what it needs may not be installed
     if (start := job.warm_start) is not None:
         _try(faults, lambda: find_start(start, job.runs))
     faults.extend(_number_faults(threads=job.threads, trials=job.trials, batch_size=job.batch_size, seed=job.seed))
-    if job.fidelity not in _FIDELITIES:
-        faults.append(Fault.of(UnknownNameError("fidelity", job.fidelity, _FIDELITIES, "fidelities")))
+    if job.fidelity not in get_args(Fidelity):
+        faults.append(Fault.of(UnknownNameError("fidelity", job.fidelity, get_args(Fidelity), "fidelities")))
     if job.finetune_epochs < 0:
-        faults.append(Fault(f"finetune-epochs is {job.finetune_epochs}.", "Give 0 or more; 0 is off."))
+        faults.append(Fault(f"--finetune-epochs is {job.finetune_epochs}.", "Give 0 or more; 0 is off."))
     faults.extend(_worker_faults(job.workers, job.worker_cpus, job.ray_address))
     faults.extend(
         _duration_faults(timeout=job.timeout, recover=job.recover, profile=job.profile, trial_timeout=job.trial_timeout)
@@ -131,16 +131,16 @@ def _size_faults(data: Data, batch_size: int) -> Iterator[Fault]:
 def _number_faults(*, seed: int, **counts: int | None) -> Iterator[Fault]:
     for option, value in counts.items():
         if value is not None and value < 1:
-            yield Fault(f"{option} is {value}.", "Give 1 or more.")
+            yield Fault(f"{_spelled(option)} is {value}.", "Give 1 or more.")
     if seed < 0:
-        yield Fault(f"seed is {seed}.", "Give 0 or more.")
+        yield Fault(f"--seed is {seed}.", "Give 0 or more.")
 
 
 def _worker_faults(workers: int | str, cpus: float, address: str | None) -> Iterator[Fault]:
     if workers != "auto" and not (isinstance(workers, int) and workers >= 1):
-        yield Fault(f"workers is {workers!r}.", "Give 1 or more, or auto.")
+        yield Fault(f"--workers is {workers!r}.", "Give 1 or more, or auto.")
     elif not cpus > 0:
-        yield Fault(f"worker-cpus is {cpus:g}.", "Give more than 0, such as 0.5 or 4.")
+        yield Fault(f"--worker-cpus is {cpus:g}.", "Give more than 0, such as 0.5 or 4.")
     elif address is None and workers != 1 and "ray" not in sys.modules:  # which may be connected to a cluster already
         count = None if workers == "auto" else int(workers)
         try:
@@ -152,9 +152,14 @@ def _worker_faults(workers: int | str, cpus: float, address: str | None) -> Iter
 def _duration_faults(**durations: str | None) -> Iterator[Fault]:
     for option, text in durations.items():
         try:
-            parse_duration(text or "0")
+            parse_duration("0" if text is None else text)
         except ValueError:
-            yield Fault(f"{option} {text!r} is not a duration.", "Write 90s, 10m or 1h; 0 is off.")
+            yield Fault(f"{_spelled(option)} {text!r} is not a duration.", "Write 90s, 10m or 1h; 0 is off.")
+
+
+def _spelled(option: str) -> str:
+    """An option as the command line has it."""
+    return f"--{option.replace('_', '-')}"
 
 
 def _folder_faults(runs: str, name: str | None) -> Iterator[Fault]:

@@ -187,11 +187,11 @@ def _effort(epochs: int | None, time: str | float | None, options: dict[str, Any
         "workers": options.get("workers"),
     }.items():
         if value is not None and value < 1:
-            raise InputError(f"{option} is {value}.", remedy="Give 1 or more.")
+            raise InputError(f"--{option} is {value}.", remedy="Give 1 or more.")
     try:
         seconds = None if time is None else parse_duration(str(seconds_as_text(time)))
     except ValueError:
-        raise InputError(f"time {time!r} is not a duration.", remedy="Write 90s, 10m or 1h.") from None
+        raise InputError(f"--time {time!r} is not a duration.", remedy="Write 90s, 10m or 1h.") from None
     if seconds is not None and seconds <= 0:
         raise InputError("There is no time to fine-tune in.", remedy="Write 90s, 10m or 1h.")
     return Effort(10 if epochs is None and seconds is None else epochs, seconds, **options)

@@ -54,7 +54,7 @@ def emit_kit(path: Path, subject: Subject, observer: Observer, *, candidates: in
         try:
             model = build(policy)
         except Exception as error:  # one candidate that cannot be built is said and left out
-            observer.message(f"a candidate could not be built: {error}", "warning")
+            observer.message(f"A candidate could not be built: {error}", "warning")
             continue
         file = f"candidates/{policy.digest}.onnx"
         files[file] = patterned(model)

@@ -10,7 +10,12 @@ from typing import Any, Literal
 from automc.errors import InputError
 from automc.units import seconds_as_text
 
-__all__ = ["Job"]
+__all__ = ["Fidelity", "Job", "RecordedTrials"]
+
+Fidelity = Literal["auto", "on", "off"]
+"""Whether candidates are told apart by short distillations: "auto" where the winner lost much."""
+RecordedTrials = Literal["front", "all"]
+"""Which trials get an MLflow run of their own besides the measured models."""
 
 _DURATIONS = ("timeout", "recover", "profile", "trial_timeout")
 _SEVERAL = ("budget", "objective")
@@ -64,7 +69,7 @@ class Job:
     warm_start: str | None = None
     objective: tuple[str, ...] = ()
     recover: str = "1m"
-    fidelity: str = "auto"
+    fidelity: Fidelity = "auto"
     finetune_epochs: int = 0
     profile: str = "30s"
     name: str | None = None
@@ -76,7 +81,7 @@ class Job:
     ray_env: str | None = None
     trial_timeout: str | None = None
     sync: bool = False
-    mlflow_trials: Literal["front", "all"] = "front"
+    mlflow_trials: RecordedTrials = "front"
     register: str | None = None
     made_in: str | None = None
 

@@ -64,7 +64,7 @@ class Task:
             raise InputError("Both a module and a model to load were given.", remedy="Give one of them.")
         batch_size = (BATCH_SIZE if demo else 1) if job.batch_size is None else job.batch_size
         settings = _settings(job, batch_size)
-        profile_s = min(_duration(job.profile, "profile"), PROFILING * settings.timeout_s)
+        profile_s = min(parse_duration(job.profile), PROFILING * settings.timeout_s)
         parallel = _parallel(job)
         loaded = model if model is not None else load_model(job.model, Path(job.weights) if job.weights else None)
         size = max(EVALUATION_BATCH, batch_size)
@@ -75,7 +75,7 @@ class Task:
 
 
 def _settings(job: Job, batch_size: int) -> Settings:
-    timeout_s = math.inf if job.timeout is None else _duration(job.timeout, "timeout") or math.inf
+    timeout_s = math.inf if job.timeout is None else parse_duration(job.timeout) or math.inf
     return Settings(
         budget=Budget.parse(*job.budget),
         agent=job.agent,
@@ -87,7 +87,7 @@ def _settings(job: Job, batch_size: int) -> Settings:
         workers=_trainings(job),
         ray_address=job.ray_address,
         seed=job.seed,
-        recover_s=_duration(job.recover, "recover"),
+        recover_s=parse_duration(job.recover),
         batch_size=batch_size,
         synchronous=job.sync or _in_process(job),
         objectives=tuple(METRIC_NAMES[name] for name in job.objective),
@@ -113,16 +113,9 @@ def _parallel(job: Job) -> Parallel | None:
         workers=None if job.workers == "auto" else int(job.workers),
         address=job.ray_address,
         cpus=job.worker_cpus,
-        trial_timeout_s=None if job.trial_timeout is None else _duration(job.trial_timeout, "trial-timeout") or None,
+        trial_timeout_s=None if job.trial_timeout is None else parse_duration(job.trial_timeout) or None,
         environment=read_environment(job.ray_env),
     )
-
-
-def _duration(text: str, option: str) -> float:
-    try:
-        return parse_duration(text)
-    except ValueError:
-        raise InputError(f"{option} {text!r} is not a duration.", remedy="Write 90s, 10m or 1h; 0 is off.") from None
 
 
 def prepare_job(

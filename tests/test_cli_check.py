@@ -71,8 +71,8 @@ def test_check_reports_the_faults_of_every_option(capsys: pytest.CaptureFixture[
     assert main(["check", *wrong]) == 2
     shown = capsys.readouterr().out
     for part in (
-        "profile 'banana'",
-        "seed is -1",
+        "--profile 'banana'",
+        "--seed is -1",
         "'a/b' cannot name a run",
         "no energy figures",
         "'f1' is not a score",

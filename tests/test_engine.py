@@ -330,7 +330,7 @@ def test_loaders_that_yield_single_samples_can_be_distilled_from(tmp_path: Path)
 def test_a_module_and_a_model_to_load_are_not_both_taken(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Both a module"):
         automc.compress(trained(), data=data(), weights="w.safetensors", runs=str(tmp_path))
-    with pytest.raises(InputError, match="batch_size is 0"):
+    with pytest.raises(InputError, match="--batch-size is 0"):
         automc.compress(trained(), data=data(), batch_size=0, runs=str(tmp_path))
 
 

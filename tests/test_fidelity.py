@@ -115,5 +115,5 @@ def test_a_limited_time_is_shared() -> None:
 def test_fidelities_and_epochs_are_checked_first() -> None:
     with pytest.raises(InputError, match="no fidelity called 'of'"):
         Task.of(Job(fidelity="of"))
-    with pytest.raises(InputError, match="finetune-epochs is -1"):
+    with pytest.raises(InputError, match="--finetune-epochs is -1"):
         Task.of(Job(finetune_epochs=-1))

@@ -156,8 +156,8 @@ def test_a_trial_of_the_search_is_tuned_without_labels_or_training_samples(runs:
     [
         ({"point": "worst"}, "has no point 'worst'"),
         ({"point": "9999"}, "best, knee, or the number of a trial"),
-        ({"epochs": 0}, "epochs is 0"),
-        ({"workers": 0}, "workers is 0"),
+        ({"epochs": 0}, "--epochs is 0"),
+        ({"workers": 0}, "--workers is 0"),
         ({"workers": 999}, "999 workers of 1 CPUs need 999, and this machine"),
         ({"workers": 999, "address": "127.0.0.1:6379"}, "999 workers of 1 CPUs need 999, and the Ray cluster has 1"),
         ({"time": "4MB"}, "not a duration"),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 from click.core import ParameterSource
 
 from automc.cli.complete import plug_in_names
 from automc.cli.recipe import read_recipe
+from automc.recipe import Fidelity, RecordedTrials
 from automc.units import METRIC_NAMES, parse_duration
 
 __all__ = ["JOB_OPTIONS", "duration", "job_options", "settings", "worker_count"]
@@ -128,7 +129,7 @@ JOB_OPTIONS = (
     click.Option(["--recover"], type=duration, default="1m", show_default=True, metavar="DURATION", help=_RECOVER),
     click.Option(
         ["--fidelity"],
-        type=click.Choice(["auto", "on", "off"]),
+        type=click.Choice(get_args(Fidelity)),
         default="auto",
         show_default=True,
         help=_FIDELITY,
@@ -156,7 +157,7 @@ JOB_OPTIONS = (
     click.Option(["--sync"], is_flag=True, help=_SYNC),
     click.Option(
         ["--mlflow-trials"],
-        type=click.Choice(["front", "all"]),
+        type=click.Choice(get_args(RecordedTrials)),
         default="front",
         show_default=True,
         help="Which trials get an MLflow run of their own.",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
 import click
 
 from automc.cli.complete import run_names
 from automc.cli.report import print_json, stderr, stdout
 from automc.errors import MissingError
+from automc.recipe import RecordedTrials
 from automc.rundir import RunDir
 
 __all__ = ["track"]
@@ -26,14 +27,19 @@ Examples:
 @click.option("--tracking-uri", metavar="URI", help="MLflow server or store. Default: where the search recorded.")
 @click.option(
     "--mlflow-trials",
-    type=click.Choice(["front", "all"]),
+    type=click.Choice(get_args(RecordedTrials)),
     help="Which trials get a nested run. Default: as the search was asked.",
 )
 @click.option("--register", metavar="NAME", help="Register the best models under this name, aliases best and knee.")
 @click.option("--runs", "folder", default="runs", show_default=True, metavar="FOLDER", help="Where runs are recorded.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object to stdout.")
 def track(
-    name: str, tracking_uri: str | None, mlflow_trials: Any, register: str | None, folder: str, as_json: bool
+    name: str,
+    tracking_uri: str | None,
+    mlflow_trials: RecordedTrials | None,
+    register: str | None,
+    folder: str,
+    as_json: bool,
 ) -> None:
     """Record a run in MLflow, or the part of it that MLflow lacks; what is there already is kept."""
     run = RunDir.open(Path(folder), name)

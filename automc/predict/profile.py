@@ -295,7 +295,7 @@ def _build(
         except Exception as error:  # one candidate that cannot be built or run is said and left out
             failures.append((policy, error))
             shelf.put_failure(policy, str(error))
-            observer.message(f"a candidate could not be profiled: {error}", "warning")
+            observer.message(f"A candidate could not be profiled: {error}", "warning")
             continue
         built.append((candidate, model))
         observer.advance()

@@ -74,7 +74,7 @@ def append(path: Path, lines: Sequence[tuple[str, Mapping[str, Any]]], observer:
     try:
         append_lines(path, lines)
     except OSError as error:
-        observer.message(f"the device profile could not be kept in {path}: {error}", "warning")
+        observer.message(f"The device profile could not be kept in {path}: {error}", "warning")
 
 
 def read_candidates(path: Path, key: str) -> dict[str, ProfiledModel]:

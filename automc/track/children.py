@@ -6,17 +6,16 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from automc.pareto import front
 from automc.policy import Policy
+from automc.recipe import RecordedTrials
 from automc.result import Summary
 from automc.track.record import cost_metrics, finalist_metrics, policy_params
 from automc.trial import Trial
 
-__all__ = ["Child", "Which", "children", "write_child", "write_training"]
-
-Which = Literal["front", "all"]
+__all__ = ["Child", "children", "write_child", "write_training"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Child:
     metrics: Mapping[str, float]
 
 
-def children(summary: Summary, trials: Sequence[Trial], which: Which) -> Iterator[Child]:
+def children(summary: Summary, trials: Sequence[Trial], which: RecordedTrials) -> Iterator[Child]:
     """The measured models, then the trials of the front, or all trials that were not measured."""
     for finalist in summary.finalists:
         name = f"{finalist.stage} {finalist.policy.digest[:8]}"

@@ -21,9 +21,9 @@ from typing import Any
 from automc.disk import write_atomic
 from automc.errors import DiskError, InputError, MissingError
 from automc.protocols import Status
+from automc.recipe import RecordedTrials
 from automc.result import Summary
 from automc.rundir import RunDir
-from automc.track.children import Which
 from automc.track.store import Store, now_ms
 from automc.track.worker import Message, Parent, Worker
 from automc.trial import Cost, Trial
@@ -85,7 +85,7 @@ class MLflowTracker:
         uri: str | None = None,
         *,
         run_dir: Path | None = None,
-        trials: Which = "front",
+        trials: RecordedTrials = "front",
         register: str | None = None,
         on_warning: Callable[[str], None] | None = None,
     ) -> None:
@@ -158,7 +158,7 @@ def upload(
     run: RunDir,
     uri: str | None = None,
     *,
-    trials: Which | None = None,
+    trials: RecordedTrials | None = None,
     register: str | None = None,
     on_warning: Callable[[str], None] | None = None,
     timeout_s: float = 300.0,
