@@ -13,10 +13,9 @@ from automc.predict.simulated import Pricer
 from automc.protocols import Costs, Predictor
 from automc.space import Codes, SearchSpace
 from automc.trial import Cost
+from automc.units import METRICS
 
 __all__ = ["Aim", "Expected", "learn_aim"]
-
-_METRICS = ("latency_s", "energy_j", "size_bytes", "macs")
 
 
 @dataclass(frozen=True)
@@ -82,11 +81,11 @@ def learn_aim(
     """
     known = [(policy, cost.latency_s) for policy, cost in measured if not _is_priced(cost)]
     pairs = [(policy, latency_s) for policy, latency_s in known if latency_s is not None]
-    ratios: dict[str, list[float]] = {metric: [] for metric in _METRICS}
+    ratios: dict[str, list[float]] = {metric: [] for metric in METRICS}
     for policy, cost in measured[-latest:]:
         others = predictor.corrected([pair for pair in pairs if pair[0] != policy])
         expected = others.predict(space.encode([policy]))[0]
-        for metric in _METRICS:
+        for metric in METRICS:
             actual, guess = _to_hold(metric, cost), expected.get(metric)
             if actual and guess:
                 ratios[metric].append(actual / guess)

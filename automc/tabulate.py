@@ -19,6 +19,7 @@ from automc.prepare import Prepared
 from automc.solver import solve
 from automc.space import Codes, SearchSpace
 from automc.tables import Anchor, Ragged, Tables
+from automc.units import METRICS
 
 __all__ = ["tabulate"]
 
@@ -33,7 +34,6 @@ _NEAR = 0.005
 _ROUNDS = 60
 _SAVED = 1e-4
 """Share of the cost that a change has to save: prices are rounded."""
-_METRICS = ("latency_s", "size_bytes", "macs", "energy_j")
 _RUNGS = ("latency_s", "size_bytes", "macs")
 """What rungs are cut for; energy goes with latency."""
 
@@ -43,7 +43,7 @@ def tabulate(prepared: Prepared, predictor: Pricer, policies: Iterable[Policy]) 
     known = list({p.digest: p for p in (Policy(), *policies)}.values())
     space = prepared.space
     inside = [policy for policy in known if space.contains(policy)]
-    affordable = max(2, MOST_ENTRIES // max(1, len(_METRICS) * int(space.cardinalities.sum())))
+    affordable = max(2, MOST_ENTRIES // max(1, len(METRICS) * int(space.cardinalities.sum())))
     count = min(MOST_ANCHORS, affordable // 2)
     chosen = [inside[i] for i in np.unique(np.linspace(0, len(inside) - 1, count).astype(int))]
     tables = Tables(
@@ -125,7 +125,7 @@ def _anchor(predictor: Pricer, codes: Codes, cardinalities: Codes) -> Anchor:
     ends = np.cumsum(cardinalities)[:-1]
     changed: dict[str, Ragged] = {
         metric: tuple(_rounded(part) for part in np.split(costs.array(metric, upper=False)[1:], ends))
-        for metric in _METRICS
+        for metric in METRICS
         if metric != "energy_j" or costs.energy_j is not None
     }
     return Anchor(tuple(codes.tolist()), costs[0], changed)

@@ -13,6 +13,7 @@ from automc.pareto import dominated_share, front
 from automc.policy import Policy
 from automc.result import Finalist, Summary
 from automc.trial import Cost, Trial
+from automc.units import METRICS
 
 __all__ = ["StepMetrics", "cost_metrics", "finalist_metrics", "policy_params", "summary_metrics", "trial_table"]
 
@@ -87,7 +88,7 @@ class StepMetrics:
 def cost_metrics(cost: Cost, prefix: str = "") -> dict[str, float]:
     """{"latency_ms": .., "size_bytes": .., "macs": .., "energy_mj": ..}, unknown figures left out."""
     metrics = {}
-    for metric in ("latency_s", "energy_j", "size_bytes", "macs"):
+    for metric in METRICS:
         value = cost.get(metric)
         if value is not None:
             name, scale = _SCALE.get(metric, (metric, 1.0))
