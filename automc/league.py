@@ -16,11 +16,11 @@ from automc.budget import Budget
 from automc.pareto import dominated_share
 from automc.trial import Trial
 from automc.units import format_quantity
+from automc.wording import NOTHING, is_share
 
 __all__ = ["Course", "League", "Recovered", "Row"]
 
 _NEAR = 0.01
-_NOTHING = "–"
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class League:
 
     def markdown(self, score_name: str) -> str:
         """The table as people read it."""
-        rows, percent = self.rows(), score_name == "accuracy"
+        rows, percent = self.rows(), is_share(score_name)
         cells = [_cells(row, percent=percent) for row in rows]
         held = any(row.recovered_before is not None for row in rows)
         tuned = any(row.recovered_after is not None for row in rows)
@@ -206,7 +206,7 @@ def _known(values: Sequence[float | None]) -> list[float] | None:
 
 
 def _cells(row: Row, *, percent: bool) -> list[str]:
-    near = _NOTHING if row.evaluations_to_near is None else f"{row.evaluations_to_near:.0f}"
+    near = NOTHING if row.evaluations_to_near is None else f"{row.evaluations_to_near:.0f}"
     return [
         row.agent + (f" ({row.reason})" if row.reason else ""),
         _score(row.worth, percent=percent),
@@ -233,5 +233,5 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def _score(value: float | None, *, percent: bool) -> str:
     if value is None:
-        return _NOTHING
+        return NOTHING
     return f"{100 * value:.2f}" if percent else f"{value:.4g}"

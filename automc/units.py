@@ -7,6 +7,7 @@ from numbers import Real
 
 __all__ = [
     "METRIC_NAMES",
+    "METRIC_TITLES",
     "METRICS",
     "format_limit",
     "format_quantity",
@@ -20,6 +21,8 @@ __all__ = [
 METRICS = ("latency_s", "energy_j", "size_bytes", "macs")
 METRIC_NAMES = {"latency": "latency_s", "energy": "energy_j", "size": "size_bytes", "macs": "macs"}
 """As people write them in options."""
+METRIC_TITLES = {"latency_s": "latency", "energy_j": "energy", "size_bytes": "size", "macs": "MACs"}
+"""As people read them."""
 
 _UNITS: dict[str, tuple[str, float]] = {
     "ns": ("latency_s", 1e-9),

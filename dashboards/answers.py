@@ -5,13 +5,13 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
+from automc import wording
 from automc.answering import Known, as_budget
 from automc.policy import Policy
 from automc.result import Finalist, Summary
 from automc.trial import Cost, Trial
 from automc.units import format_quantity
 
-from . import words
 from .provisional import Shown
 
 __all__ = ["Answered", "answers", "repeat_command", "search_command"]
@@ -66,18 +66,22 @@ def _command(shown: Shown, *options: str) -> str:
 
 
 def _certified(summary: Summary, metric: str, model: Finalist) -> Answered:
-    note = f"95 % interval of the latency {words.interval(model.cost)}" if metric == "latency_s" else model.stage
-    cost = words.told(metric, model.cost)
+    note = f"95 % interval of the latency {wording.interval(model.cost)}" if metric == "latency_s" else model.stage
+    cost = wording.known(model.cost, metric)
     kept = model if model.stage != "dense" else None
-    return Answered(model.source(metric), model.policy, words.score(summary, model.validation), cost, note, kept)
+    return Answered(
+        model.source(metric), model.policy, wording.score(summary.score_name, model.validation), cost, note, kept
+    )
 
 
 def _tried(summary: Summary, metric: str, trial: Trial) -> Answered:
     cost: Cost = trial.cost
     note = f"trial {trial.number}; {_spread(metric, cost)}"
     how = f"tried, as {cost.source.get(metric, 'predicted')}"
-    return Answered(how, trial.policy, words.score(summary, trial.score), words.told(metric, cost), note)
+    return Answered(
+        how, trial.policy, wording.score(summary.score_name, trial.score), wording.known(cost, metric), note
+    )
 
 
 def _spread(metric: str, cost: Cost) -> str:
-    return f"95 % interval {words.interval(cost)}" if metric == "latency_s" else "not measured"
+    return f"95 % interval {wording.interval(cost)}" if metric == "latency_s" else "not measured"

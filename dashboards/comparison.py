@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
+from automc import wording
 from automc.pareto import front
 from automc.result import Summary
 from automc.trial import Trial
 
-from . import figures, words
+from . import figures
 
 __all__ = ["agents", "fronts", "rows"]
 
@@ -68,10 +69,10 @@ def _row(summary: Summary) -> dict[str, str]:
         "agent": summary.agent,
         "budget": " and ".join(summary.budget),
         "held": "yes" if summary.best else "no",
-        "validation": words.score(summary, chosen.validation),
-        "test": words.score(summary, chosen.test),
-        "latency": words.told("latency_s", cost),
-        "95 % interval": words.interval(cost),
-        "size": words.known("size_bytes", cost.size_bytes),
-        "MACs": words.known("macs", cost.macs),
+        "validation": wording.score(summary.score_name, chosen.validation),
+        "test": wording.score(summary.score_name, chosen.test),
+        "latency": wording.known(cost, "latency_s"),
+        "95 % interval": wording.interval(cost),
+        "size": wording.quantity("size_bytes", cost.size_bytes),
+        "MACs": wording.quantity("macs", cost.macs),
     }

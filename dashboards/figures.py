@@ -14,12 +14,13 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from automc import wording
 from automc.budget import Budget, Limit
 from automc.pareto import dominated_share, front
 from automc.policy import LowRank, Policy, Prune, Quantize, Sparsify
 from automc.result import Finalist, Summary
 from automc.trial import Cost, Trial
-from automc.units import METRICS, format_quantity, format_value
+from automc.units import METRIC_TITLES, METRICS, format_quantity, format_value
 
 from . import words
 
@@ -184,7 +185,7 @@ class Axis:
     def title(self) -> str:
         """What stands under the axis."""
         of = "" if self.metric == "size_bytes" else " of one batch"
-        return f"{words.METRIC_NAMES[self.metric]}{of} ({self.unit})"
+        return f"{METRIC_TITLES[self.metric]}{of} ({self.unit})"
 
     def __call__(self, cost: Cost) -> float:
         """A cost in the axis's unit."""
@@ -281,11 +282,11 @@ def _error_bars(models: Sequence[Finalist | Trial], factor: float, color: str | 
 
 
 def _hover(summary: Summary, title: str, policy: Policy, cost: Cost, score: float | None) -> str:
-    lines = [f"<b>{title}</b>", f"{summary.score_name} {words.score(summary, score)}"]
+    lines = [f"<b>{title}</b>", f"{summary.score_name} {wording.score(summary.score_name, score)}"]
     for metric in METRICS:
         if (value := cost.get(metric)) is not None:
             source = cost.source.get(metric, "")
-            lines.append(f"{words.METRIC_NAMES[metric]} {format_quantity(metric, value)} {source}".rstrip())
+            lines.append(f"{METRIC_TITLES[metric]} {format_quantity(metric, value)} {source}".rstrip())
     if not len(policy):
         return "<br>".join([*lines, "nothing compressed"])
     changes = words.policy_lines(policy, summary.widths)
@@ -317,7 +318,7 @@ def score_range(summary: Summary, tried: Sequence[Trial]) -> tuple[float, float]
 
 def in_percent(figure: go.Figure, summary: Summary) -> go.Figure:
     """The figure with a vertical axis in percent where the score is a share."""
-    if words.is_share(summary):
+    if wording.is_share(summary.score_name):
         figure.layout.yaxis.tickformat = f".{_decimals(figure)}%"
     return figure
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from automc import wording
 from automc.result import Finalist, Summary, has_interval
 from automc.tables import Tables
 
@@ -28,7 +29,7 @@ def note(summary: Summary, tables: Tables | None, run_id: str) -> str:
 def _trust(summary: Summary, chosen: Finalist) -> Iterator[str]:
     if has_interval(chosen):
         yield (
-            f"The 95 % interval of its latency is {words.interval(chosen.cost)}, measured in turns with the dense model; measurements "
+            f"The 95 % interval of its latency is {wording.interval(chosen.cost)}, measured in turns with the dense model; measurements "
             f"repeat to {100 * summary.predictor.noise_floor:.1f} %."
         )
 
@@ -44,7 +45,7 @@ def _layers(summary: Summary, chosen: Finalist, tables: Tables | None) -> str:
     times = {name: (dense, now) for name, dense, now in by_layer.cost_rows(tables, chosen.policy)} if tables else {}
     rows = []
     for name in dict.fromkeys([*times, *knobs]):
-        seconds = [words.known("latency_s", value) for value in times.get(name, ())]
+        seconds = [wording.quantity("latency_s", value) for value in times.get(name, ())]
         rows.append((name, *knobs.get(name, ("", "", "")), *seconds))
     heads = (*_HEADS, *(("dense", "now, predicted") if times else ()))
     more = [f"and {len(rows) - _ROWS} more, in report.html"] if len(rows) > _ROWS else []

@@ -13,7 +13,7 @@ from automc.policy import Policy
 from automc.result import Summary
 from automc.tables import Tables
 from automc.trial import Trial
-from automc.units import format_quantity
+from automc.units import METRIC_TITLES, format_quantity
 
 from . import answers, by_layer, comparison, figures, words
 from .provisional import Shown
@@ -59,7 +59,7 @@ def budget(shown: Shown, summary: Summary) -> None:
     low = min(low, 0.9 * high)
     start = min(max(summary.limits.get(axis.metric, high), low), high)
     ends = (axis.scale * low, axis.scale * high, axis.scale * start)
-    label = f"Budget: {words.METRIC_NAMES[axis.metric]} ({axis.unit})"
+    label = f"Budget: {METRIC_TITLES[axis.metric]} ({axis.unit})"
     chosen = st.slider(label, ends[0], ends[1], ends[2], step=(ends[1] - ends[0]) / 200, format="%.3g", key="budget")
     limit = chosen / axis.scale
     found = answers.answers(shown, summary, axis.metric, limit)

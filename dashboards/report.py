@@ -12,12 +12,13 @@ from string import Template
 
 from plotly.offline import get_plotlyjs
 
+from automc import wording
 from automc.disk import write_atomic
 from automc.pareto import front
 from automc.result import Finalist, Summary, has_interval, measured_under
 from automc.tables import Tables
 from automc.trial import Trial
-from automc.units import METRICS
+from automc.units import METRIC_TITLES, METRICS
 
 from . import figures, page, png, words
 from .note import note
@@ -100,7 +101,11 @@ def _score_rows(summary: Summary, chosen: Finalist) -> Iterator[tuple[str, str, 
 
 
 def _scores(summary: Summary, dense: float | None, value: float) -> tuple[str, str, str]:
-    return words.score(summary, dense), words.score(summary, value), words.score_change(summary, dense, value)
+    return (
+        wording.score(summary.score_name, dense),
+        wording.score(summary.score_name, value),
+        wording.score_change(summary.score_name, dense, value),
+    )
 
 
 def _cost_rows(summary: Summary, chosen: Finalist) -> Iterator[tuple[str, str, str, str]]:
@@ -108,15 +113,15 @@ def _cost_rows(summary: Summary, chosen: Finalist) -> Iterator[tuple[str, str, s
     for metric in METRICS:
         before, after = dense.cost.get(metric), chosen.cost.get(metric)
         if before is not None or after is not None:
-            yield _cost_row(f"{words.METRIC_NAMES[metric]}, {chosen.source(metric)}", metric, before, after)
+            yield _cost_row(f"{METRIC_TITLES[metric]}, {chosen.source(metric)}", metric, before, after)
         if metric == "latency_s" and has_interval(chosen):
-            yield "95 % interval", words.interval(dense.cost), words.interval(chosen.cost), ""
+            yield "95 % interval", wording.interval(dense.cost), wording.interval(chosen.cost), ""
         if metric == "latency_s" and summary.measured:
             yield _cost_row("as predicted", metric, dense.predicted_latency_s, chosen.predicted_latency_s)
 
 
 def _cost_row(label: str, metric: str, before: float | None, after: float | None) -> tuple[str, str, str, str]:
-    return label, words.known(metric, before), words.known(metric, after), words.change(before, after)
+    return label, wording.quantity(metric, before), wording.quantity(metric, after), wording.relative(before, after)
 
 
 def _trust(summary: Summary) -> Iterator[str]:
@@ -130,8 +135,8 @@ def _trust(summary: Summary) -> Iterator[str]:
     elif chosen is not None:
         yield page.paragraph(
             f"The latency of the {'winner' if summary.best else 'nearest model'} was measured on the device, in random turns "
-            f"with the dense model: {words.known('latency_s', chosen.cost.latency_s)}, and with 95 % confidence its median "
-            f"lies within {words.interval(chosen.cost)}. The upper end of that interval decides whether a budget is held."
+            f"with the dense model: {wording.quantity('latency_s', chosen.cost.latency_s)}, and with 95 % confidence its median "
+            f"lies within {wording.interval(chosen.cost)}. The upper end of that interval decides whether a budget is held."
         )
         yield from map(page.paragraph, measured_under(chosen.noisy, chosen.notes))
     single = "" if report.kernel_mape is None else f", and by {100 * report.kernel_mape:.1f} % on single kernels ({report.kernels} in all)"  # fmt: skip
@@ -171,12 +176,12 @@ def _point_heads(summary: Summary) -> tuple[str, ...]:
 def _model_row(summary: Summary, model: Finalist) -> tuple[str, ...]:
     return (
         "winner" if model == summary.best else model.stage,
-        words.score(summary, model.validation),
-        words.score(summary, model.test),
-        words.known("latency_s", model.cost.latency_s),
-        words.interval(model.cost),
-        words.known("size_bytes", model.cost.size_bytes),
-        words.known("macs", model.cost.macs),
+        wording.score(summary.score_name, model.validation),
+        wording.score(summary.score_name, model.test),
+        wording.quantity("latency_s", model.cost.latency_s),
+        wording.interval(model.cost),
+        wording.quantity("size_bytes", model.cost.size_bytes),
+        wording.quantity("macs", model.cost.macs),
         "yes" if model.holds else "no",
         model.policy.digest if len(model.policy) else "–",
     )
@@ -186,11 +191,11 @@ def _points(summary: Summary, points: Sequence[Trial]) -> Iterator[tuple[str, ..
     for trial in points:
         yield (
             str(trial.number),
-            words.score(summary, trial.score),
-            words.known("latency_s", trial.cost.latency_s),
-            words.interval(trial.cost),
-            words.known("size_bytes", trial.cost.size_bytes),
-            words.known("macs", trial.cost.macs),
+            wording.score(summary.score_name, trial.score),
+            wording.quantity("latency_s", trial.cost.latency_s),
+            wording.interval(trial.cost),
+            wording.quantity("size_bytes", trial.cost.size_bytes),
+            wording.quantity("macs", trial.cost.macs),
             trial.policy.digest,
         )
 
@@ -213,9 +218,9 @@ def _predictions(summary: Summary) -> Iterator[str]:
     rows = [
         (
             model.stage,
-            words.known("latency_s", model.predicted_latency_s),
-            words.known("latency_s", model.cost.latency_s),
-            words.change(model.cost.latency_s, model.predicted_latency_s),
+            wording.quantity("latency_s", model.predicted_latency_s),
+            wording.quantity("latency_s", model.cost.latency_s),
+            wording.relative(model.cost.latency_s, model.predicted_latency_s),
             model.policy.digest if len(model.policy) else "–",
         )
         for model in (summary.dense, *summary.finalists)
@@ -231,7 +236,7 @@ def _search(summary: Summary, trials: Sequence[Trial]) -> Iterator[str]:
     )
     yield page.figure(figures.hypervolume(summary, trials), "search")
     rows = [
-        (str(number), words.score(summary, best), f"{share:.3f}")
+        (str(number), wording.score(summary.score_name, best), f"{share:.3f}")
         for number, best, share in figures.progress(summary, trials)
     ]
     heads = ("after trial", "best within the budget", "share dominated")

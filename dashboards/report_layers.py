@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from automc import wording
 from automc.policy import Policy
 from automc.result import Summary
 from automc.tables import Tables
 
-from . import by_layer, page, words
+from . import by_layer, page
 
 __all__ = ["layer_sections"]
 
@@ -50,9 +51,9 @@ def _table(tables: Tables, policy: Policy, metric: str) -> str:
     rows = [
         (
             name,
-            words.known(metric, before),
-            words.known(metric, after),
-            words.change(before, after),
+            wording.quantity(metric, before),
+            wording.quantity(metric, after),
+            wording.relative(before, after),
             f"{100 * after / whole:.1f} %",
         )
         for name, before, after in found

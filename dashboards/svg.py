@@ -10,6 +10,7 @@ from automc.pareto import front
 from automc.result import Summary
 from automc.trial import Trial
 from automc.units import format_quantity
+from automc.wording import is_share
 
 from .figures import BLACK, BLUE, GREEN, ORANGE, SKY, VERMILLION, Axis, score_range
 
@@ -60,7 +61,7 @@ def _axes(
     for value in _ticks(*scores):
         yield f'<path d="M{_LEFT} {y(value):.1f}H{_WIDTH - _RIGHT}" stroke="#e6e9ed"/>'
         yield _text(
-            _LEFT - 8, y(value) + 4, f"{100 * value:g} %" if summary.score_name == "accuracy" else f"{value:g}", "end"
+            _LEFT - 8, y(value) + 4, f"{100 * value:g} %" if is_share(summary.score_name) else f"{value:g}", "end"
         )
     yield _text((_LEFT + _WIDTH) / 2, _HEIGHT - 12, title, "middle")
     yield f'<g transform="translate(16 {_HEIGHT / 2}) rotate(-90)">{_text(0, 0, summary.score_name, "middle")}</g>'

@@ -1,4 +1,4 @@
-"""Figures in words: numbers as a reader of the report sees them, and policies as rows of a table."""
+"""Searches in words: the outcome in a sentence, and policies as rows of a table."""
 
 from __future__ import annotations
 
@@ -6,65 +6,10 @@ from collections.abc import Mapping
 
 from automc.policy import LowRank, Policy, Prune, Quantize, Sparsify
 from automc.result import Finalist, Summary
-from automc.trial import Cost
-from automc.units import format_limit, format_quantity, format_range
+from automc.units import format_limit, format_quantity
+from automc.wording import NOTHING, quantity, score
 
-__all__ = [
-    "METRIC_NAMES",
-    "change",
-    "interval",
-    "is_share",
-    "known",
-    "knob_rows",
-    "policy_lines",
-    "score",
-    "score_change",
-    "told",
-    "verdict",
-]
-
-METRIC_NAMES = {"latency_s": "latency", "energy_j": "energy", "size_bytes": "size", "macs": "MACs"}
-
-
-def is_share(summary: Summary) -> bool:
-    """Whether the score is a share of right answers, to be read in percent."""
-    return summary.score_name == "accuracy"
-
-
-def score(summary: Summary, value: float | None) -> str:
-    """A score: accuracies in percent, anything else as a plain number, a dash where it is unknown."""
-    if value is None:
-        return "–"
-    return f"{100 * value:.2f} %" if is_share(summary) else f"{value:.4g}"
-
-
-def score_change(summary: Summary, before: float | None, after: float | None) -> str:
-    """What a score gained or lost: points of a hundred for accuracies."""
-    if before is None or after is None:
-        return "–"
-    return f"{100 * (after - before):+.2f} points" if is_share(summary) else f"{after - before:+.4g}"
-
-
-def known(metric: str, value: float | None) -> str:
-    """A cost with its unit, or a dash where it is unknown."""
-    return "–" if value is None else format_quantity(metric, value)
-
-
-def told(metric: str, cost: Cost) -> str:
-    """A cost with its unit and how it is known: 43.1 ms measured."""
-    return f"{known(metric, cost.get(metric))} {cost.source.get(metric, 'predicted')}"
-
-
-def change(before: float | None, after: float | None) -> str:
-    """By how much a cost changed: -53 %."""
-    return f"{100 * (after / before - 1):+.0f} %" if before and after is not None else "–"
-
-
-def interval(cost: Cost) -> str:
-    """A latency's 95 % interval in the unit that suits the latency: 42.8 to 43.5 ms."""
-    if cost.latency_s is None or cost.latency_interval_s is None or cost.source.get("latency_s") == "simulated":
-        return "–"
-    return format_range("latency_s", *cost.latency_interval_s, around=cost.latency_s)
+__all__ = ["knob_rows", "policy_lines", "verdict"]
 
 
 def verdict(summary: Summary) -> str:
@@ -97,7 +42,7 @@ def policy_lines(policy: Policy, widths: Mapping[str, int]) -> list[str]:
 def _gain(best: Finalist, dense: Finalist) -> str:
     if best.cost.latency_s is None or dense.cost.latency_s is None:
         return "see the table"
-    figures = f"{known('latency_s', best.cost.latency_s)} instead of {known('latency_s', dense.cost.latency_s)}"
+    figures = f"{quantity('latency_s', best.cost.latency_s)} instead of {quantity('latency_s', dense.cost.latency_s)}"
     return f"{figures} ({dense.cost.latency_s / best.cost.latency_s:.2f} times as fast)"
 
 
@@ -105,7 +50,7 @@ def _price(summary: Summary, best: Finalist) -> str:
     split, before, after = "test", summary.dense.test, best.test
     if before is None or after is None:
         split, before, after = "validation", summary.dense.validation, best.validation
-    return f"{split} {summary.score_name} {score(summary, after)} instead of {score(summary, before)}"
+    return f"{split} {summary.score_name} {score(summary.score_name, after)} instead of {score(summary.score_name, before)}"
 
 
 def _nearest(summary: Summary) -> str:
@@ -113,5 +58,5 @@ def _nearest(summary: Summary) -> str:
         return ""
     cost = summary.smallest.cost
     upper = {metric: cost.upper(metric) for metric in summary.limits}
-    costs = " and ".join("–" if value is None else format_limit(metric, value) for metric, value in upper.items())
+    costs = " and ".join(NOTHING if value is None else format_limit(metric, value) for metric, value in upper.items())
     return f" The nearest that was {summary.smallest.source()} needs {costs}: relax the budget to that, or widen the search space."

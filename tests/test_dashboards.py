@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 import pytest
 from records import LIMIT_S, make_summary, make_tables, make_trials
 
-from automc import registry
+from automc import registry, wording
 from automc.dashboards import by_layer, comparison, figures, words
 from automc.dashboards.png import pareto_png
 from automc.dashboards.report import render, write_report
@@ -112,7 +112,7 @@ def test_the_report_says_what_won_how_sure_and_how_to_take_it_home() -> None:
     assert best is not None
     page = _text(render(SUMMARY, TRIALS, Path("runs/digits-50ms")))
     assert words.verdict(SUMMARY) in page
-    assert f"with 95 % confidence its median lies within {words.interval(best.cost)}" in page
+    assert f"with 95 % confidence its median lies within {wording.interval(best.cost)}" in page
     assert "The measurements repeat to 1.2 %" in page
     assert "test, before recovery" in page
     assert "automc export --run digits-50ms --format onnx --out deploy" in page
@@ -244,7 +244,7 @@ def test_the_report_of_a_miss_says_what_to_relax() -> None:
     assert MISSED.smallest is not None
     page = _text(render(MISSED, TRIALS, Path("runs/one")))
     assert "Nothing that was measured holds 50.0 ms as measured." in page
-    assert f"needs {words.known('latency_s', MISSED.smallest.cost.latency_upper_s)}" in page
+    assert f"needs {wording.quantity('latency_s', MISSED.smallest.cost.latency_upper_s)}" in page
     assert "automc export" not in page
 
 
@@ -265,7 +265,7 @@ def test_a_search_that_found_nothing_has_a_report_and_figures() -> None:
 
 def test_other_scores_are_plain_numbers() -> None:
     summary = dataclasses.replace(SUMMARY, score_name="mAP")
-    assert words.score(summary, 0.41234) == "0.4123"
+    assert wording.score(summary.score_name, 0.41234) == "0.4123"
     assert figures.pareto(summary, TRIALS).layout.yaxis.tickformat is None
 
 

@@ -11,7 +11,7 @@ from records import DENSE as DENSE_COST
 from records import LIMIT_S, make_trials
 from rich.console import Console
 
-from automc.cli import text
+from automc import wording
 from automc.cli.plot import Board
 from automc.cli.report import print_json
 from automc.cli.screen import Live, Plain, Quiet, screen
@@ -91,7 +91,7 @@ def test_the_live_view_draws_the_front_and_says_the_best_so_far() -> None:
     inside = [t.score for t in trials if t.score is not None and (t.cost.latency_upper_s or 1) <= LIMIT_S]
     shown = _written(console)
     for part in (
-        f"best so far: accuracy {text.score('accuracy', max(inside))}",
+        f"best so far: accuracy {wording.score('accuracy', max(inside))}",
         "predicted",
         "●",
         "┊",
@@ -151,22 +151,3 @@ def test_without_a_terminal_the_lines_are_plain() -> None:
 def test_json_keeps_what_it_can_hold(capsys: pytest.CaptureFixture[str]) -> None:
     print_json({"a": [1.5, float("inf"), ("ü", None)]})
     assert json.loads(capsys.readouterr().out) == {"a": [1.5, None, ["ü", None]]}
-
-
-@pytest.mark.parametrize(
-    ("seconds", "shown"), [(0.04, "0.0 s"), (4.21, "4.2 s"), (57, "57 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")]
-)
-def test_durations_are_read_at_a_glance(seconds: float, shown: str) -> None:
-    assert text.duration(seconds) == shown
-
-
-def test_numbers_carry_their_units() -> None:
-    cost = Cost(latency_s=0.0431, latency_interval_s=(0.0428, 0.0435))
-    assert text.latency(cost) == "43.1 ms (42.8 to 43.5)"
-    assert text.latency(Cost(latency_s=0.0431)) == "43.1 ms"
-    assert text.interval(Cost(latency_s=8.7e-7, latency_interval_s=(8.61e-7, 8.84e-7))) == "861.0 to 884.0 ns"
-    assert text.latency(Cost()) == text.quantity("macs", None) == text.relative(None, 1.0) == "–"
-    assert text.relative(0.1, 0.047) == "-53 %"
-    assert text.score("accuracy", 0.9889) == "98.89 %"
-    assert text.score_change("accuracy", 0.9889, 0.9861) == "-0.28 points"
-    assert text.score("mAP", 0.41237) == "0.4124"

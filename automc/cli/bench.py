@@ -22,6 +22,7 @@ from automc.errors import BudgetUnreachableError, InputError
 from automc.protocols import Observer
 from automc.rundir import RunDir
 from automc.units import parse_duration
+from automc.wording import is_share
 
 if TYPE_CHECKING:
     from automc.arena import Arena
@@ -170,7 +171,7 @@ def _write(arena: Arena, out: Path) -> dict[str, Any]:
         **league.to_json(),
         "progress": {row.agent: league.progress(row.agent) for row in league.rows()},
     }  # fmt: skip
-    percent = 100.0 if score == "accuracy" else 1.0
+    percent = 100.0 if is_share(score) else 1.0
     series = {agent: [(x, percent * y) for x, y in steps] for agent, steps in record["progress"].items()}
     title = f"best {score}{' (%)' if percent > 1 else ''} inside the budget, mean over the seeds"
     write_atomic(out / "table.md", league.markdown(score))

@@ -10,7 +10,7 @@ import click
 from rich import box
 from rich.table import Table
 
-from automc.cli import text
+from automc import wording
 from automc.cli.complete import run_names
 from automc.cli.report import print_json, stdout
 from automc.errors import InputError
@@ -62,16 +62,16 @@ def _result_table(summaries: Sequence[Summary]) -> Table:
 
 
 def _score(split: str) -> Callable[[Summary], str]:
-    return lambda s: text.score(s.score_name, getattr(_chosen(s), split))
+    return lambda s: wording.score(s.score_name, getattr(_chosen(s), split))
 
 
 def _lost(summary: Summary) -> str:
-    return text.score_change(summary.score_name, summary.dense.validation, _chosen(summary).validation)
+    return wording.score_change(summary.score_name, summary.dense.validation, _chosen(summary).validation)
 
 
 def _speedup(summary: Summary) -> str:
     dense, chosen = summary.dense.cost.latency_s, _chosen(summary).cost.latency_s
-    return f"{dense / chosen:.2f}" if dense and chosen else text.NOTHING
+    return f"{dense / chosen:.2f}" if dense and chosen else wording.NOTHING
 
 
 _ROWS: tuple[tuple[str, Callable[[Summary], str]], ...] = (
@@ -83,15 +83,15 @@ _ROWS: tuple[tuple[str, Callable[[Summary], str]], ...] = (
     ("score, test", _score("test")),
     ("score, validation", _score("validation")),
     ("  against dense", _lost),
-    ("latency", lambda s: text.known(_chosen(s).cost, "latency_s")),
-    ("  95 % interval", lambda s: text.interval(_chosen(s).cost)),
+    ("latency", lambda s: wording.known(_chosen(s).cost, "latency_s")),
+    ("  95 % interval", lambda s: wording.interval(_chosen(s).cost)),
     ("  times as fast as dense", _speedup),
-    ("energy", lambda s: text.known(_chosen(s).cost, "energy_j")),
-    ("size", lambda s: text.quantity("size_bytes", _chosen(s).cost.size_bytes)),
-    ("MACs", lambda s: text.quantity("macs", _chosen(s).cost.macs)),
-    ("predictor's error", lambda s: text.error(s.predictor)),
+    ("energy", lambda s: wording.known(_chosen(s).cost, "energy_j")),
+    ("size", lambda s: wording.quantity("size_bytes", _chosen(s).cost.size_bytes)),
+    ("MACs", lambda s: wording.quantity("macs", _chosen(s).cost.macs)),
+    ("predictor's error", lambda s: wording.error(s.predictor)),
     ("trials", lambda s: str(s.trials)),
-    ("time in all", lambda s: text.duration(sum(s.seconds.values()))),
+    ("time in all", lambda s: wording.duration(sum(s.seconds.values()))),
 )
 
 

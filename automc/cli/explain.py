@@ -11,7 +11,6 @@ from rich.table import Table
 
 from automc.answering import Known, as_budget
 from automc.budget import Budget
-from automc.cli import text
 from automc.cli.complete import run_names
 from automc.cli.report import print_json, stdout
 from automc.errors import InputError
@@ -20,11 +19,11 @@ from automc.graph import ONLY_PRUNED
 from automc.policy import Policy
 from automc.result import Summary
 from automc.rundir import RunDir
-from automc.units import METRICS, format_limit, format_quantity
+from automc.units import METRIC_TITLES, METRICS, format_limit, format_quantity
+from automc.wording import NOTHING
 
 __all__ = ["explain"]
 
-_TITLES = {"latency_s": "latency", "energy_j": "energy", "size_bytes": "size", "macs": "MACs"}
 _EPILOG = """\b
 Examples:
   automc explain --run digits-50ms
@@ -90,10 +89,10 @@ def _table(explained: Explained, budget: Budget, *, everything: bool) -> Table:
     table = Table(title=f"{title}{about}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("layer or channel group", "chosen"):
         table.add_column(heading)
-    for heading in (*(f"saves {_TITLES[m]}" for m in shown), "loss, nats"):
+    for heading in (*(f"saves {METRIC_TITLES[m]}" for m in shown), "loss, nats"):
         table.add_column(heading, justify="right")
     table.add_column("next best")
-    for heading in (*(_TITLES[m] for m in shown), "loss"):
+    for heading in (*(METRIC_TITLES[m] for m in shown), "loss"):
         table.add_column(heading, justify="right")
     for reason in explained.reasons:
         if everything or reason.choice != "dense":
@@ -105,9 +104,9 @@ def _row(reason: Reason, shown: Sequence[str]) -> list[str]:
     knob = reason.knob.replace("_", " ")
     chosen = f"{knob} {reason.choice}" if reason.choice == "dense" else reason.choice
     saves = [format_quantity(metric, reason.saves[metric]) for metric in shown]
-    following = [_signed(metric, reason.next_costs[metric]) if reason.next_costs else text.NOTHING for metric in shown]
-    more = f"{reason.next_loss:+.2g}" if reason.next_choice else text.NOTHING
-    return [reason.target, chosen, *saves, f"{reason.loss:.2g}", reason.next_choice or text.NOTHING, *following, more]
+    following = [_signed(metric, reason.next_costs[metric]) if reason.next_costs else NOTHING for metric in shown]
+    more = f"{reason.next_loss:+.2g}" if reason.next_choice else NOTHING
+    return [reason.target, chosen, *saves, f"{reason.loss:.2g}", reason.next_choice or NOTHING, *following, more]
 
 
 def _signed(metric: str, value: float) -> str:
@@ -116,7 +115,7 @@ def _signed(metric: str, value: float) -> str:
 
 def _limit_lines(explained: Explained) -> Iterator[str]:
     for state in explained.limits:
-        title = _TITLES[state.metric]
+        title = METRIC_TITLES[state.metric]
         least = f" The least known is {format_quantity(state.metric, state.alone)}." if state.alone is not None else ""
         yield f"{title[0].upper()}{title[1:]}: {_use(state)}.{least}"
 
@@ -138,7 +137,7 @@ def _relax_lines(explained: Explained, budget: Budget) -> Iterator[str]:
         return
     yield f"Nothing that the run's tables know of holds {budget}."
     if explained.relax:
-        to = " and ".join(f"{_TITLES[m]} to {format_limit(m, value)}" for m, value in explained.relax.items())
+        to = " and ".join(f"{METRIC_TITLES[m]} to {format_limit(m, value)}" for m, value in explained.relax.items())
         yield f"Relax {to}, or search with a wider --space."
 
 

@@ -11,7 +11,7 @@ import click
 from rich import box
 from rich.table import Table
 
-from automc.cli import text
+from automc import wording
 from automc.cli.complete import run_names
 from automc.cli.options import duration
 from automc.cli.report import print_json, stdout
@@ -128,7 +128,7 @@ def _table(tuned: Tuned) -> Table:
     for split in ("validation", "test"):
         dense, before, after = (getattr(f, split) for f in (summary.dense, tuned.before, tuned.after))
         if after is not None:
-            scores = (text.score(name, value) for value in (dense, before, after))
-            table.add_row(f"{name}, {split}", *scores, text.score_change(name, before, after))
-    table.add_row("latency", *(text.latency(f.cost) for f in (summary.dense, tuned.before, tuned.after)), "")
+            scores = (wording.score(name, value) for value in (dense, before, after))
+            table.add_row(f"{name}, {split}", *scores, wording.score_change(name, before, after))
+    table.add_row("latency", *(wording.latency(f.cost) for f in (summary.dense, tuned.before, tuned.after)), "")
     return table

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from rich.text import Text
 
+from automc import wording
 from automc.budget import Budget, Limit
-from automc.cli import text
 from automc.pareto import front
 from automc.progress import Reference
 from automc.trial import Trial
@@ -47,8 +47,8 @@ class Board:
             return "nothing inside the budget yet"
         known = best.cost.source.get(self.metric, "predicted")
         return (
-            f"best so far: {score} {text.score(score, best.score)} (dense {text.score(score, self.reference.dense.validation)})"
-            f" at {text.quantity(self.metric, best.cost.get(self.metric))} {known}"
+            f"best so far: {score} {wording.score(score, best.score)} (dense {wording.score(score, self.reference.dense.validation)})"
+            f" at {wording.quantity(self.metric, best.cost.get(self.metric))} {known}"
         )
 
     def plot(self, width: int = WIDTH, height: int = HEIGHT) -> Text:
@@ -82,7 +82,7 @@ class Board:
 
     def _framed(self, rows: Sequence[Sequence[str]], x: tuple[float, float], y: tuple[float, float]) -> Text:
         name = self.reference.score_name
-        labels = {0: text.score(name, y[1]), len(rows) - 1: text.score(name, y[0])}
+        labels = {0: wording.score(name, y[1]), len(rows) - 1: wording.score(name, y[0])}
         margin = max(len(label) for label in labels.values())
         drawn = Text()
         for index, row in enumerate(rows):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from automc.cli import text
+from automc import wording
 from automc.cli.options import JOB_OPTIONS, duration
 from automc.cli.report import print_json, stdout
 from automc.cli.screen import screen
@@ -197,7 +197,7 @@ def _say(known: DeviceFile, report: PredictorReport | None, *, as_json: bool) ->
 
 
 def _trust(report: PredictorReport) -> list[str]:
-    return [f"Predicted latencies are {text.errors(report)}.", *text.coverage(report)]
+    return [f"Predicted latencies are {wording.errors(report)}.", *wording.coverage(report)]
 
 
 def _dims(text: str) -> tuple[int, ...]:

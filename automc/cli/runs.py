@@ -10,7 +10,7 @@ import click
 from rich import box
 from rich.table import Table
 
-from automc.cli import text
+from automc import wording
 from automc.cli.report import print_json, stdout
 from automc.errors import InputError
 from automc.result import Summary
@@ -67,8 +67,8 @@ def _cells(summary: Summary) -> tuple[str, str, str, str]:
     best = summary.best
     if best is None:
         return summary.model, " and ".join(summary.budget), "", "budget not reached"
-    score = text.score(summary.score_name, best.test if best.test is not None else best.validation)
-    return summary.model, " and ".join(summary.budget), score, f"{text.latency(best.cost)} {best.source()}"
+    score = wording.score(summary.score_name, best.test if best.test is not None else best.validation)
+    return summary.model, " and ".join(summary.budget), score, f"{wording.latency(best.cost)} {best.source()}"
 
 
 def _record(run: RunDir, summary: Summary | None) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from rich.text import Text
 
 from automc.cli.plot import Board
 from automc.cli.report import stderr
-from automc.cli.text import duration
 from automc.progress import Reference
 from automc.protocols import Observer
 from automc.trial import Trial
+from automc.wording import duration
 
 __all__ = ["Live", "Plain", "Quiet", "Screen", "screen"]
 

@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from automc.cli import text
+from automc import wording
 from automc.cli.complete import run_names
 from automc.cli.report import print_json, stdout
 from automc.cli.table import budget_lines, heading, result_table
@@ -80,7 +80,7 @@ def _unfinished(run: RunDir) -> str:
     if progress is None or not progress.running:
         again = f"`{run.again}` goes on with it."
         return f"The search {run.name!r} has not ended; it has {count} trials. {again}"
-    left = f", {text.duration(progress.left_s)} left" if progress.left_s is not None else ""
+    left = f", {wording.duration(progress.left_s)} left" if progress.left_s is not None else ""
     return f"The search {run.name!r} is running: {progress.stage}{left}; {count} trials so far."
 
 
@@ -109,12 +109,12 @@ def _front_table(points: list[dict[str, Any]], summary: Summary | None, bend: in
         cost = Cost.from_json({**point["cost"], "source": point["source"]})
         table.add_row(
             str(point["number"]),
-            text.score(name, point["score"]),
-            text.latency(cost),
+            wording.score(name, point["score"]),
+            wording.latency(cost),
             cost.source.get("latency_s", ""),
-            text.quantity("size_bytes", cost.size_bytes),
-            text.quantity("macs", cost.macs),
-            *([text.quantity("energy_j", cost.energy_j)] if has_energy else []),
+            wording.quantity("size_bytes", cost.size_bytes),
+            wording.quantity("macs", cost.macs),
+            *([wording.quantity("energy_j", cost.energy_j)] if has_energy else []),
             point["digest"]
             + (" ← best" if point["digest"] == best else "")
             + (" ← knee" if point["number"] == bend else ""),
@@ -159,7 +159,11 @@ def _times(policy: Policy, tables: Tables | None) -> dict[str, tuple[str, str, s
         return {}
     shares = tables.shares(policy)
     return {
-        name: (text.quantity("latency_s", before), text.quantity("latency_s", after), f"{100 * shares[name]:.1f} %")
+        name: (
+            wording.quantity("latency_s", before),
+            wording.quantity("latency_s", after),
+            f"{100 * shares[name]:.1f} %",
+        )
         for name, before, after in zip(tables.layers, dense, now, strict=True)
     }
 

@@ -14,10 +14,9 @@ import click
 from rich import box
 from rich.table import Table
 
-from automc import registry
+from automc import registry, wording
 from automc.answering import Known, Point, expected_score, limits_of
 from automc.budget import Budget
-from automc.cli import text
 from automc.cli.complete import run_names
 from automc.cli.options import duration
 from automc.cli.report import print_json, stdout
@@ -27,7 +26,15 @@ from automc.errors import BudgetUnreachableError, InputError
 from automc.result import Finalist, measured_under
 from automc.rundir import RunDir
 from automc.solver import Answer
-from automc.units import METRIC_NAMES, METRICS, format_limit, format_quantity, format_value, parse_duration
+from automc.units import (
+    METRIC_NAMES,
+    METRIC_TITLES,
+    METRICS,
+    format_limit,
+    format_quantity,
+    format_value,
+    parse_duration,
+)
 
 if TYPE_CHECKING:
     from automc.resolve import Resolved
@@ -123,24 +130,21 @@ def _answer_table(known: Known, budget: Budget, answer: Answer) -> Table:
     """What was measured, what was tried, and the solver's answer."""
     table = Table(title=f"Within {budget}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     score = known.reference.score_name
-    for heading in ("", score, *(_TITLES[metric] for metric in budget.metrics), "policy"):
+    for heading in ("", score, *(METRIC_TITLES[metric] for metric in budget.metrics), "policy"):
         table.add_column(heading, justify="left" if heading in ("", "policy") else "right")
     measured, tried = known.measured(budget), known.tried(budget)
     if measured is not None:
-        costs = [text.quantity(metric, measured.cost.get(metric)) for metric in budget.metrics]
-        table.add_row("measured before", text.score(score, measured.validation), *costs, measured.policy.digest)
+        costs = [wording.quantity(metric, measured.cost.get(metric)) for metric in budget.metrics]
+        table.add_row("measured before", wording.score(score, measured.validation), *costs, measured.policy.digest)
     if tried is not None:
-        costs = [text.quantity(metric, tried.cost.get(metric)) for metric in budget.metrics]
-        table.add_row("tried, as predicted", text.score(score, tried.score), *costs, tried.policy.digest)
+        costs = [wording.quantity(metric, tried.cost.get(metric)) for metric in budget.metrics]
+        table.add_row("tried, as predicted", wording.score(score, tried.score), *costs, tried.policy.digest)
     if measured is not None and _is_measured(known, budget, answer):
         return table
     costs = [format_quantity(metric, answer.costs[metric]) for metric in budget.metrics]
-    expected = text.score(score, _expected(known, answer))
+    expected = wording.score(score, _expected(known, answer))
     table.add_row("answer, as estimated", expected, *costs, answer.policy.digest if len(answer.policy) else "dense")
     return table
-
-
-_TITLES = {"latency_s": "latency", "energy_j": "energy", "size_bytes": "size", "macs": "MACs"}
 
 
 def _expected(known: Known, answer: Answer) -> float | None:
@@ -205,11 +209,11 @@ def _lines(run: RunDir, known: Known, budget: Budget, resolved: Resolved) -> Ite
         yield f"Nothing held {budget} as {resolved.nearest.source()}; the nearest takes {_costs(budget, resolved.nearest)}."
         yield f"Relax the budget to that, or search for it: `{run.again} --budget ... --name ...`."
         return
-    yield f"{best.source().capitalize()}: {_costs(budget, best)}, {score} {text.score(score, best.validation)}; it holds {budget}."
+    yield f"{best.source().capitalize()}: {_costs(budget, best)}, {score} {wording.score(score, best.validation)}; it holds {budget}."
     yield from measured_under(best.noisy, best.notes)
     if before is not None and before.merit > best.merit and len(before.policy):
         yield (
-            f"A model measured during the search is better: {_costs(budget, before)}, {score} {text.score(score, before.validation)};"
+            f"A model measured during the search is better: {_costs(budget, before)}, {score} {wording.score(score, before.validation)};"
             " `automc export --budget` writes it."
         )
     yield f"Wrote {resolved.folder}: model.onnx, policy.json, certificate.json"
@@ -219,7 +223,7 @@ def _costs(budget: Budget, finalist: Finalist) -> str:
     shown = dict.fromkeys(("latency_s", *budget.metrics))
     known = ((metric, finalist.cost.get(metric)) for metric in shown)
     return " and ".join(
-        text.latency(finalist.cost) if metric == "latency_s" else format_quantity(metric, value)
+        wording.latency(finalist.cost) if metric == "latency_s" else format_quantity(metric, value)
         for metric, value in known
         if value is not None
     )
@@ -230,12 +234,12 @@ def _sweep(run: RunDir, known: Known, budget: Budget | None, metric: str, *, as_
     points = known.curve(metric, limits_of(budget) if budget else {})
     if not points and not budget:
         raise InputError(
-            f"The run's tables know nothing of the {_TITLES[metric]}.",
+            f"The run's tables know nothing of the {METRIC_TITLES[metric]}.",
             remedy="Choose another --metric, or search with a budget of that one.",
         )
     if not points:
         raise BudgetUnreachableError(
-            f"The run's tables have no answer within {budget} over the {_TITLES[metric]}.",
+            f"The run's tables have no answer within {budget} over the {METRIC_TITLES[metric]}.",
             remedy="Relax the budget, or choose another --metric.",
         )
     name = f"sweep-{next(short for short, full in METRIC_NAMES.items() if full == metric)}"
@@ -267,16 +271,16 @@ def _sweep_table(known: Known, metric: str, points: Sequence[Point]) -> Table:
     others = [m for m in METRICS if m != metric and m in points[0].answer.costs]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in (
-        f"{_TITLES[metric]} at most",
+        f"{METRIC_TITLES[metric]} at most",
         "estimated",
-        *(_TITLES[m] for m in others),
+        *(METRIC_TITLES[m] for m in others),
         f"{score}, expected",
         "loss, nats",
     ):
         table.add_column(heading, justify="right")
     for point in points:
         costs = [format_quantity(m, point.answer.costs[m]) for m in (metric, *others)]
-        expected = text.score(score, point.score)
+        expected = wording.score(score, point.score)
         table.add_row(format_quantity(metric, point.limit), *costs, expected, f"{point.answer.loss:.3g}")
     return table
 
@@ -285,7 +289,7 @@ def _figure(known: Known, metric: str, points: Sequence[Point]) -> str:
     dense = known.reference.dense.cost.get(metric) or 1.0
     unit = format_value(metric, dense)[1]
     scale = float(format_value(metric, dense)[0]) / dense
-    share = 100.0 if known.reference.score_name == "accuracy" else 1.0
+    share = 100.0 if wording.is_share(known.reference.score_name) else 1.0
     expected = [(scale * p.answer.costs[metric], share * p.score) for p in points if p.score is not None]
     full = [t for t in known.trials if t.score is not None and t.samples is None and t.cost.get(metric) is not None]
     tried = [(scale * (t.cost.get(metric) or 0.0), share * (t.score or 0.0)) for t in full if t.stage == "search"]
@@ -295,6 +299,6 @@ def _figure(known: Known, metric: str, points: Sequence[Point]) -> str:
     title = f"{known.reference.score_name}{' (%)' if share > 1 else ''}, validation"
     dots = {"tried, predicted": tried, "measured": measured}
     drawn: str = registry.load("figures", "lines")(
-        f"{_TITLES[metric]} ({unit})", title, {"expected of answers": expected}, dots=dots
+        f"{METRIC_TITLES[metric]} ({unit})", title, {"expected of answers": expected}, dots=dots
     )
     return drawn

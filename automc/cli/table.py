@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from rich import box
 from rich.table import Table
 
-from automc.cli import text
+from automc import wording
 from automc.result import Finalist, Summary, has_interval, measured_under
 from automc.units import format_quantity
 
@@ -51,8 +51,8 @@ def budget_lines(summary: Summary) -> list[str]:
     if chosen is not None:
         lines += measured_under(chosen.noisy, chosen.notes)
     report = summary.predictor
-    lines.append(f"Predicted latencies are {text.errors(report)}.")
-    return [*lines, *text.coverage(report), *summary.notes]
+    lines.append(f"Predicted latencies are {wording.errors(report)}.")
+    return [*lines, *wording.coverage(report), *summary.notes]
 
 
 def _heading(summary: Summary) -> str:
@@ -73,14 +73,14 @@ def _score_rows(summary: Summary, chosen: Finalist) -> Iterator[Row]:
 
 
 def _score_row(name: str, label: str, dense: float | None, value: float | None) -> Row:
-    return label, text.score(name, dense), text.score(name, value), text.score_change(name, dense, value)
+    return label, wording.score(name, dense), wording.score(name, value), wording.score_change(name, dense, value)
 
 
 def _cost_rows(summary: Summary, chosen: Finalist) -> Iterator[Row]:
     dense, source = summary.dense, chosen.source()
     yield _cost_row(f"latency, {source}", "latency_s", dense.cost.latency_s, chosen.cost.latency_s)
     if has_interval(chosen):
-        yield "  95 % interval", text.interval(dense.cost), text.interval(chosen.cost), ""
+        yield "  95 % interval", wording.interval(dense.cost), wording.interval(chosen.cost), ""
     if source == "measured":
         yield _cost_row("latency, predicted", "latency_s", dense.predicted_latency_s, chosen.predicted_latency_s)
     for metric, label in (
@@ -94,7 +94,7 @@ def _cost_rows(summary: Summary, chosen: Finalist) -> Iterator[Row]:
 
 
 def _cost_row(label: str, metric: str, before: float | None, after: float | None) -> Row:
-    return label, text.quantity(metric, before), text.quantity(metric, after), text.relative(before, after)
+    return label, wording.quantity(metric, before), wording.quantity(metric, after), wording.relative(before, after)
 
 
 def _unreachable(summary: Summary, limits: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Numbers as people read them, in tables and in plain lines."""
+"""Numbers as people read them: in the tables and lines of the terminal, in reports and in figures."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ __all__ = [
     "error",
     "errors",
     "interval",
+    "is_share",
     "known",
     "latency",
     "quantity",
@@ -24,22 +25,27 @@ __all__ = [
 NOTHING = "–"
 
 
+def is_share(score_name: str) -> bool:
+    """Whether a score is a share of right answers, to be read in percent."""
+    return score_name == "accuracy"
+
+
 def score(name: str, value: float | None) -> str:
-    """A score: accuracies in percent, anything else as a plain number."""
+    """A score: accuracies in percent, anything else as a plain number, a dash where it is unknown."""
     if value is None:
         return NOTHING
-    return f"{100 * value:.2f} %" if name == "accuracy" else f"{value:.4g}"
+    return f"{100 * value:.2f} %" if is_share(name) else f"{value:.4g}"
 
 
 def score_change(name: str, before: float | None, after: float | None) -> str:
     """What a score gained or lost: percentage points for accuracies."""
     if before is None or after is None:
         return NOTHING
-    return f"{100 * (after - before):+.2f} points" if name == "accuracy" else f"{after - before:+.4g}"
+    return f"{100 * (after - before):+.2f} points" if is_share(name) else f"{after - before:+.4g}"
 
 
 def quantity(metric: str, value: float | None) -> str:
-    """A cost with its unit: 43.1 ms, 2.40 MB, 38.2 MMACs."""
+    """A cost with its unit, or a dash where it is unknown: 43.1 ms, 2.40 MB, 38.2 MMACs."""
     return NOTHING if value is None else format_quantity(metric, value)
 
 
@@ -51,13 +57,13 @@ def known(cost: Cost, metric: str) -> str:
 
 def latency(cost: Cost) -> str:
     """A latency with its interval where there is one: 43.1 ms (42.8 to 43.5)."""
-    value = quantity("latency_s", cost.latency_s)
-    return f"{value} ({interval(cost).rpartition(' ')[0]})" if cost.latency_interval_s else value
+    value, ends = quantity("latency_s", cost.latency_s), interval(cost)
+    return value if ends == NOTHING else f"{value} ({ends.rpartition(' ')[0]})"
 
 
 def interval(cost: Cost) -> str:
-    """The interval of a latency, in the unit that suits the latency: 42.8 to 43.5 ms."""
-    if cost.latency_s is None or cost.latency_interval_s is None:
+    """The 95 % interval of a latency, in the unit that suits the latency: 42.8 to 43.5 ms; a dash where it has none, as when simulated."""
+    if cost.latency_s is None or cost.latency_interval_s is None or cost.source.get("latency_s") == "simulated":
         return NOTHING
     return format_range("latency_s", *cost.latency_interval_s, around=cost.latency_s)
 
