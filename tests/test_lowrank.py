@@ -15,15 +15,9 @@ from networks import images, make
 from torch import nn
 
 from automc.calibrate import columns_of
-from automc.compression.alternate import error, refine, refit_last
+from automc.compression.alternate import refine, refit_last
 from automc.compression.compose import join, weights_of
-from automc.compression.lowrank import (
-    compose,
-    covariance_after,
-    factorise,
-    mean_after,
-    relative_error,
-)
+from automc.compression.lowrank import covariance_after, factorise, mean_after
 from automc.compression.variants import take_outputs
 from automc.devices.device import NodeTime
 from automc.errors import MissingError
@@ -57,6 +51,31 @@ def moments(layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     positions = layer(x)[0, 0].numel() if isinstance(layer, nn.Conv2d) else layer(x)[0, ..., 0].numel()
     columns = columns_of(layer, x, torch.arange(positions)).flatten(0, -2)
     return columns, torch.cov(columns.T, correction=0), columns.mean(0)
+
+
+def compose(factors: nn.Sequential) -> torch.Tensor:
+    """The weight of the one layer that computes what `factors` compute, in the shape of that layer's weight."""
+    weight = join(weights_of(factors))
+    return weight.flatten(1) if isinstance(factors[0], nn.Linear) else weight
+
+
+def error(weight: torch.Tensor, composed: torch.Tensor, covariance: torch.Tensor | None) -> float:
+    """Squared output error over output energy of `composed` in place of `weight`, both (outputs, features).
+
+    Both are about the mean, on inputs with that covariance (None: white ones).
+    """
+    lost, energy = (_energy(matrix, covariance) for matrix in (weight - composed, weight))
+    return lost / energy
+
+
+def _energy(matrix: torch.Tensor, covariance: torch.Tensor | None) -> float:
+    seen = matrix if covariance is None else matrix @ covariance
+    return max(0.0, float((seen.double() * matrix).sum()))
+
+
+def relative_error(layer: nn.Conv2d | nn.Linear, factors: nn.Sequential, covariance: torch.Tensor | None) -> float:
+    """The `error` of factors in place of their layer."""
+    return error(layer.weight.detach().flatten(1), compose(factors).flatten(1), covariance)
 
 
 def smooth(channels: int, side: int = 14, count: int = 24) -> torch.Tensor:

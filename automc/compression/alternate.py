@@ -15,16 +15,10 @@ from torch import Tensor
 
 from automc.compression.compose import join, reading
 
-__all__ = ["error", "refine", "refit_last"]
+__all__ = ["refine", "refit_last"]
 
 _RIDGE = 1e-6
 """Of the mean feature variance: keeps the closed form stable where features repeat."""
-
-
-def error(weight: Tensor, composed: Tensor, covariance: Tensor | None) -> float:
-    """Squared output error over output energy of `composed` in place of `weight`, both (outputs, features)."""
-    lost, energy = (_energy(matrix, covariance) for matrix in (weight - composed, weight))
-    return lost / energy if energy > 0 else 0.0
 
 
 def refine(weights: Sequence[Tensor], weight: Tensor, covariance: Tensor, *, sweeps: int, steps: int) -> list[Tensor]:
@@ -72,8 +66,3 @@ def _conjugate_gradients(
         previous, square = square, float(residual.square().sum())
         direction = residual + square / previous * direction
     return found
-
-
-def _energy(matrix: Tensor, covariance: Tensor | None) -> float:
-    seen = matrix if covariance is None else matrix @ covariance
-    return max(0.0, float((seen.double() * matrix).sum()))

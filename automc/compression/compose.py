@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from automc.factors import Factor
 
-__all__ = ["assemble", "compose", "join", "reading", "weights_of"]
+__all__ = ["assemble", "join", "reading", "weights_of"]
 
 T = TypeVar("T", nn.Conv2d, nn.Linear)
 
@@ -35,12 +35,6 @@ def weights_of(factors: nn.Sequential) -> list[Tensor]:
     """The weight of each factor, (outputs, inputs or 1, height, width)."""
     weights = [part.weight.detach() for part in factors if isinstance(part, (nn.Conv2d, nn.Linear))]
     return [weight if weight.dim() == 4 else weight[:, :, None, None] for weight in weights]
-
-
-def compose(factors: nn.Sequential) -> Tensor:
-    """The weight of the one layer that computes what `factors` compute, in the shape of that layer's weight."""
-    weight = join(weights_of(factors))
-    return weight.flatten(1) if isinstance(factors[0], nn.Linear) else weight
 
 
 def join(weights: Sequence[Tensor]) -> Tensor:

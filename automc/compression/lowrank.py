@@ -14,8 +14,8 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from automc.compression.alternate import error, refine
-from automc.compression.compose import assemble, compose, join, reading, weights_of
+from automc.compression.alternate import refine
+from automc.compression.compose import assemble, join, reading, weights_of
 from automc.compression.cp import cp
 from automc.compression.spatial import spatial, spatial_spectrum
 from automc.compression.svd import Spectrum, svd
@@ -24,14 +24,7 @@ from automc.compression.tucker import tucker
 from automc.factors import factors_of
 from automc.policy import LowRank
 
-__all__ = [
-    "Target",
-    "compose",
-    "covariance_after",
-    "factorise",
-    "mean_after",
-    "relative_error",
-]
+__all__ = ["Target", "covariance_after", "factorise", "mean_after"]
 
 _DAMPING = 1e-3
 """Of the mean variance, added to every feature's: what few samples do not show is kept as it is."""
@@ -134,11 +127,6 @@ def factorise(
         MissingError: cp or tt without tensorly.
     """
     return Target(layer, covariance, mean).factors(spec)
-
-
-def relative_error(layer: nn.Conv2d | nn.Linear, factors: nn.Sequential, covariance: Tensor | None) -> float:
-    """Squared output error over output energy, both about the mean, on inputs with that covariance (None: white ones)."""
-    return error(layer.weight.detach().flatten(1), compose(factors).flatten(1), covariance)
 
 
 def covariance_after(factors: nn.Sequential, count: int, covariance: Tensor) -> Tensor:
