@@ -1,4 +1,4 @@
-"""The front as a small SVG picture, for a README or a slide, where Plotly and a browser are not at hand."""
+"""The front as a small SVG picture, for a README or a slide, which show no Plotly: docs/screenshots.py draws README's by it."""
 
 from __future__ import annotations
 

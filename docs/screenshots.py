@@ -1,4 +1,4 @@
-"""Makes the pictures in docs/images from a finished run: its report, the live app, MLflow's page of it.
+"""Makes the pictures in docs/images from a finished run: its front, its report, the live app, MLflow's page of it.
 
     automc search --budget 20ms --name demo-20ms --register digits
     python docs/screenshots.py demo-20ms
@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from automc.dashboards.svg import pareto_svg
 from automc.errors import MissingError
 from automc.rundir import RunDir
 from automc.track.mlflow import recorded_as
@@ -29,10 +30,11 @@ IMAGES = Path(__file__).parent / "images"
 
 
 def main(name: str, runs: Path, images: Path) -> None:
-    """Write report.png, app.png and mlflow.png."""
+    """Write front.svg, report.png, app.png and mlflow.png."""
     run = RunDir.open(runs, name)
     run_id, uri = recorded_as(run)
     images.mkdir(parents=True, exist_ok=True)
+    (images / "front.svg").write_text(pareto_svg(run.summary(), run.trials()), encoding="utf-8")
     with browser() as opened:
         page = opened.new_page(viewport={"width": 1100, "height": 1500})
         page.goto(run.report.absolute().as_uri())
