@@ -130,8 +130,10 @@ class Standing:
 
     def _candidates(self, trials: Iterable[Trial]) -> list[Candidate]:
         """The first FINALISTS different ones, with every layer that runs on integers named."""
-        predicted = {self.explicit(trial.policy): trial.cost for trial in reversed(list(trials))}
-        chosen = list(reversed(predicted.items()))[:FINALISTS]
+        predicted: dict[Policy, Cost] = {}
+        for trial in trials:
+            predicted.setdefault(self.explicit(trial.policy), trial.cost)
+        chosen = list(predicted.items())[:FINALISTS]
         return [Candidate(policy, self.prepared.stitcher.finished(policy), cost) for policy, cost in chosen]
 
     def explicit(self, policy: Policy) -> Policy:

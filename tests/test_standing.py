@@ -150,10 +150,15 @@ SEARCHED = [((0, 4), 0.88), ((1, 3), 0.87), ((2, 2), 0.86), ((4, 0), 0.6), ((1, 
 @pytest.mark.parametrize(
     ("budget", "done", "measured", "chosen"),
     [
+        pytest.param("6ms", SEARCHED, [], [(0, 4), (1, 3), (4, 0)], id="the best, and the gentlest"),
         pytest.param("6ms", [*SEARCHED[:3], ((4, 0), 0.89, 64)], [], [(0, 4), (1, 3), (4, 0)], id="estimates by losses"),
         pytest.param("6ms", SEARCHED, [((0, 4), 0.88)], [(1, 3), (2, 2), (4, 0)], id="not what was measured"),
         pytest.param("6ms", [((1, 0), 0.9), ((3, 0), 0.8), ((2, 0), 0.7)], [], [(3, 0), (2, 0), (1, 0)], id="the nearest"),
         pytest.param("6ms", [((1, 0), 0.9)], [((4, 0), 0.8)], [], id="nothing near where something holds"),
+        pytest.param(
+            "6ms", [((0, 4), 0.88), ((3, 1), 0.5), ((4, 4), 0.3), ((1, 3), 0.87)], [((4, 0), 0.6, 7)],
+            [(3, 1), (4, 4), (0, 4)], id="the one with most room where all missed",
+        ),
         pytest.param(
             HOLDS_ALREADY, [((1, 0), 0.9), ((2, 0), 0.899), ((3, 0), 0.897), ((4, 0), 0.7)], [],
             [(3, 0), (2, 0), (1, 0)], id="the fastest of small loss",
