@@ -36,11 +36,11 @@ from automc.predict.targets import open_device
 from automc.prepare import Prepared
 from automc.protocols import Agent, Observer, Problem, Scored
 from automc.recipe import Job
-from automc.recover import recover
+from automc.recovery.recover import recover
+from automc.recovery.student import Lesson
 from automc.rundir import RunDir
 from automc.scorebook import Scorebook, append_line, read_lines
 from automc.space import summed
-from automc.student import Lesson
 from automc.tables import Tables
 from automc.task import Task, prepare_job
 from automc.trial import Trial

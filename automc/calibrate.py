@@ -21,7 +21,7 @@ from automc.compression.quantize import best_range, sample
 from automc.errors import InputError
 from automc.graph import LayerGraph, LayerSpec
 from automc.outputs import logits_of, tensors_of
-from automc.trace import Traced
+from automc.tracing.trace import Traced
 
 __all__ = ["MAX_FEATURES", "LayerStats", "Lazily", "calibrate", "columns_of", "diagonal_layers", "output_sensitivity"]
 

@@ -20,18 +20,18 @@ from automc.evaluate.fast import is_comparable
 from automc.evaluate.models import model_digest
 from automc.execute.remembering import Remembering
 from automc.execute.serial import Serial
-from automc.fidelity import halve
 from automc.guard import Guarded
 from automc.idle import idle_knobs, without_idle
 from automc.loop import Loop
-from automc.planning import Effort, fine_tuned
 from automc.policy import Policy
 from automc.predict.bottleneck import bottleneck
 from automc.predict.predictor import LearnedPredictor
 from automc.prepare import Prepared
 from automc.protocols import Agent, Evaluator, Executor, Observer, Scored
 from automc.recipe import Fidelity
-from automc.recover import recover, refine_within
+from automc.recovery.fidelity import halve
+from automc.recovery.planning import Effort, fine_tuned
+from automc.recovery.recover import recover, refine_within
 from automc.result import Finalist
 from automc.standing import Standing
 from automc.trial import Cost, Trial

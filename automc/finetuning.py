@@ -21,15 +21,15 @@ from automc.evaluate.models import model_digest
 from automc.export.run import chosen
 from automc.job import Silent
 from automc.keeping import keep
-from automc.planning import Effort, fine_tuned
 from automc.policy import Policy
 from automc.prepare import Prepared
 from automc.protocols import Observer
+from automc.recovery.planning import Effort, fine_tuned
+from automc.recovery.training import curves
 from automc.reopening import Reopened, reopened
 from automc.result import Finalist, Summary
 from automc.rundir import RunDir
 from automc.track.mlflow import MARKER, upload
-from automc.training import curves
 from automc.units import parse_duration, seconds_as_text
 from automc.weights import unpack
 

@@ -15,7 +15,7 @@ from automc.errors import AutomcError, InputError, PluginError
 from automc.graph import LayerGraph
 from automc.policy import Prune
 from automc.space import SearchSpace
-from automc.trace import Traced, trace
+from automc.tracing.trace import Traced, trace
 
 __all__ = ["Offer", "offer"]
 

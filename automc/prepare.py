@@ -44,7 +44,7 @@ from automc.predict.targets import device_measures
 from automc.protocols import Evaluator, Observer, Predictor, Problem
 from automc.space import SearchSpace
 from automc.tables import Tables
-from automc.trace import Traced
+from automc.tracing.trace import Traced
 from automc.trial import Cost
 
 __all__ = ["CALIBRATION_SAMPLES", "Prepared", "export_dense", "exactly", "prepare"]

@@ -15,7 +15,7 @@ from automc.evaluate.models import model_digest
 from automc.policy import Policy
 from automc.prepare import Prepared
 from automc.protocols import Observer
-from automc.recover import recover
+from automc.recovery.recover import recover
 from automc.reopening import reopened
 from automc.result import Finalist
 from automc.rundir import RunDir

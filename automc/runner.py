@@ -35,6 +35,7 @@ from automc.prepare import Prepared
 from automc.progress import Reference
 from automc.protocols import Observer, Tracker
 from automc.recipe import Job
+from automc.recovery.training import curves
 from automc.result import Summary
 from automc.rundir import RunDir
 from automc.tables import Tables
@@ -42,7 +43,6 @@ from automc.tabulate import tabulate
 from automc.task import Task, prepare_job
 from automc.track.mlflow import MLflowTracker
 from automc.track.null import NullTracker
-from automc.training import curves
 from automc.trial import Trial
 from automc.warm import nearest, read_start
 from automc.weights import pack, unpack

@@ -11,10 +11,10 @@ import numpy as np
 from automc.aim import Aim, learn_aim
 from automc.budget import Budget
 from automc.certify import Candidate, Certified
-from automc.fidelity import FEWEST, MOST, Promise
 from automc.policy import Policy
 from automc.predict.simulated import Pricer
 from automc.prepare import Prepared
+from automc.recovery.fidelity import FEWEST, MOST, Promise
 from automc.result import Finalist, is_tolerable, winner_of
 from automc.space import summed
 from automc.trial import Cost, Trial

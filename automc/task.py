@@ -30,8 +30,8 @@ from automc.prepare import Prepared, prepare
 from automc.protocols import Observer
 from automc.recipe import Job
 from automc.tables import Tables
+from automc.tracing.unwrap import unwrapped
 from automc.units import METRIC_NAMES, parse_duration
-from automc.unwrap import unwrapped
 
 __all__ = ["Task", "prepare_job"]
 

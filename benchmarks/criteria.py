@@ -28,7 +28,7 @@ from automc.evaluate.loading import load_data
 from automc.evaluate.models import load_model
 from automc.graph import ChannelGroup, LayerGraph
 from automc.policy import Policy, Prune
-from automc.trace import Traced, trace
+from automc.tracing.trace import Traced, trace
 
 CALIBRATION = 1024
 BATCH = 100

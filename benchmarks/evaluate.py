@@ -40,7 +40,7 @@ from automc.job import Silent
 from automc.offer import offer
 from automc.policy import Policy, Prune
 from automc.space import SearchSpace
-from automc.trace import Traced
+from automc.tracing.trace import Traced
 
 POSITIONS = 10
 """Sampled per image and layer, as He et al. do."""

@@ -22,9 +22,9 @@ from automc.compression.apply import Stitcher
 from automc.evaluate.divergence import distillation_loss, sensitivities
 from automc.job import Silent
 from automc.policy import Policy
+from automc.recovery.student import descend
 from automc.search_spaces.prune import prune
 from automc.space import SearchSpace, summed
-from automc.student import descend
 
 STEP_BATCH = 128
 

@@ -25,13 +25,13 @@ import automc
 from automc.clock import Clock
 from automc.evaluate.data import gather
 from automc.evaluate.divergence import divergence
-from automc.fidelity import LONG, SHORT, distilled
 from automc.job import Job, Silent
 from automc.predict.targets import open_device
 from automc.prepare import Prepared
+from automc.recovery.fidelity import LONG, SHORT, distilled
+from automc.recovery.student import Lesson
 from automc.result import Finalist
 from automc.rundir import RunDir
-from automc.student import Lesson
 from automc.task import Task, prepare_job
 from automc.weights import unpack
 

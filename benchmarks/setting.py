@@ -21,7 +21,7 @@ from automc.graph import LayerGraph
 from automc.policy import Policy, Prune
 from automc.protocols import Costs
 from automc.space import Codes, SearchSpace
-from automc.trace import Traced, trace
+from automc.tracing.trace import Traced, trace
 
 BATCH = 64
 

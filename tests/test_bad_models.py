@@ -25,8 +25,8 @@ from automc.export.onnx import build_onnx
 from automc.export.torch_export import build_pt2
 from automc.export.verify import relative_error
 from automc.policy import LowRank, Policy, Prune, Quantize
-from automc.trace import Traced, trace
-from automc.unwrap import unwrapped
+from automc.tracing.trace import Traced, trace
+from automc.tracing.unwrap import unwrapped
 
 
 class Net(nn.Module):

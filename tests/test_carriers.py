@@ -20,7 +20,7 @@ from automc.compression.quantize import Quantized
 from automc.export.onnx import build_onnx
 from automc.export.verify import relative_error
 from automc.policy import Policy, Quantize
-from automc.trace import trace
+from automc.tracing.trace import trace
 
 
 class Branches(nn.Module):

@@ -18,7 +18,7 @@ from automc.compression.prune import remove_channels
 from automc.compression.quantize import Quantized, best_range, quantized_layers
 from automc.errors import InputError
 from automc.policy import LowRank, Policy, Prune, Quantize
-from automc.trace import trace
+from automc.tracing.trace import trace
 
 
 def stitcher(name: str) -> Stitcher:

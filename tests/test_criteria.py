@@ -14,7 +14,7 @@ from automc.compression.evidence import Evidence, producers, tp_group
 from automc.errors import InputError, UnknownNameError
 from automc.graph import ChannelGroup, Member
 from automc.policy import Policy, Prune
-from automc.trace import Traced, trace
+from automc.tracing.trace import Traced, trace
 
 LITERATURE = [criterion for criterion in CRITERIA if criterion not in SWEPT]
 SILENT = {("plain", "bn"): ("1",), ("mobile", "bn"): ("squeeze",), ("dense", "apoz"): ("third.0",)}

@@ -20,7 +20,7 @@ from automc.errors import InputError
 from automc.policy import LowRank, Policy, Prune, Quantize, Spec
 from automc.search_spaces.default import default
 from automc.space import SearchSpace
-from automc.trace import Traced, trace
+from automc.tracing.trace import Traced, trace
 
 
 def prepared(name: str = "residual") -> tuple[Traced, dict[str, LayerStats]]:

@@ -18,7 +18,7 @@ from automc.evaluate.score import Score, load_score, outputs_are_logits
 from automc.job import Silent
 from automc.policy import Prune, Quantize
 from automc.space import Domain, SearchSpace
-from automc.trace import trace
+from automc.tracing.trace import trace
 
 SPACE = SearchSpace(
     (

@@ -29,7 +29,7 @@ from automc.evaluate.score import Score
 from automc.export.run import export_run
 from automc.job import Job, run
 from automc.prepare import prepare
-from automc.recover import recover
+from automc.recovery.recover import recover
 from automc.result import Summary
 from automc.rundir import RunDir
 

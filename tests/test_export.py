@@ -23,7 +23,7 @@ from automc.export.onnx import build_onnx
 from automc.export.torch_export import build_pt2
 from automc.export.verify import relative_error
 from automc.policy import LowRank, Policy, Prune, Quantize
-from automc.trace import trace
+from automc.tracing.trace import trace
 
 
 def stitcher(name: str) -> Stitcher:

@@ -16,10 +16,10 @@ from automc.budget import Budget
 from automc.engine import Settings
 from automc.errors import InputError
 from automc.evaluate.score import Score
-from automc.fidelity import distilled, halve, rungs
 from automc.job import Job, Silent
 from automc.policy import Policy, Prune
-from automc.student import Lesson
+from automc.recovery.fidelity import distilled, halve, rungs
+from automc.recovery.student import Lesson
 from automc.task import Task
 
 SEARCH: dict[str, Any] = {
@@ -40,8 +40,8 @@ def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
 @pytest.fixture
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Distillations of two and four steps."""
-    monkeypatch.setattr("automc.fidelity.SHORT", 2)
-    monkeypatch.setattr("automc.fidelity.LONG", 4)
+    monkeypatch.setattr("automc.recovery.fidelity.SHORT", 2)
+    monkeypatch.setattr("automc.recovery.fidelity.LONG", 4)
 
 
 def test_time_is_spent_on_as_many_candidates_as_it_suffices_for() -> None:

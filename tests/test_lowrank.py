@@ -27,7 +27,7 @@ from automc.graph import LayerGraph, LayerSpec
 from automc.policy import LowRank
 from automc.predict.attribute import attribute
 from automc.predict.kernels import KINDS, layer_kernels
-from automc.trace import trace
+from automc.tracing.trace import trace
 
 METHODS = ("svd", "spatial", "tucker", "cp", "tt")
 GEOMETRIES: dict[str, dict[str, Any]] = {

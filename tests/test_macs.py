@@ -18,7 +18,7 @@ from automc.predict.attribute import places_in
 from automc.predict.simulated import SimulatedPredictor
 from automc.predict.structure import read_structure
 from automc.space import Domain, SearchSpace
-from automc.trace import trace
+from automc.tracing.trace import trace
 
 
 class Derived(nn.Conv2d):

@@ -32,7 +32,7 @@ from automc.export.torch_export import build_pt2
 from automc.export.verify import relative_error, verify, verify_dense
 from automc.outputs import Outputs, logits_of, tensors_of
 from automc.policy import Policy, Prune, Quantize
-from automc.trace import Traced, trace
+from automc.tracing.trace import Traced, trace
 
 Pair = namedtuple("Pair", "scores boxes")
 

@@ -17,7 +17,7 @@ from automc.compression.storage import as_run, file_bytes, runs_on_integers
 from automc.export.onnx import build_onnx
 from automc.export.verify import relative_error
 from automc.policy import Quantize
-from automc.trace import trace
+from automc.tracing.trace import trace
 
 STORED = [
     *(Quantize(bits, 32) for bits in (2, 3, 4, 8)),

@@ -23,7 +23,7 @@ from automc.export.onnx import build_onnx
 from automc.export.verify import relative_error, verify
 from automc.policy import LowRank, Policy, Quantize
 from automc.search_spaces.default import default
-from automc.trace import Traced, trace
+from automc.tracing.trace import Traced, trace
 
 STEPS, WIDTH, HIDDEN = 6, 24, 16
 

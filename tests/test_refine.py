@@ -10,7 +10,7 @@ from automc.calibrate import calibrate
 from automc.compression.apply import Stitcher
 from automc.compression.quantize import Quantized
 from automc.policy import LowRank, Policy, Prune, Quantize, Sparsify
-from automc.trace import trace
+from automc.tracing.trace import trace
 
 
 def stitcher(name: str) -> Stitcher:

@@ -24,9 +24,9 @@ from automc.export.onnx import build_onnx
 from automc.export.sparse import DOMAIN, MASK, pack_zeros
 from automc.graph import LayerGraph
 from automc.policy import LowRank, Policy, Prune, Quantize, Sparsify
+from automc.recovery.student import zeros_kept
 from automc.registry import load
-from automc.student import zeros_kept
-from automc.trace import trace
+from automc.tracing.trace import trace
 
 TWO_OF_FOUR = Sparsify(0.5, "2:4")
 

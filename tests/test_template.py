@@ -29,7 +29,7 @@ from automc.graph import LayerGraph
 from automc.job import Silent
 from automc.policy import LowRank, Policy, Prune, Quantize
 from automc.space import Domain, SearchSpace
-from automc.trace import trace
+from automc.tracing.trace import trace
 
 
 @lru_cache(maxsize=16)

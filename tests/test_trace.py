@@ -10,7 +10,7 @@ from networks import NETWORKS, images, make
 from torch import Tensor, nn
 
 from automc.errors import InputError
-from automc.trace import Traced, trace
+from automc.tracing.trace import Traced, trace
 
 
 def traced(name: str) -> Traced:

@@ -15,13 +15,11 @@ import torch
 from test_engine import data, trained
 from torch import nn
 
-from automc import recover as recovery
 from automc import weights
 from automc.clock import Clock
 from automc.compression.learned import fix_steps, learn_steps
 from automc.compression.quantize import Quantized
 from automc.compression.steps import stepped
-from automc.distil import Loss, Weights, hint_layers
 from automc.errors import InputError
 from automc.evaluate.data import Data
 from automc.evaluate.score import Score, accuracy
@@ -29,8 +27,10 @@ from automc.job import Silent
 from automc.policy import LowRank, Policy, Prune, Quantize
 from automc.predict.targets import open_device
 from automc.prepare import Prepared, prepare
-from automc.student import WARM_UP, Lesson, mixed, quick_layout, samples
-from automc.training import Choices, Plan, Training, best_state
+from automc.recovery import recover as recovery
+from automc.recovery.distil import Loss, Weights, hint_layers
+from automc.recovery.student import WARM_UP, Lesson, mixed, quick_layout, samples
+from automc.recovery.training import Choices, Plan, Training, best_state
 
 PLAN = Plan(rounds=3, steps=8)
 

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from transformers_zoo import TOKENS, TRANSFORMERS, WIDTH, Config, Decoder, PackedGroups, Written
 
 import automc
-from automc.attention import replace_attention
 from automc.calibrate import calibrate
 from automc.compression.apply import Stitcher
 from automc.compression.prune import remove_channels, zero_consumers
@@ -24,7 +23,8 @@ from automc.evaluate.data import Data, TensorSplit
 from automc.export.onnx import build_onnx
 from automc.policy import Policy, Prune, Quantize
 from automc.search_spaces.prune import keep_counts
-from automc.trace import Traced, trace
+from automc.tracing.attention import replace_attention
+from automc.tracing.trace import Traced, trace
 
 
 @pytest.fixture(autouse=True)

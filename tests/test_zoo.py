@@ -26,7 +26,7 @@ from automc.macs import count_macs
 from automc.policy import LowRank, Policy, Prune, Quantize
 from automc.predict.simulated import SimulatedPredictor
 from automc.search_spaces.default import default
-from automc.trace import Traced, trace
+from automc.tracing.trace import Traced, trace
 
 families = pytest.mark.parametrize("name", ZOO)
 _LAYERS = (nn.modules.conv._ConvNd, nn.Linear)

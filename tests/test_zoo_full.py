@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from automc.graph import LayerGraph
-from automc.trace import trace
+from automc.tracing.trace import trace
 
 pytestmark = pytest.mark.slow
 

@@ -218,7 +218,7 @@ def _subject(fields: dict[str, Any], dims: tuple[int, ...] | None, device: Devic
     from automc.evaluate.loading import load_data
     from automc.evaluate.models import load_model
     from automc.profiling import Subject
-    from automc.unwrap import unwrapped
+    from automc.tracing.unwrap import unwrapped
 
     if fields["model"] and not fields["data"] and dims is None:
         raise InputError("The shape of the model's input is not known.", remedy="Give --input 3x224x224, or --data.")

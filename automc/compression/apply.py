@@ -33,7 +33,7 @@ from automc.compression.variants import Key, remaining, take_outputs
 from automc.errors import InputError
 from automc.graph import ChannelGroup
 from automc.policy import LowRank, Policy, Prune, Quantize, Sparsify
-from automc.trace import Traced
+from automc.tracing.trace import Traced
 
 __all__ = ["Stitcher"]
 

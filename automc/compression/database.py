@@ -35,7 +35,7 @@ from automc.graph import ChannelGroup
 from automc.policy import LowRank, Prune, Quantize, Sparsify
 from automc.protocols import SILENT, Observer
 from automc.space import SearchSpace
-from automc.trace import Traced
+from automc.tracing.trace import Traced
 
 __all__ = ["Database"]
 

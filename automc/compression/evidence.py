@@ -15,7 +15,7 @@ from torch_pruning.dependency import Dependency, Group, Node
 from automc.calibrate import output_sensitivity
 from automc.graph import ChannelGroup, Member
 from automc.outputs import logits_of, tensors_of
-from automc.trace import Traced
+from automc.tracing.trace import Traced
 
 __all__ = ["Evidence", "norms", "producers", "tp_group"]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from automc.compression.quantize import Quantized
-from automc.folding import FoldedNorm
+from automc.tracing.folding import FoldedNorm
 
 __all__ = ["recalibrate", "recalibrate_folded"]
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from automc.calibrate import MAX_FEATURES, columns_of
 from automc.compression.quantize import Quantized
 from automc.compression.rounding import round_weights
-from automc.trace import Traced
+from automc.tracing.trace import Traced
 
 __all__ = ["refine"]
 

@@ -14,7 +14,7 @@ from automc.evaluate.data import ONE_SIZE, Data, Split, TensorSplit, inputs_of, 
 from automc.evaluate.returned import output_fault, repeat_fault, shape_fault
 from automc.evaluate.score import Score, load_score
 from automc.outputs import logits_of
-from automc.unwrap import unwrapped
+from automc.tracing.unwrap import unwrapped
 
 __all__ = ["Fault", "check_data", "check_inputs", "check_match", "check_weights"]
 

@@ -10,9 +10,9 @@ from typing import Any, cast
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from automc.calls import Call
 from automc.compression.stacks import input_parts
 from automc.graph import ChannelGroup, Channels, LayerKind, LayerSpec, again
+from automc.tracing.calls import Call
 
 __all__ = ["layer_spec", "unusual", "with_channels"]
 

@@ -17,8 +17,8 @@ from typing import Any
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from automc.dependencies import Pad, Side, Slot, dependency_graph, joined
 from automc.graph import ChannelGroup, LeftAlone, Member
+from automc.tracing.dependencies import Pad, Side, Slot, dependency_graph, joined
 
 __all__ = ["Coupling", "couple"]
 

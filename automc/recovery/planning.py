@@ -12,14 +12,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from automc.distil import Loss, Weights
 from automc.errors import InputError
 from automc.evaluate.data import sample_count
 from automc.prepare import Prepared
 from automc.protocols import Observer
-from automc.recover import NEAR
-from automc.student import Lesson, distance, samples
-from automc.training import Plan
+from automc.recovery.distil import Loss, Weights
+from automc.recovery.recover import NEAR
+from automc.recovery.student import Lesson, distance, samples
+from automc.recovery.training import Plan
 
 __all__ = ["MOST", "Effort", "FineTuned", "fine_tuned", "seconds_of_examination", "seconds_per_step"]
 
@@ -81,7 +81,7 @@ def fine_tuned(model: nn.Module, prepared: Prepared, effort: Effort, folder: Pat
         InputError: there is nothing to train on, or not so many CPUs.
         AutomcError: no training could be begun.
     """
-    from automc.tuning import Bounds, tune  # Ray takes a second to import
+    from automc.recovery.tuning import Bounds, tune  # Ray takes a second to import
 
     lesson = Lesson.of(prepared)
     before = lesson.judge.examine(model)

@@ -23,10 +23,21 @@ from torch import Tensor, nn
 from automc.compression.carriers import set_between
 from automc.compression.learned import fix_steps, learn_steps
 from automc.disk import write_atomic
-from automc.distil import Loss, Weights, hint_layers
 from automc.errors import AutomcError
 from automc.evaluate.worth import GAIN
-from automc.student import Lesson, descend, fold, mixed, quick_layout, rate_at, samples, settle, unfold, zeros_kept
+from automc.recovery.distil import Loss, Weights, hint_layers
+from automc.recovery.student import (
+    Lesson,
+    descend,
+    fold,
+    mixed,
+    quick_layout,
+    rate_at,
+    samples,
+    settle,
+    unfold,
+    zeros_kept,
+)
 
 __all__ = ["Choices", "Plan", "Training", "best_state", "curves"]
 

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from automc.errors import AutomcError
-from automc.planning import seconds_of_examination, seconds_per_step
 from automc.policy import Policy
 from automc.prepare import Prepared
 from automc.protocols import Observer
-from automc.recover import taught
-from automc.student import Lesson
+from automc.recovery.planning import seconds_of_examination, seconds_per_step
+from automc.recovery.recover import taught
+from automc.recovery.student import Lesson
 
 __all__ = ["FEWEST", "LONG", "MOST", "SHORT", "Promise", "distilled", "halve", "rungs"]
 

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from automc.channels import Coupling
 from automc.compression.prune import remove_channels, zero_consumers
 from automc.compression.sharing import sharing_copy
 from automc.graph import ChannelGroup, LeftAlone
 from automc.outputs import tensors_of
+from automc.tracing.channels import Coupling
 
 __all__ = ["agree", "verified"]
 

@@ -1,7 +1,7 @@
 """From a model and an example input to a LayerGraph, and to the folded model that every compression starts from.
 
 Channels that must be pruned together are found with Torch-Pruning's dependency graph (Fang et al. 2023, "DepGraph",
-arXiv 2301.12900), refined to single channels (`automc.channels`), and then verified (`automc.verification`).
+arXiv 2301.12900), refined to single channels (`automc.tracing.channels`), and then verified (`automc.tracing.verification`).
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from automc.attention import replace_attention
 from automc.calling import bind_names
-from automc.calls import LAYERS, Call, run_and_record, unchanging
-from automc.channels import couple
 from automc.compression.stacks import split
-from automc.folding import FoldedNorm, fold_batch_norms
 from automc.graph import ONLY_PRUNED, ChannelGroup, LayerGraph, LayerSpec, LeftAlone
-from automc.heads import find_heads
-from automc.layer_specs import layer_spec, unusual, with_channels
 from automc.outputs import Outputs, tensors_of
-from automc.replaceable import read_directly
-from automc.unwrap import copy_of
-from automc.verification import agree, verified
+from automc.tracing.attention import replace_attention
+from automc.tracing.calls import LAYERS, Call, run_and_record, unchanging
+from automc.tracing.channels import couple
+from automc.tracing.folding import FoldedNorm, fold_batch_norms
+from automc.tracing.heads import find_heads
+from automc.tracing.layer_specs import layer_spec, unusual, with_channels
+from automc.tracing.replaceable import read_directly
+from automc.tracing.unwrap import copy_of
+from automc.tracing.verification import agree, verified
 
 __all__ = ["Traced", "trace"]
 

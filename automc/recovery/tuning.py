@@ -36,8 +36,8 @@ from automc.errors import AutomcError, InputError
 from automc.execute.parallel import Parallel, check_room, local_cpus
 from automc.execute.ray import by_value, connect
 from automc.protocols import Observer
-from automc.student import Lesson
-from automc.training import Choices, Plan, Training, best_state
+from automc.recovery.student import Lesson
+from automc.recovery.training import Choices, Plan, Training, best_state
 from automc.weights import adopt
 
 __all__ = ["Bounds", "tune"]

@@ -1,7 +1,7 @@
 """Which attention heads a model has, found by hypothesis and test instead of a list of known classes.
 
 Heads are a reshape in the model's own code, which no dependency graph of channels can follow. So every module that speaks of
-heads and runs a few linear layers is taken apart from the model; readings of its layers (`automc.layouts`) and of the
+heads and runs a few linear layers is taken apart from the model; readings of its layers (`automc.tracing.layouts`) and of the
 numbers in its code that must follow are tried, the plain ones first; and the reading is kept with which removing heads
 gives exactly what zeroing the weights that read them gives, on weights and inputs drawn at random.
 """
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from automc.compression.prune import remove_channels, zero_consumers
 from automc.compression.sharing import sharing_copy
 from automc.graph import Attribute, ChannelGroup, LeftAlone, Member
-from automc.layouts import Hypothesis, hypotheses
+from automc.tracing.layouts import Hypothesis, hypotheses
 
 __all__ = ["Heads", "find_heads"]
 

@@ -21,7 +21,7 @@ from automc.errors import AutomcError
 from automc.evaluate.divergence import distillation_loss
 from automc.policy import Policy
 from automc.prepare import Prepared
-from automc.student import (
+from automc.recovery.student import (
     WARM_UP,
     Lesson,
     descend,
