@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import platform
 import threading
@@ -294,6 +295,13 @@ def test_a_board_that_only_the_device_tree_names_has_that_name(tmp_path: Path, m
 def test_the_key_of_an_x86_machine_is_of_its_name_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _machine(monkeypatch, tmp_path, "x86_64", "model\t\t: 85\nmodel name\t: Xeon X\nflags\t: avx512_vnni\n" * 2)
     assert cpu.key_of("cpu", "1.2", 1) == f"cpu-{digest('Xeon X', 'x86_64', 'True', '1.2', '1')}"
+
+
+def test_capabilities_are_read_from_json_as_they_were() -> None:
+    own = Capabilities(8, 4, sparsity=("2:4",), bits=((8, 8), (4, 8)))
+    told = Capabilities.from_json(json.loads(json.dumps(dataclasses.asdict(own))))
+    assert told == own
+    assert hash(told) == hash(own)
 
 
 class TestCpu:

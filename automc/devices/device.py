@@ -67,8 +67,7 @@ class Capabilities:
     def from_json(cls, data: Mapping[str, Any]) -> Capabilities:
         """Read what `dataclasses.asdict` made of capabilities and JSON of that; older files hold more."""
         own = {field.name for field in fields(cls)}
-        told: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in data.items() if n in own}
-        return cls(**told)
+        return cls(**{name: _as_tuples(value) for name, value in data.items() if name in own})
 
 
 @dataclass(frozen=True)
@@ -182,3 +181,8 @@ def digest(*parts: str | bytes) -> str:
         data = part.encode() if isinstance(part, str) else part
         hasher.update(len(data).to_bytes(8, "little") + data)
     return hasher.hexdigest()[:16]
+
+
+def _as_tuples(value: Any) -> Any:
+    """A value of JSON with tuples for its lists, however deep."""
+    return tuple(_as_tuples(part) for part in value) if isinstance(value, list) else value
