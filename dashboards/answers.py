@@ -46,7 +46,7 @@ def answers(shown: Shown, summary: Summary, metric: str, limit: float) -> list[A
     if solved is not None:
         note = f"sum of the choices' losses {solved.loss:.3g} nats; {solved.moved} choices from a policy that was priced as a whole"
         cost = f"{format_quantity(metric, solved.costs[metric])} estimated"
-        found.append(Answered("solver's answer, not tried yet", solved.policy, "–", cost, note))
+        found.append(Answered("solver's answer, not tried yet", solved.policy, wording.NOTHING, cost, note))
     return found
 
 

@@ -183,7 +183,7 @@ def _model_row(summary: Summary, model: Finalist) -> tuple[str, ...]:
         wording.quantity("size_bytes", model.cost.size_bytes),
         wording.quantity("macs", model.cost.macs),
         "yes" if model.holds else "no",
-        model.policy.digest if len(model.policy) else "–",
+        model.policy.digest if len(model.policy) else wording.NOTHING,
     )
 
 
@@ -221,7 +221,7 @@ def _predictions(summary: Summary) -> Iterator[str]:
             wording.quantity("latency_s", model.predicted_latency_s),
             wording.quantity("latency_s", model.cost.latency_s),
             wording.relative(model.cost.latency_s, model.predicted_latency_s),
-            model.policy.digest if len(model.policy) else "–",
+            model.policy.digest if len(model.policy) else wording.NOTHING,
         )
         for model in (summary.dense, *summary.finalists)
     ]
