@@ -64,7 +64,11 @@ def _source(name: str, made_by: Mapping[str, onnx.NodeProto]) -> str:
 
 def _at_opset(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     given = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
-    return version_converter.convert_version(proto, opset) if given < opset else proto
+    if given >= opset:
+        return proto
+    converted = version_converter.convert_version(proto, opset)
+    converted.graph.ClearField("value_info")  # the converter notes the shape of every tensor, some 45 bytes each
+    return converted
 
 
 class _Writer:
