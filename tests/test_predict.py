@@ -11,22 +11,32 @@ import onnx
 import pytest
 import synthetic
 import torch
+from networks import images, make
 from onnx import numpy_helper
 from torch import nn
 
+from automc.calibrate import calibrate
+from automc.compression.apply import Stitcher
 from automc.devices.cpu import Cpu
 from automc.errors import AutomcError, InputError
 from automc.export.floating import export_float
+from automc.export.onnx import build_onnx
 from automc.policy import LowRank, Policy, Prune, Quantize
 from automc.predict.attribute import attribute
+from automc.predict.choices import LayerChoices
 from automc.predict.glue import Glue
+from automc.predict.kernels import Layouts
 from automc.predict.kriging import Kriging
+from automc.predict.layers import LayerTable
 from automc.predict.nonnegative import nonnegative
 from automc.predict.predictor import LearnedPredictor
 from automc.predict.profile import Profile, profile_model
 from automc.predict.sampling import stratified
+from automc.predict.size import SizeModel
 from automc.predict.structure import layer_of, read_structure
 from automc.protocols import SILENT, Observer, Predictor
+from automc.space import Domain, SearchSpace
+from automc.trace import trace
 
 GRAPH, SPACE = synthetic.graph(), synthetic.space()
 OTHER_SPACE = replace(SPACE, domains=SPACE.domains[:-1])
@@ -153,6 +163,35 @@ def test_size_and_macs(predictor: LearnedPredictor, unseen: tuple[np.ndarray, np
         assert costs.size_bytes[index] == pytest.approx(len(model), rel=0.03)
         assert costs.macs[index] == _macs(model)
     assert predictor.predict(SPACE.dense[None]).macs[0] == GRAPH.macs
+
+
+def test_the_size_of_weights_in_few_bits_counts_what_decodes_them() -> None:
+    found = trace(make("plain"), (images(4),))
+    stitch = Stitcher(found, calibrate(found, [(images(64),)], 64), (images(32),))
+    specs = None, Quantize(2, 32), Quantize(4, 32, symmetric=False), Quantize(3, 32, codes="kmeans"), Quantize(8, 32)
+    layers = [layer for layer in found.graph.priced if layer.name in found.graph.layer and layer.quantize]
+    space = SearchSpace(tuple(Domain(layer.name, "quantize", specs) for layer in layers))
+    codes = stratified(space, 20)
+    sizes = np.array(
+        [len(build_onnx(stitch.apply(p), (images(4),), reduce_range=False)) for p in space.decode(codes)], dtype=float
+    )
+    counted = sum(
+        _stored(LayerTable(LayerChoices.of(layer, found.graph, space), Layouts(), 4), codes)
+        for layer in found.graph.priced
+    )
+    weights, counts = counted[:, 3], counted[:, [1, 4, 5]]
+    counts = np.insert(counts, 2, 0.0, axis=1)
+    model = SizeModel.fit(weights[:10], counts[:10], sizes[:10])
+    np.testing.assert_allclose(model.predict(weights, counts)[10:], sizes[10:], rtol=0.01)
+
+
+def _stored(table: LayerTable, codes: np.ndarray) -> np.ndarray:
+    """(count, WIDTH) what the table says of the layer."""
+    keys = table.choices.keys(codes)
+    different = np.unique(keys)
+    kernels = [table.kernels(key) for key in different.tolist()]
+    table.add(different, kernels, np.zeros(sum(map(len, kernels))))
+    return table.values[table.find(keys)]
 
 
 def _macs(model: bytes) -> float:

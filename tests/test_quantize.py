@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from automc.compression.carriers import set_ranges
 from automc.compression.quantize import Quantized
 from automc.compression.ranges import best_range
-from automc.compression.storage import as_run, file_bytes, runs_on_integers
+from automc.compression.storage import as_run, decoding_nodes, file_bytes, runs_on_integers
 from automc.export.onnx import build_onnx
 from automc.export.verify import relative_error
 from automc.policy import Quantize
@@ -118,6 +118,18 @@ def test_stored_weights_compute_the_same_and_take_fewer_bytes(name: str, spec: Q
     saved = sum(4 * m.inner.weight.numel() - file_bytes(spec, *m.inner.weight.flatten(1).shape) for m in layers)
     assert len(dense) - len(file) > saved - 2000 * len(layers)  # less the nodes that unpack them
     assert not onnx.load_from_string(file).graph.value_info
+    expected = sum(decoding_nodes(spec, m.inner.weight[0].numel(), on_integers=False) for m in layers)
+    decoding = {"Cast", "Sub", "Mul", "Gather", "Reshape", "Slice"}
+    ops = [[node.op_type for node in onnx.load_from_string(f).graph.node] for f in (file, dense)]
+    assert sum(op in decoding for op in ops[0]) - sum(op in decoding for op in ops[1]) == expected
+
+
+def test_few_bits_of_integer_layers_take_two_nodes_more() -> None:
+    files = [build_onnx(rounded("plain", Quantize(bits, 8)), (images(2),), reduce_range=False) for bits in (8, 4)]
+    eight, four = (len(onnx.load_from_string(file).graph.node) for file in files)
+    layers = [module for module in rounded("plain", Quantize(4, 8)).modules() if isinstance(module, Quantized)]
+    assert four - eight == sum(decoding_nodes(Quantize(4, 8), 9, on_integers=True) for _ in layers)
+    assert decoding_nodes(Quantize(8, 8), 9, on_integers=True) == 0
 
 
 def test_what_integer_kernels_run() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from automc.policy import Quantize
 
-__all__ = ["as_run", "between_integers", "file_bits", "file_bytes", "group_count", "runs_on_integers"]
+__all__ = ["as_run", "between_integers", "decoding_nodes", "file_bits", "file_bytes", "group_count", "runs_on_integers"]
 
 _SCALE_BITS = 32
 """Of each scale and of each entry of a code book."""
@@ -56,3 +56,12 @@ def file_bytes(spec: Quantize, outputs: int, features: int) -> float:
     scales = outputs * groups * (_SCALE_BITS // 8 + (0 if spec.symmetric else 1))
     book = (_SCALE_BITS // 8 << spec.weight_bits) if spec.codes == "kmeans" else 0
     return math.ceil(outputs * padded * file_bits(spec) / 8) + scales + book
+
+
+def decoding_nodes(spec: Quantize, features: int, *, on_integers: bool) -> int:
+    """Nodes of an ONNX file that make a layer's weights of its codes, see `automc.export.stored`; 0 where a kernel takes the codes as they are."""
+    if on_integers:
+        return 0 if file_bits(spec) == 8 else 2
+    groups = group_count(spec, features)
+    filled_up = groups > 1 and features % spec.group_size > 0
+    return 3 + (0 if spec.symmetric or not groups else 2) + (2 if filled_up else 0)

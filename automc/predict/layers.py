@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from automc.compression.storage import file_bits, file_bytes
+from automc.compression.storage import decoding_nodes, file_bits, file_bytes
 from automc.export.sparse import OVERHEAD
 from automc.policy import Quantize
 from automc.predict.choices import LayerChoices
@@ -22,7 +22,7 @@ __all__ = ["TRANSITIONS", "WIDTH", "Formats", "LayerTable", "find_rows", "transi
 TRANSITIONS = ("blocked>plain", "int8>plain", "plain>blocked", "int8>blocked", "plain>int8", "blocked>int8")
 """Conversions of an activation that a runtime inserts where a reader wants another format."""
 
-WIDTH = 5 + 2 * len(TRANSITIONS)
+WIDTH = 6 + 2 * len(TRANSITIONS)
 """Columns of a layer table."""
 
 Formats: TypeAlias = NDArray[np.uint8]
@@ -42,8 +42,8 @@ def transition(source: int, target: int) -> int:
 class LayerTable:
     """What each distinct choice for a layer implies. Grows as choices are met; lookups are vectorised.
 
-    Columns of `values`: seconds, kernels, macs, weights and biases in bytes, int8 kernels, then count and elements of
-    each of TRANSITIONS between the factors of the layer. Columns of `formats`: format read, format written. The row of an even key
+    Columns of `values`: seconds, kernels, macs, weights and biases in bytes, int8 kernels, nodes that decode weights, then count and
+    elements of each of TRANSITIONS between the factors of the layer. Columns of `formats`: format read, format written. The row of an even key
     is followed by that of the odd one; `twins` holds per row that of the same choices on integers unasked.
     """
 
@@ -103,7 +103,7 @@ class LayerTable:
         values, formats = np.zeros((len(kernels), WIDTH)), np.zeros((len(kernels), 2), dtype=np.uint8)
         for row, (key, each, start, end) in enumerate(zip(keys.tolist(), kernels, [0, *ends], ends, strict=False)):
             stored = self.choices.rounding(key), self.choices.density(key)
-            values[row, :5] = self._sums(each, times[start:end], *stored)
+            values[row, :6] = self._sums(each, times[start:end], *stored)
             formats[row] = reads[start], writes[end - 1]
             for i in range(len(each) - 1):
                 elements = int(each["cout"][i] * each["out_positions"][i]) * self.batch_size
@@ -112,14 +112,16 @@ class LayerTable:
 
     def _between(self, row: Floats, source: int, target: int, elements: int) -> None:
         if (kind := transition(source, target)) >= 0:
-            row[5 + 2 * kind] += 1
-            row[6 + 2 * kind] += elements
+            row[6 + 2 * kind] += 1
+            row[7 + 2 * kind] += elements
 
     def _sums(self, kernels: Kernels, times: Floats, bits: Quantize | None, density: float) -> tuple[float, ...]:
         biases = int(kernels["cout"][-1]) * 4 if self.choices.spec.bias else 0
         size = _weight_bytes(kernels, bits) - _saved_bytes(kernels, bits, density) + biases
-        size *= self.choices.spec.stored
-        return float(times.sum()), float(len(kernels)), float(kernels.macs.sum()), size, float(kernels["int8"].sum())
+        decoding = 0 if self.choices.spec.kind == "recurrent" else _decoding_nodes(kernels, bits)
+        size, decoding = size * self.choices.spec.stored, decoding * self.choices.spec.stored
+        integer = float(kernels["int8"].sum())
+        return float(times.sum()), float(len(kernels)), float(kernels.macs.sum()), size, integer, float(decoding)
 
 
 def _weight_bytes(kernels: Kernels, bits: Quantize | None) -> float:
@@ -131,6 +133,15 @@ def _weight_bytes(kernels: Kernels, bits: Quantize | None) -> float:
     pairs = zip(outputs.tolist(), features.tolist(), strict=True)
     zeros = int(outputs[kernels["int8"] == 1].sum())
     return float(sum(file_bytes(bits, *pair) for pair in pairs)) + zeros
+
+
+def _decoding_nodes(kernels: Kernels, bits: Quantize | None) -> int:
+    """Of all factors: each has codes of its own."""
+    if bits is None:
+        return 0
+    features = kernels.weights // kernels["cout"]
+    pairs = zip(features.tolist(), kernels["int8"].tolist(), strict=True)
+    return sum(decoding_nodes(bits, count, on_integers=bool(integer)) for count, integer in pairs)
 
 
 def _saved_bytes(kernels: Kernels, bits: Quantize | None, density: float) -> float:

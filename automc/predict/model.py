@@ -142,10 +142,10 @@ class FittedModel:
     def _prices(self) -> Prices:
         """The same linear models, per part."""
         kernels, glue, nodes, constant = self.calibration.weights
-        size, added, int8, between = self.size.weights
+        size, added, int8, between, decoding = self.size.weights
         layer_s, layer_bytes = np.zeros((2, WIDTH))
         layer_s[:2] = kernels, nodes
-        layer_bytes[[1, 3, 4]] = added, 1.0, int8
+        layer_bytes[[1, 3, 4, 5]] = added, 1.0, int8, decoding
         feature_s = glue * self.glue.weights
         feature_s[self.ledger.count_columns] += nodes
         feature_bytes = np.zeros(len(feature_s))
@@ -154,10 +154,10 @@ class FittedModel:
         return Prices.of(layer_s, layer_bytes, feature_s, feature_bytes, constants)
 
     def _parts(self, counted: Counted) -> Floats:
-        """(count, 3) kernels beyond the dense model's, integer kernels, integer tensors between layers."""
+        """(count, 4) kernels beyond the dense model's, integer kernels, integer tensors between layers, nodes that decode weights."""
         added = counted.layers[:, 1] - len(self.setting.graph.priced)
         between = counted.glue[:, self.ledger.int8_columns].sum(axis=1)
-        return np.stack([added, counted.layers[:, 4], between], axis=1)
+        return np.stack([added, counted.layers[:, 4], between, counted.layers[:, 5]], axis=1)
 
     def _terms(self, layers: Floats, glue: Floats) -> Floats:
         nodes = layers[:, 1] + glue[:, self.ledger.count_columns].sum(axis=1)

@@ -14,13 +14,13 @@ __all__ = ["SizeModel"]
 
 @dataclass(frozen=True)
 class SizeModel:
-    """bytes = weights + a constant + so much per node that factors add, per integer kernel, and per integer tensor between layers."""
+    """bytes = weights + a constant + so much per kernel that factors add, per integer kernel, integer tensor and node that decodes weights."""
 
     weights: Floats
 
     @classmethod
     def fit(cls, weight_bytes: Floats, counts: Floats, sizes: Floats) -> SizeModel:
-        """From built candidates: (models,) bytes of weights, (models, 3) counts of those parts, (models,) bytes in all."""
+        """From built candidates: (models,) bytes of weights, (models, 4) counts of those parts, (models,) bytes in all."""
         left = np.maximum(sizes - weight_bytes, 0.0)
         return cls(nonnegative(_design(counts), left))
 
