@@ -111,9 +111,22 @@ class Known:
         if self.tables is None:
             return None
         limits = limits_of(budget)
-        found = [smallest(self.tables, limits), *(self._answered(f) for f in self.finalists)]
+        estimated = smallest(self.tables, limits)
+        found = [estimated and self._expected(estimated), *(self._answered(f) for f in self.finalists)]
         comparable = [a for a in found if a is not None and all(metric in a.costs for metric in limits)]
         return min(comparable, key=lambda answer: answer.overrun(limits), default=None)
+
+    def _expected(self, answer: Answer) -> Answer:
+        """An answer with its costs as much higher as the measured model nearest to it took more than the tables estimate of that."""
+        assert self.tables is not None
+        codes = {f.policy: self.tables.codes(f.policy) for f in self.finalists}
+        own = self.tables.codes(answer.policy)
+        nearest = min(self.finalists, key=lambda f: int((codes[f.policy] != own).sum()), default=None)
+        if nearest is None:
+            return answer
+        taken, estimated = self._answered(nearest).costs, self.tables.estimate(codes[nearest.policy])
+        missed = {m: max(1.0, taken[m] / estimated[m]) for m in answer.costs if m in taken and estimated.get(m)}
+        return replace(answer, costs={m: missed.get(m, 1.0) * cost for m, cost in answer.costs.items()})
 
     def _below_dense(self, limits: Mapping[str, float]) -> dict[str, float]:
         """The limits, those that the dense model exceeds no higher than just below what the tables take it to cost."""

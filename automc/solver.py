@@ -141,7 +141,7 @@ class _Around:
         """What the codes stand for, priced in every metric of the anchor; where they are another anchor, by that."""
         same = (anchor for anchor in self.tables.anchors if anchor.codes == tuple(codes.tolist()))
         anchor = next(same, self.anchor)
-        costs = {metric: _cost(anchor, metric, codes) for metric in self.anchor.changed}
+        costs = {metric: anchor.estimate(metric, codes) for metric in self.anchor.changed}
         moved = int((codes != np.array(anchor.codes)).sum())
         return Answer(self.tables.policy(codes.tolist()), costs, float(_sum(self.losses, codes)), moved)
 
@@ -203,12 +203,6 @@ class _Around:
                 return codes
             domain, code = np.unravel_index(int(np.where(fits, gains, -np.inf).argmax()), gains.shape)
             codes[domain] = code
-
-
-def _cost(anchor: Anchor, metric: str, codes: Rows) -> float:
-    """The anchor's cost and what each changed choice adds to it."""
-    own = anchor.cost.get(metric) or 0.0
-    return own + sum(row[code] - own for row, code in zip(anchor.changed[metric], codes.tolist(), strict=True))
 
 
 def _padded(rows: Ragged, fill: float) -> Array:

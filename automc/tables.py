@@ -34,6 +34,11 @@ class Anchor:
     cost: Cost
     changed: Mapping[str, Ragged]
 
+    def estimate(self, metric: str, codes: Codes) -> float:
+        """The cost of (domains,) codes: the anchor's, and what each changed choice adds to it."""
+        own = self.cost.get(metric) or 0.0
+        return own + sum(row[code] - own for row, code in zip(self.changed[metric], codes.tolist(), strict=True))
+
 
 @dataclass(frozen=True)
 class Tables:
@@ -70,6 +75,13 @@ class Tables:
         """The policy of (domains,) codes."""
         chosen = ((d.target, d.choices[code]) for d, code in zip(self.domains, codes, strict=True))
         return Policy.of((target, spec) for target, spec in chosen if spec is not None)
+
+    def estimate(self, codes: Codes) -> dict[str, float]:
+        """Metric -> cost of (domains,) codes: that of the anchor with the fewest other choices, and what each change adds."""
+        if not self.anchors:
+            return {}
+        anchor = min(self.anchors, key=lambda a: sum(x != y for x, y in zip(a.codes, codes.tolist(), strict=True)))
+        return {metric: anchor.estimate(metric, codes) for metric in anchor.changed}
 
     def shares(self, policy: Policy) -> dict[str, float]:
         """Layer -> its share of the policy's predicted kernel time; empty where it was not recorded."""

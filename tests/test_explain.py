@@ -75,6 +75,17 @@ def test_what_to_relax_is_the_limit_that_is_out_of_reach() -> None:
     assert explain_policy(_known(), HALVED, as_budget({"latency_s": 0.81})).relax == {}
 
 
+@pytest.mark.parametrize(("kept", "measured", "advised"), [(8, 33.0, 22.0), (4, 21.0, 21.0), (8, 27.0, 20.0)])
+def test_what_to_relax_to_is_not_what_measuring_proved_too_little(kept: int, measured: float, advised: float) -> None:
+    known = _known()
+    policy = Policy.of([("a", Prune(4)), ("b", Prune(kept))])  # estimated at 30 or 20 bytes, and the least at 20
+    nearest = Finalist(policy, Cost(latency_s=0.4, size_bytes=measured), None, 0.9, None, False, "finalist")
+    explained = explain_policy(
+        dataclasses.replace(known, finalists=(known.reference.dense, nearest)), policy, as_budget({"size_bytes": 10.0})
+    )
+    assert explained.relax["size_bytes"] == pytest.approx(advised)
+
+
 def test_the_time_of_what_is_left_alone_is_told_unless_some_knob_has_a_choice_there() -> None:
     explained = explain_policy(_known(), HALVED, as_budget({"latency_s": 0.81}), left_alone=["b", "c"])
     assert explained.left_alone_share == {"c": pytest.approx(0.5)}
