@@ -130,7 +130,9 @@ def test_what_is_natural_in_python_is_taken(tmp_path: Path) -> None:
         objective=("size",),
     )
     assert find_setting_faults(job) == []
-    assert find_setting_faults(Job(recover=-1)) == ["recover '-1s' is not a duration. Write 90s, 10m or 1h; 0 is off."]  # type: ignore[arg-type]
+    assert find_setting_faults(Job(recover=-1)) == [
+        "--recover '-1s' is not a duration. Write 90s, 10m or 1h; 0 is off."
+    ]  # type: ignore[arg-type]
 
 
 def test_the_settings_are_checked_without_loading_anything(sound: dict[str, Any]) -> None:

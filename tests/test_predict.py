@@ -36,7 +36,7 @@ from automc.predict.size import SizeModel
 from automc.predict.structure import layer_of, read_structure
 from automc.protocols import SILENT, Observer, Predictor
 from automc.space import Domain, SearchSpace
-from automc.trace import trace
+from automc.tracing.trace import trace
 
 GRAPH, SPACE = synthetic.graph(), synthetic.space()
 OTHER_SPACE = replace(SPACE, domains=SPACE.domains[:-1])

@@ -178,7 +178,7 @@ def test_a_search_goes_by_the_speed_of_the_day() -> None:
     def predicted_s(device: Cpu, observer: Silent) -> tuple[float, float]:
         samples = [(networks.images(8), torch.zeros(8, dtype=torch.long))]
         prepared = prepare(
-            networks.make("plain"), Data(None, samples, samples, None, "few"), lambda model, loader: 0.0, device, batch_size=1,
+            networks.make("plain"), Data(None, samples, samples, None, "few"), Score("none", lambda model, loader: 0.0), device, batch_size=1,
             space="default", seed=0, profile_s=2.0, observer=observer, clock=Clock(),
         )  # fmt: skip
         costs = prepared.predictor.predict(prepared.space.encode([Policy()]))

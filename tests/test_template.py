@@ -180,14 +180,24 @@ def test_the_runtime_is_used_where_it_is_faster(monkeypatch: pytest.MonkeyPatch)
     assert "faster than ONNX Runtime" in said
 
 
-def test_scores_that_need_the_module_or_come_out_different_are_evaluated_in_pytorch(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def of_parameters(model: nn.Module, loader: Iterable[Any]) -> float:
+def test_scores_that_ask_where_the_model_is_are_evaluated_in_the_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    def of_its_device(model: nn.Module, loader: Iterable[Any]) -> float:
         device = next(model.parameters()).device
         return float(model(images(2).to(device)).mean())
 
-    chosen, said = choose(monkeypatch, of_parameters)
+    chosen, said = choose(monkeypatch, of_its_device)
+    assert isinstance(chosen, Runtime)
+    assert said == ""
+
+
+def test_scores_that_need_the_module_or_come_out_different_are_evaluated_in_pytorch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def of_a_layer(model: nn.Module, loader: Iterable[Any]) -> float:
+        device = model.get_submodule("a1.0").get_parameter("weight").device
+        return float(model(images(2).to(device)).mean())
+
+    chosen, said = choose(monkeypatch, of_a_layer)
     assert isinstance(chosen, Stitcher)
     assert "needs the module itself" in said
     chosen, said = choose(monkeypatch, Score("accuracy", accuracy), dense=0.9)
