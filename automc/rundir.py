@@ -16,6 +16,7 @@ best/certificate.json    how the winner was measured
 solved/<budget>/         the same files for another budget, answered later
 sweep-<metric>.json      what the tables answer over the whole range of a metric, and sweep-<metric>.svg the curve
 report.html              the same for people
+optuna.log               the study of an agent that is Optuna's
 """
 
 from __future__ import annotations
