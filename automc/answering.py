@@ -90,10 +90,10 @@ class Known:
         return winner_of(holding, dense, dense_holds=budget.holds(dense.cost))
 
     def tried(self, budget: Budget) -> Trial | None:
-        """The trial of best score whose predicted cost holds a resolved budget, wherever its interval ends: it is yet to be measured."""
+        """The trial that is worth most of those whose predicted cost holds a resolved budget, wherever its interval ends: it is yet to be measured."""
         full = [t for t in self.trials if t.stage == "search" and t.samples is None and t.score is not None]
         inside = (t for t in full if budget.holds(replace(t.cost, latency_interval_s=None)))
-        return max(inside, key=lambda t: t.score or 0.0, default=None)
+        return max(inside, key=lambda t: t.merit, default=None)
 
     def solved(self, budget: Budget) -> Answer | None:
         """What the solver would try within a resolved budget, else what was measured within it; None where nothing gets there."""

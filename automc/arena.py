@@ -38,6 +38,7 @@ from automc.protocols import Agent, Observer, Problem, Scored
 from automc.recipe import Job
 from automc.recovery.recover import recover
 from automc.recovery.student import Lesson
+from automc.reopening import check_unchanged
 from automc.rundir import RunDir
 from automc.scorebook import Scorebook, append_line, read_lines
 from automc.space import summed
@@ -182,9 +183,11 @@ def open_arena(job: Job, folder: Path, observer: Observer, *, live: bool = False
         run: a run of the same job, whose scores are taken over, and the losses of single choices where the folder has none.
 
     Raises:
-        InputError: the job cannot be used, or the dense model holds its budget.
+        InputError: the job cannot be used, the model or the data are no longer those of the run, or the dense model holds the budget.
     """
     task = Task.of(job)
+    if run is not None:
+        check_unchanged(run, task, remedy="Leave out --run to compare the agents on what there is now.")
     device = open_device(job.device, job.threads)
     told = (
         __version__,

@@ -20,7 +20,7 @@ from automc.protocols import Observer
 from automc.rundir import RunDir
 from automc.task import Task, prepare_job
 
-__all__ = ["Reopened", "job_of", "reopened"]
+__all__ = ["Reopened", "check_unchanged", "job_of", "reopened"]
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,24 @@ def reopened(
     Raises:
         InputError: the model or the data cannot be loaded or are not those of the run, or its energy is predicted by another power.
     """
-    config, job = run.config(), job_of(run)
+    job = job_of(run)
     device = open_device(job.device, job.threads)
-    check_power(device, config)
+    check_power(device, run.config())
     task = Task.of(job, model, data, evaluate)
+    check_unchanged(run, task, remedy=remedy)
+    return Reopened(run, job, task, device)
+
+
+def check_unchanged(run: RunDir, task: Task, *, remedy: str) -> None:
+    """Refuse a model or data that are not those of the run.
+
+    Raises:
+        InputError: they are not, with the `remedy`.
+    """
+    config = run.config()
     for what, found in (("model", model_digest(task.model)), ("data", task.data.digest)):
         if config.get(f"{what}_digest") != found:
             raise InputError(f"The {what} is not what the run {run.name!r} was made with.", remedy=remedy)
-    return Reopened(run, job, task, device)
 
 
 def job_of(run: RunDir) -> Job:

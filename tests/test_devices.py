@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import platform
+import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -281,6 +282,17 @@ def test_arm_boards_whose_processors_have_no_name_are_told_apart(
     (clock / "cpuinfo_max_freq").write_text("1800000\n")
     _machine(monkeypatch, tmp_path, "aarch64", cpuinfo)
     assert cpu.processor() == told
+
+
+def test_a_mac_says_which_processor_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sysctl(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        assert command == ["sysctl", "-n", "machdep.cpu.brand_string"]
+        return subprocess.CompletedProcess(command, 0, "Apple M2\n", "")
+
+    _machine(monkeypatch, tmp_path, "arm64", "")
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(subprocess, "run", sysctl)
+    assert cpu.processor() == "Apple M2"
 
 
 def test_a_board_that_only_the_device_tree_names_has_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ from automc.devices.exclusive import overheard
 from automc.devices.kit import agent_archive, patterned
 from automc.devices.probe import conv_model
 from automc.devices.probe_models import probe_set
-from automc.devices.ssh import Ssh
+from automc.devices.ssh import INSTALL, Ssh
 from automc.errors import InputError, MissingError, UnknownNameError
 from automc.export.sparse import MASK, pack_zeros
 from automc.job import Silent
@@ -541,3 +541,20 @@ def test_a_machine_that_does_not_answer_is_said(host: str, monkeypatch: pytest.M
 
 def test_the_agent_is_the_same_archive_each_time() -> None:
     assert agent_archive({}) == agent_archive({})
+
+
+def test_what_measures_is_kept_on_the_other_machine_once_all_of_it_is_there(tmp_path: Path) -> None:
+    kept = tmp_path / ".cache/automc/agent.zip"
+
+    def install(sent: bytes) -> int:
+        command = ["sh", "-c", INSTALL.format(name=kept.name, size=4)]
+        return subprocess.run(command, input=sent, env={**os.environ, "HOME": str(tmp_path)}, check=False).returncode
+
+    assert install(b"12") != 0  # the connection broke
+    assert not kept.exists()
+    assert install(b"1234") == 0
+    assert kept.read_bytes() == b"1234"
+    kept.write_bytes(b"12")  # by an earlier version, which kept what there was
+    assert install(b"1234") == 0
+    assert kept.read_bytes() == b"1234"
+    assert install(b"") == 0  # it is there already

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -175,7 +176,7 @@ def key_of(device: str, version: str, threads: int) -> str:
 
 def processor() -> str:
     """The processor's own name for itself; on others than x86 with the board, the kinds of cores and the highest clock that the system tells."""
-    named = _told("model name", "hardware")[:1]
+    named = _told("model name", "hardware")[:1] or _brand()
     if not _is_x86():
         named = list(dict.fromkeys(filter(None, [*_board(), *named, *_cores(), *_highest_clock()])))
     return ", ".join(named) if named else platform.processor() or platform.machine()
@@ -191,6 +192,19 @@ def has_vnni() -> bool:
 
 def _is_x86() -> bool:
     return platform.machine().lower() in ("x86_64", "amd64", "i686", "x86")
+
+
+def _brand() -> list[str]:
+    """What a Mac calls its processor, "Apple M2"; there is no /proc to ask."""
+    if platform.system() != "Darwin":
+        return []
+    try:
+        asked = subprocess.run(
+            ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=True, timeout=5.0
+        )
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [asked.stdout.strip()]
 
 
 def _board() -> list[str]:

@@ -24,9 +24,13 @@ from automc.devices.kit import agent_archive, patterned
 from automc.devices.measure import Measurement
 from automc.errors import InputError, MissingError
 
-__all__ = ["Ssh"]
+__all__ = ["INSTALL", "Ssh"]
 
-_INSTALL = 'mkdir -p "$HOME/.cache/automc" && f="$HOME/.cache/automc/{name}" && {{ test -s "$f" || {{ cat > "$f.$$" && mv "$f.$$" "$f"; }}; }}'
+INSTALL = (
+    'mkdir -p "$HOME/.cache/automc" && f="$HOME/.cache/automc/{name}" && whole() {{ test -s "$1" && test "$(wc -c < "$1")" -eq {size}; }}'
+    ' && {{ whole "$f" || {{ cat > "$f.$$" && whole "$f.$$" && mv "$f.$$" "$f"; }}; }}'
+)
+"""What is sent is kept once all of it is there: a connection that breaks ends what is read as if it were the end."""
 _SILENT = "it said nothing"
 _ANSWER_S = 180.0
 """How long the other machine may take to load what measures; a slow one takes half a minute."""
@@ -123,7 +127,10 @@ class Ssh:
         archive = agent_archive({})
         name = f"agent-{digest(archive)}.zip"
         done = subprocess.run(
-            [*self._command, _INSTALL.format(name=name)], input=archive, capture_output=True, check=False
+            [*self._command, INSTALL.format(name=name, size=len(archive))],
+            input=archive,
+            capture_output=True,
+            check=False,
         )
         if done.returncode:
             raise self._unreachable(done.stderr or done.stdout)
