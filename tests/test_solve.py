@@ -15,11 +15,13 @@ import tiny_run
 from records import make_summary, make_tables, make_trials, write_run
 
 from automc.answering import Known, expected_score
+from automc.arena import open_arena
 from automc.budget import Budget
 from automc.cli.main import main
 from automc.export.run import chosen
 from automc.job import Silent
 from automc.policy import Policy, Quantize
+from automc.reopening import job_of
 from automc.resolve import certify_budget
 from automc.result import Finalist
 from automc.rundir import RunDir
@@ -291,4 +293,6 @@ def test_a_model_that_changed_is_refused(searched: RunDir, tmp_path: Path) -> No
     copy = RunDir.create(tmp_path / "copy", {**searched.config(), "model_digest": "another"})
     with pytest.raises(Exception, match="The model is not what the run 'copy' was made with"):
         certify_budget(copy, Known.read(searched), ["60%"], Silent())
+    with pytest.raises(Exception, match="The model is not what the run 'copy' was made with"):
+        open_arena(job_of(searched), tmp_path / "arena", Silent(), run=copy)
     copy.close()
