@@ -11,6 +11,7 @@ import pytest
 from records import DENSE, make_summary, make_trials, write_run
 
 from automc.answering import Known, as_budget
+from automc.cli import explain as explain_cli
 from automc.cli.main import main
 from automc.explaining import explain_policy
 from automc.policy import Policy, Prune
@@ -122,6 +123,20 @@ def test_the_table_lists_what_was_chosen(recorded: RunDir, capsys: pytest.Captur
     assert "Latency:" in shown
     assert main(["explain", "--run", "one", "--all"]) == 0
     assert len(capsys.readouterr().out.splitlines()) > len(shown.splitlines())
+
+
+def test_differences_that_nobody_would_notice_are_none() -> None:
+    budget = as_budget({"latency_s": 0.81})
+    explained = explain_policy(_known(), HALVED, budget)
+    first, second = explained.reasons
+    hardly = dataclasses.replace(
+        second, saves={"latency_s": 1e-4, "size_bytes": 1.0}, next_costs={"latency_s": -1e-4, "size_bytes": 0.0}
+    )
+    table = explain_cli._table(dataclasses.replace(explained, reasons=(first, hardly)), budget, everything=True)
+    cells = [list(column.cells) for column in table.columns]
+    assert [column[0] for column in cells[2:4]] == ["200.0 ms", "20.0 B"]
+    assert [column[1] for column in cells[2:4]] == ["none", "1.00 B"]
+    assert [column[1] for column in cells[6:8]] == ["none", "none"]
 
 
 def test_a_budget_out_of_reach_is_explained(recorded: RunDir, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import click
@@ -24,6 +24,8 @@ from automc.wording import NOTHING
 
 __all__ = ["explain"]
 
+_NOTICED = 1e-3
+"""A difference that is shown, as a share of the greatest saving of a single choice."""
 _EPILOG = """\b
 Examples:
   automc explain --run digits-50ms
@@ -94,23 +96,30 @@ def _table(explained: Explained, budget: Budget, *, everything: bool) -> Table:
     table.add_column("next best")
     for heading in (*(METRIC_TITLES[m] for m in shown), "loss"):
         table.add_column(heading, justify="right")
+    least = {m: _NOTICED * max(abs(reason.saves[m]) for reason in explained.reasons) for m in shown}
     for reason in explained.reasons:
         if everything or reason.choice != "dense":
-            table.add_row(*_row(reason, shown))
+            table.add_row(*_row(reason, least))
     return table
 
 
-def _row(reason: Reason, shown: Sequence[str]) -> list[str]:
+def _row(reason: Reason, least: Mapping[str, float]) -> list[str]:
+    """A row; differences of less than the `least` per metric shown are none."""
     knob = reason.knob.replace("_", " ")
     chosen = f"{knob} {reason.choice}" if reason.choice == "dense" else reason.choice
-    saves = [format_quantity(metric, reason.saves[metric]) for metric in shown]
-    following = [_signed(metric, reason.next_costs[metric]) if reason.next_costs else NOTHING for metric in shown]
+    saves = [_difference(m, reason.saves[m], smallest) for m, smallest in least.items()]
+    following = [
+        _difference(m, reason.next_costs[m], smallest, sign="+") if reason.next_costs else NOTHING
+        for m, smallest in least.items()
+    ]
     more = f"{reason.next_loss:+.2g}" if reason.next_choice else NOTHING
     return [reason.target, chosen, *saves, f"{reason.loss:.2g}", reason.next_choice or NOTHING, *following, more]
 
 
-def _signed(metric: str, value: float) -> str:
-    return ("+" if value >= 0 else "") + format_quantity(metric, value)
+def _difference(metric: str, value: float, least: float, sign: str = "") -> str:
+    if abs(value) <= least:
+        return "none"
+    return (sign if value >= 0 else "") + format_quantity(metric, value)
 
 
 def _limit_lines(explained: Explained) -> Iterator[str]:
