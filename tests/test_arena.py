@@ -182,7 +182,7 @@ def compare(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], int]:
                 "--agent",
                 "random",
             ]
-            return main(["bench", *options, *limits, "--out", str(out), "--recover", "0.3s", "-q"])
+            return main(["bench", *options, *limits, "--out", str(out), "--recover", "1s", "-q"])
 
     return bench
 
